@@ -1,0 +1,177 @@
+//! The architecture of a Llama-family decoder, in the field names of Hugging Face's `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Shape and constants of a decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width between `gate_proj` / `up_proj` and `down_proj`.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even. Often `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    /// Longest sequence that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square inside RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Scaling of the rotary frequencies, if any.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether the head shares the weight of the embedding.
+    pub tie_word_embeddings: bool,
+    /// Token put in front of a text, if the model has one.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// How rotary frequencies are stretched for contexts longer than those of pretraining.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+pub enum RopeScaling {
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// Divisor, at least 1.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Below `original / low_freq_factor` turns, a frequency counts as low.
+        low_freq_factor: f64,
+        /// Above `original / high_freq_factor` turns, a frequency counts as high.
+        high_freq_factor: f64,
+        /// Context length of pretraining.
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// No dimension of a published model comes near; larger values are damage, not models.
+const MAX_DIMENSION: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Checks that the numbers can describe a model, so that later arithmetic on them neither overflows nor divides
+    /// by zero.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the field, its value and what it must be.
+    pub fn validate(&self) -> Result<(), Error> {
+        let dimensions = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (name, value) in dimensions {
+            if value == 0 || value > MAX_DIMENSION {
+                return Err(Error::Config(format!("{name} = {value} is not between 1 and {MAX_DIMENSION}")));
+            }
+        }
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return Err(Error::Config(format!(
+                "num_attention_heads = {} is no multiple of num_key_value_heads = {}",
+                self.num_attention_heads, self.num_key_value_heads
+            )));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(Error::Config(format!("head_dim = {} is odd, rotary embedding needs pairs", self.head_dim)));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::Config(format!("rms_norm_eps = {} is not a small positive number", self.rms_norm_eps)));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(Error::Config(format!("rope_theta = {} is not positive", self.rope_theta)));
+        }
+        if let Some(RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. }) = self.rope_scaling
+            && !(factor.is_finite() && factor >= 1.0)
+        {
+            return Err(Error::Config(format!("rope_scaling.factor = {factor} is less than 1")));
+        }
+        if let Some(RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. }) = self.rope_scaling
+            && !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor && high_freq_factor.is_finite())
+        {
+            return Err(Error::Config(format!(
+                "rope_scaling: high_freq_factor = {high_freq_factor} must exceed low_freq_factor = {low_freq_factor} > 0"
+            )));
+        }
+        for id in self.bos_token_id.iter().chain(&self.eos_token_ids) {
+            if *id as usize >= self.vocab_size {
+                return Err(Error::Config(format!(
+                    "special token {id} is outside the vocabulary of {} tokens",
+                    self.vocab_size
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Output width of `q_proj`: all query heads side by side.
+    pub fn q_size(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Output width of `k_proj` and of `v_proj`.
+    pub fn kv_size(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn tiny() -> ModelConfig {
+        ModelConfig {
+            vocab_size: 32,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 4,
+            max_position_embeddings: 64,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            tie_word_embeddings: true,
+            bos_token_id: Some(1),
+            eos_token_ids: vec![2],
+        }
+    }
+
+    #[test]
+    fn a_sound_config_passes_and_each_fault_is_named() {
+        tiny().validate().unwrap();
+        let faults: [(&str, fn(&mut ModelConfig)); 6] = [
+            ("hidden_size", |c| c.hidden_size = 0),
+            ("vocab_size", |c| c.vocab_size = usize::MAX),
+            ("num_key_value_heads", |c| c.num_key_value_heads = 3),
+            ("head_dim", |c| c.head_dim = 5),
+            ("rope_theta", |c| c.rope_theta = f64::NAN),
+            ("special token 99", |c| c.eos_token_ids = vec![99]),
+        ];
+        for (word, spoil) in faults {
+            let mut config = tiny();
+            spoil(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What a low-bit Llama is, without files, tensors libraries or `unsafe`.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`config`] | the architecture of a Llama-family decoder |
+//! | [`rope`] | rotary frequencies of a config |
+//! | [`weights`] | the name and shape of every weight of a config |
+//! | [`scheme`] | the low-bit number formats and their codes |
+//! | [`rounding`] | the one rounding function of each scheme |
+//! | [`packed`] | codes packed into bits |
+//! | [`bit_plan`] | which weight is stored in which scheme |
+//! | [`size`] | true bits per weight |
+
+#![forbid(unsafe_code)]
+
+pub mod bit_plan;
+pub mod config;
+pub mod packed;
+pub mod rope;
+pub mod rounding;
+pub mod scheme;
+pub mod size;
+pub mod weights;
+
+pub use bit_plan::BitPlan;
+pub use config::{ModelConfig, RopeScaling};
+pub use packed::PackedMatrix;
+pub use rounding::{DenseMatrix, RowMatrix, quantize};
+pub use scheme::Scheme;
+
+/// What can be wrong with a config, a plan or packed bytes.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A field of a model config has a value that no model can have.
+    #[error("model config: {0}")]
+    Config(String),
+    /// A scheme name that is not known.
+    #[error("unknown scheme `{name}`, expected one of {}", scheme::names())]
+    UnknownScheme {
+        /// The name as given.
+        name: String,
+    },
+    /// A bit plan that cannot be applied.
+    #[error("bit plan: {0}")]
+    BitPlan(String),
+    /// Packed bytes, scales or codes that do not fit the stated shape.
+    #[error("packed matrix: {0}")]
+    Packed(String),
+}

@@ -1,0 +1,54 @@
+//! True bits per weight: everything that a model needs is counted, scales, embeddings and head included.
+
+use crate::Scheme;
+use crate::packed::row_bytes;
+use crate::weights::WeightSpec;
+
+/// Stored size of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StoredSize {
+    /// Number of parameters; a tied head counts once.
+    pub parameters: usize,
+    /// Bytes of codes, scales and full-precision (f32) weights.
+    pub bytes: usize,
+}
+
+impl StoredSize {
+    /// Size of weights stored in the given schemes (`None`: f32).
+    pub fn of(weights: &[(WeightSpec, Option<Scheme>)]) -> Self {
+        Self {
+            parameters: weights.iter().map(|(weight, _)| weight.len()).sum(),
+            bytes: weights.iter().map(|(weight, scheme)| weight_bytes(weight, *scheme)).sum(),
+        }
+    }
+
+    /// Bits that one parameter takes on average.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.parameters as f64
+    }
+}
+
+fn weight_bytes(weight: &WeightSpec, scheme: Option<Scheme>) -> usize {
+    match (scheme, weight.shape.as_slice()) {
+        (Some(scheme), [rows, columns]) => rows * (row_bytes(scheme, *columns) + size_of::<f32>()),
+        _ => weight.len() * size_of::<f32>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BitPlan;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn scales_and_full_precision_weights_count() {
+        let weights = BitPlan::uniform(Scheme::Int8).resolve(&tiny()).unwrap();
+        let size = StoredSize::of(&weights);
+        // Per block: q 16x16, k and v 8x16, o 16x16, gate and up 24x16, down 16x24; 5 norms of 16; embedding 32x16.
+        let (codes, rows) = (2 * (256 + 128 + 128 + 256 + 3 * 384), 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16));
+        assert_eq!(size.bytes, codes + rows * 4 + (5 * 16 + 32 * 16) * 4);
+        assert_eq!(size.parameters, codes + 5 * 16 + 32 * 16);
+        assert!(size.bits_per_weight() > 8.0);
+    }
+}

@@ -1,0 +1,125 @@
+//! The name and shape of every weight of a config.
+//!
+//! Names are Hugging Face's without the leading `model.`; they are also the parameter paths of the Burn modules and
+//! what the globs of a bit plan match: `layers.3.mlp.gate_proj.weight`. Matrices are `[out_features, in_features]`.
+
+use crate::ModelConfig;
+
+/// The embedding, `[vocab_size, hidden_size]`; the head too where the two are tied.
+pub const EMBEDDING: &str = "embed_tokens.weight";
+/// The final norm, `[hidden_size]`.
+pub const FINAL_NORM: &str = "norm.weight";
+/// The head, `[vocab_size, hidden_size]`; absent where it is tied to the embedding.
+pub const HEAD: &str = "lm_head.weight";
+
+/// The linear layers of a block, below `layers.N.`.
+pub const BLOCK_MATRICES: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// The norms of a block, below `layers.N.`.
+pub const BLOCK_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
+
+/// What a weight is for: decides whether a `*` in a bit plan may reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The token embedding (and the head, where tied).
+    Embedding,
+    /// A linear layer of a block.
+    Linear,
+    /// An RMSNorm weight.
+    Norm,
+    /// An untied head.
+    Head,
+}
+
+/// One weight of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Name, such as `layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// `[out_features, in_features]`, or `[hidden_size]` for a norm.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub kind: Kind,
+}
+
+impl WeightSpec {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Never: every weight has elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All weights of a model, in the order of computation.
+pub fn specs(config: &ModelConfig) -> Vec<WeightSpec> {
+    let hidden = config.hidden_size;
+    let spec = |name: String, shape: &[usize], kind| WeightSpec { name, shape: shape.to_vec(), kind };
+    let mut all = vec![spec(EMBEDDING.into(), &[config.vocab_size, hidden], Kind::Embedding)];
+    for layer in 0..config.num_hidden_layers {
+        for norm in BLOCK_NORMS {
+            all.push(spec(format!("layers.{layer}.{norm}.weight"), &[hidden], Kind::Norm));
+        }
+        for matrix in BLOCK_MATRICES {
+            let shape = match matrix {
+                "self_attn.q_proj" => [config.q_size(), hidden],
+                "self_attn.k_proj" | "self_attn.v_proj" => [config.kv_size(), hidden],
+                "self_attn.o_proj" => [hidden, config.q_size()],
+                "mlp.down_proj" => [hidden, config.intermediate_size],
+                _ => [config.intermediate_size, hidden],
+            };
+            all.push(spec(format!("layers.{layer}.{matrix}.weight"), &shape, Kind::Linear));
+        }
+    }
+    all.push(spec(FINAL_NORM.into(), &[hidden], Kind::Norm));
+    if !config.tie_word_embeddings {
+        all.push(spec(HEAD.into(), &[config.vocab_size, hidden], Kind::Head));
+    }
+    all
+}
+
+/// Number of parameters; a tied head counts once.
+pub fn parameter_count(config: &ModelConfig) -> usize {
+    specs(config).iter().map(WeightSpec::len).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn a_tied_model_has_no_head_of_its_own() {
+        let mut config = tiny();
+        assert!(!specs(&config).iter().any(|w| w.name == HEAD));
+        let tied = parameter_count(&config);
+        config.tie_word_embeddings = false;
+        assert_eq!(parameter_count(&config) - tied, 32 * 16);
+    }
+
+    #[test]
+    fn smollm2_has_134_515_008_parameters() {
+        let config = ModelConfig {
+            vocab_size: 49152,
+            hidden_size: 576,
+            intermediate_size: 1536,
+            num_hidden_layers: 30,
+            num_attention_heads: 9,
+            num_key_value_heads: 3,
+            head_dim: 64,
+            ..tiny()
+        };
+        assert_eq!(parameter_count(&config), 134_515_008);
+    }
+}

@@ -1,0 +1,108 @@
+//! Files and folders that exist whole or not at all: written under a temporary name, flushed to disk, renamed.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes a file through `fill`; on any error nothing stands under `path` that did not stand there before.
+///
+/// # Errors
+/// Those of `fill` and [`Error::Io`].
+pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let temporary = temporary_name(path);
+    let write = || {
+        let mut file = BufWriter::new(File::create(&temporary).map_err(Error::io(&temporary))?);
+        fill(&mut file)?;
+        file.flush().map_err(Error::io(path))?;
+        file.get_ref().sync_all().map_err(Error::io(path))?;
+        fs::rename(&temporary, path).map_err(Error::io(path))
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Writes a whole file of bytes.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_file(path, |file| file.write_all(bytes).map_err(Error::io(path)))
+}
+
+/// Fills a folder through `fill`, which gets the temporary folder to write into. A folder that stood under `path`
+/// is replaced; on any error it stays as it was.
+///
+/// # Errors
+/// Those of `fill` and [`Error::Io`].
+pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    }
+    let temporary = temporary_name(path);
+    remove_folder(&temporary)?;
+    let write = || {
+        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+        fill(&temporary)?;
+        for entry in fs::read_dir(&temporary).map_err(Error::io(&temporary))? {
+            let file = entry.map_err(Error::io(&temporary))?.path();
+            File::options().write(true).open(&file).and_then(|f| f.sync_all()).map_err(Error::io(&file))?;
+        }
+        let old = path.with_extension("old~");
+        remove_folder(&old)?;
+        if path.exists() {
+            fs::rename(path, &old).map_err(Error::io(path))?;
+        }
+        fs::rename(&temporary, path).map_err(Error::io(path))?;
+        remove_folder(&old)
+    };
+    write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp~");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.txt");
+        write_bytes(&file, b"old").unwrap();
+        let failed = write_file(&file, |f| {
+            f.write_all(b"half").unwrap();
+            Err(Error::invalid("a.txt", "no"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole_or_not_at_all() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("deep/model");
+        write_folder(&folder, |f| write_bytes(&f.join("one"), b"1")).unwrap();
+        write_folder(&folder, |f| write_bytes(&f.join("two"), b"2")).unwrap();
+        assert!(!folder.join("one").exists() && folder.join("two").exists());
+        let failed = write_folder(&folder, |f| {
+            write_bytes(&f.join("three"), b"3")?;
+            Err(Error::invalid("three", "no"))
+        });
+        assert!(failed.is_err());
+        assert!(folder.join("two").exists() && !folder.join("three").exists());
+        assert_eq!(fs::read_dir(root.path().join("deep")).unwrap().count(), 1);
+    }
+}

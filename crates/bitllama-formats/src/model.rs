@@ -1,0 +1,55 @@
+//! A model in full precision, whatever file it comes from.
+
+use std::path::{Path, PathBuf};
+
+use bitllama_core::ModelConfig;
+use bitllama_core::weights::WeightSpec;
+use tokenizers::Tokenizer;
+
+use crate::{Error, Result, gguf, hf};
+
+/// Weights that are read on demand, one at a time, so that a file larger than memory can be gone through.
+pub trait WeightSource: Send + Sync {
+    /// One weight in f32, row-major, of `spec.shape`.
+    ///
+    /// # Errors
+    /// [`Error`] if the file lacks the weight, holds it in another shape, or ends before it does.
+    fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>>;
+
+    /// Bytes that all weights take in the file.
+    fn stored_bytes(&self) -> u64;
+}
+
+/// A full-precision model: architecture, tokenizer, weights.
+pub struct Model {
+    /// The folder or file it was read from.
+    pub path: PathBuf,
+    /// Architecture.
+    pub config: ModelConfig,
+    /// Tokenizer, no larger than the vocabulary of `config`.
+    pub tokenizer: Tokenizer,
+    /// Weights by name.
+    pub weights: Box<dyn WeightSource>,
+}
+
+/// Opens a Hugging Face directory or a GGUF file.
+///
+/// # Errors
+/// [`Error`] if nothing is there, or it is neither, or its parts do not fit together.
+pub fn open(path: &Path) -> Result<Model> {
+    let model = if path.is_dir() {
+        hf::open(path)?
+    } else if path.is_file() {
+        gguf::open(path)?
+    } else {
+        return Err(Error::invalid(path, "no such model directory or GGUF file"));
+    };
+    let tokens = model.tokenizer.get_vocab_size(true);
+    if tokens > model.config.vocab_size {
+        return Err(Error::invalid(
+            path,
+            format!("the tokenizer has {tokens} tokens, but the model's vocab_size is {}", model.config.vocab_size),
+        ));
+    }
+    Ok(model)
+}
