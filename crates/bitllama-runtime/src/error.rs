@@ -1,0 +1,88 @@
+//! What can go wrong between a model file and its answer.
+
+/// Result of loading, running or evaluating a model.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Any error, for code behind a trait that this crate does not write; `anyhow::Error` converts into it with `?`.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A model that could not be loaded, run or evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or understood.
+    #[error(transparent)]
+    Format(#[from] bitllama_formats::Error),
+    /// The config describes no model.
+    #[error(transparent)]
+    Config(#[from] bitllama_core::Error),
+    /// A weight whose size is not the one that the config asks for.
+    #[error("weight {name} has {found}, the config asks for {expected}")]
+    Shape {
+        /// Name of the weight.
+        name: String,
+        /// What the file holds.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// More positions than the model was made for.
+    #[error("{positions} tokens do not fit into the model's context of {limit} (max_position_embeddings)")]
+    Context {
+        /// Tokens cached and to come.
+        positions: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// A token that the model has no embedding for.
+    #[error("token {token} is outside the vocabulary of {vocab_size} tokens")]
+    Token {
+        /// The token.
+        token: u32,
+        /// `vocab_size`.
+        vocab_size: usize,
+    },
+    /// No token to start from.
+    #[error("the prompt is empty and the model has no BOS token to start from")]
+    EmptyPrompt,
+    /// The tokenizer refused.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A sampling parameter out of its range.
+    #[error("{name} = {value} is not {expected}")]
+    Sampling {
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// Logits that are no numbers: the weights are damaged, or training diverged.
+    #[error("the model's logits are not finite ({0})")]
+    NotFinite(String),
+    /// Nothing to evaluate.
+    #[error("the text is empty")]
+    EmptyText,
+    /// Less than one chunk.
+    #[error("the text has {tokens} tokens, fewer than one chunk of {ctx}; choose a smaller context or a longer text")]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens a chunk.
+        ctx: usize,
+    },
+    /// Evaluation options that score nothing.
+    #[error("{0}")]
+    Options(String),
+    /// The two models of a comparison do not speak of the same tokens.
+    #[error("the student's vocabulary has {student} tokens, the teacher's {teacher}")]
+    Vocabularies {
+        /// Vocabulary of the student.
+        student: usize,
+        /// Vocabulary of the teacher.
+        teacher: usize,
+    },
+    /// The evaluated model failed.
+    #[error(transparent)]
+    Model(BoxError),
+}
