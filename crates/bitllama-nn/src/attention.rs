@@ -1,0 +1,47 @@
+//! Causal grouped-query attention (Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>).
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+
+use crate::rotary::Rotary;
+
+/// Attention of `num_heads` queries over `num_kv_heads` keys and values.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// hidden to heads * head_dim.
+    pub q_proj: Linear,
+    /// hidden to kv_heads * head_dim.
+    pub k_proj: Linear,
+    /// hidden to kv_heads * head_dim.
+    pub v_proj: Linear,
+    /// heads * head_dim to hidden.
+    pub o_proj: Linear,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+impl Attention {
+    /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores.
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: Tensor<4>) -> Tensor<3> {
+        let [batch, seq, _] = x.dims();
+        let group = self.num_heads / self.num_kv_heads;
+        let heads = |x: Tensor<3>, n: usize| x.reshape([batch, seq, n, self.head_dim]).swap_dims(1, 2);
+
+        let q = rotary.apply(heads(self.q_proj.forward(x.clone()), self.num_heads));
+        let k = rotary.apply(heads(self.k_proj.forward(x.clone()), self.num_kv_heads));
+        let v = heads(self.v_proj.forward(x), self.num_kv_heads);
+
+        // The queries of a group lie under one another as rows of one matrix, so that keys and values need no copies.
+        let q = (q * (self.head_dim as f64).powf(-0.5)).reshape([batch, self.num_kv_heads, group * seq, self.head_dim]);
+        let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, self.num_heads, seq, seq]) + mask;
+        let probabilities = softmax(scores, 3).reshape([batch, self.num_kv_heads, group * seq, seq]);
+        let out = probabilities.matmul(v).reshape([batch, self.num_heads, seq, self.head_dim]);
+        self.o_proj.forward(out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim]))
+    }
+}

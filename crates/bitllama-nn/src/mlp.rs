@@ -1,0 +1,25 @@
+//! The gated feed-forward layer (SwiGLU, Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+/// `down_proj(silu(gate_proj(x)) * up_proj(x))`.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// hidden to intermediate.
+    pub gate_proj: Linear,
+    /// hidden to intermediate.
+    pub up_proj: Linear,
+    /// intermediate to hidden.
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    /// `[batch, seq, hidden]` to the same shape.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = silu(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}
