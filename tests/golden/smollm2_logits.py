@@ -12,7 +12,14 @@ Dequantizes the GGUF of scripts/fetch-smollm2.sh and writes
 
 With --perplexity it then prints the perplexity of a text by llama.cpp's protocol (chunks of `ctx` tokens that do not
 overlap, logits of positions ctx/2 .. ctx - 2 scored) for each convention of the BOS token. llama.cpp itself puts a BOS
-only if the file says `tokenizer.ggml.add_bos_token = true`.
+only if the file says `tokenizer.ggml.add_bos_token = true`; this one says false. Jane Austen's "Persuasion" at ctx 512:
+
+| convention | 4 chunks | 20 chunks |
+|---|---|---|
+| no BOS, as the file says | 32.9313 | 29.0568 |
+| first token of each chunk replaced by BOS 1 | 33.0271 | 29.1324 |
+| text prefixed by BOS 1 | 32.7881 | 29.1904 |
+| text prefixed and each chunk replaced by BOS 1 | 32.7805 | 29.2926 |
 """
 
 import argparse
