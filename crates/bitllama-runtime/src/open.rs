@@ -1,0 +1,31 @@
+//! Whatever can be run, opened by its path.
+
+use std::path::Path;
+
+use bitllama_formats::{Artifact, model};
+use tokenizers::Tokenizer;
+
+use crate::model::Decoder;
+use crate::{Error, Result};
+
+/// Opens an artifact, or a Hugging Face directory or GGUF file in f32, with its tokenizer. A directory with a
+/// `manifest.json` is an artifact.
+///
+/// # Errors
+/// [`Error::Format`] if nothing is there, or it cannot be read, or an artifact has no tokenizer.
+pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
+    let is_artifact = path.join("manifest.json").is_file();
+    if path.is_dir() && !is_artifact && !path.join("config.json").is_file() {
+        let reason = "neither an artifact (no manifest.json) nor a Hugging Face directory (no config.json)";
+        return Err(Error::Format(bitllama_formats::Error::invalid(path, reason)));
+    }
+    if !is_artifact {
+        let model = model::open(path)?;
+        return Ok((Decoder::from_model(&model)?, model.tokenizer));
+    }
+    let mut artifact = Artifact::open(path)?;
+    let Some(tokenizer) = artifact.tokenizer.take() else {
+        return Err(Error::Format(bitllama_formats::Error::invalid(path, "the artifact has no tokenizer.json")));
+    };
+    Ok((Decoder::from_artifact(&artifact)?, tokenizer))
+}

@@ -1,0 +1,132 @@
+//! Text to tokens, and tokens back to text while they arrive.
+
+use tokenizers::Tokenizer;
+
+use crate::{Error, Result};
+
+/// Tokens of `text` with `bos` in front, if there is one; only once where the tokenizer puts it there itself.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec<u32>> {
+    let encoding = tokenizer.encode_fast(text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let ids = encoding.get_ids();
+    Ok(bos.filter(|bos| ids.first() != Some(bos)).into_iter().chain(ids.iter().copied()).collect())
+}
+
+/// Text that is whole so far, out of tokens that may end in the middle of a character.
+///
+/// Tokens cannot be decoded one by one: a character may take several, and some decoders drop a leading space. So the
+/// tokens since the last emission are decoded together with those before them, and what they add is emitted once it
+/// ends in a whole character. (The method of text-generation-inference's `prefix_offset` and `read_offset`.)
+#[derive(Debug, Clone)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    tokens: Vec<u32>,
+    /// `tokens[context..emitted]` is decoded as context.
+    context: usize,
+    /// The text of `tokens[..emitted]` is out.
+    emitted: usize,
+}
+
+/// Tokens of a prompt that serve as context for the first piece.
+const PROMPT_CONTEXT: usize = 6;
+
+impl<'a> TextStream<'a> {
+    /// A stream that goes on after the tokens of `prompt`.
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let tokens = prompt[prompt.len().saturating_sub(PROMPT_CONTEXT)..].to_vec();
+        Self { tokenizer, emitted: tokens.len(), tokens, context: 0 }
+    }
+
+    /// Takes one token and returns the text that is whole with it, if any. Special tokens have no text.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer cannot decode.
+    pub fn push(&mut self, token: u32) -> Result<Option<String>> {
+        self.tokens.push(token);
+        let (before, all) = self.texts()?;
+        match all.strip_prefix(&before) {
+            Some(new) if !new.is_empty() && !new.ends_with(char::REPLACEMENT_CHARACTER) => {
+                let new = new.to_string();
+                (self.context, self.emitted) = (self.emitted, self.tokens.len());
+                Ok(Some(new))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What is left at the end, broken characters included (as U+FFFD).
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer cannot decode.
+    pub fn finish(self) -> Result<Option<String>> {
+        let (before, all) = self.texts()?;
+        let shared = all.char_indices().zip(before.chars()).take_while(|((_, a), b)| a == b).last();
+        let rest = &all[shared.map_or(0, |((at, c), _)| at + c.len_utf8())..];
+        Ok(Some(rest).filter(|rest| !rest.is_empty()).map(str::to_string))
+    }
+
+    /// The text of the context, and of the context with the tokens not yet emitted.
+    fn texts(&self) -> Result<(String, String)> {
+        let decode = |tokens: &[u32]| self.tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()));
+        Ok((decode(&self.tokens[self.context..self.emitted])?, decode(&self.tokens[self.context..])?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::byte_tokenizer;
+
+    fn pieces(tokenizer: &Tokenizer, prompt: &str, text: &str) -> Vec<Option<String>> {
+        let prompt = encode(tokenizer, None, prompt).unwrap();
+        let mut stream = TextStream::new(tokenizer, &prompt);
+        let ids = encode(tokenizer, None, text).unwrap();
+        let mut pieces: Vec<_> = ids.into_iter().map(|id| stream.push(id).unwrap()).collect();
+        pieces.push(stream.finish().unwrap());
+        pieces
+    }
+
+    #[test]
+    fn characters_of_several_tokens_come_out_whole() {
+        let tokenizer = byte_tokenizer();
+        let expected = ["a", "", "é", "", "", "", "🦙", " ", "b", ""];
+        let got = pieces(&tokenizer, "x", "aé🦙 b");
+        let got: Vec<&str> = got.iter().map(|piece| piece.as_deref().unwrap_or("")).collect();
+        assert_eq!(got, expected);
+        // Even where the context begins in the middle of a character.
+        let text: String = pieces(&tokenizer, "é🦙🦙🦙", "éß🦙").into_iter().flatten().collect();
+        assert_eq!(text, "éß🦙");
+    }
+
+    #[test]
+    fn a_broken_end_is_marked() {
+        let tokenizer = byte_tokenizer();
+        let mut stream = TextStream::new(&tokenizer, &[]);
+        let llama = encode(&tokenizer, None, "a🦙").unwrap();
+        assert_eq!(stream.push(llama[0]).unwrap().as_deref(), Some("a"));
+        assert_eq!(stream.push(llama[1]).unwrap(), None);
+        assert_eq!(stream.push(llama[2]).unwrap(), None);
+        assert_eq!(stream.finish().unwrap().as_deref(), Some("\u{fffd}"));
+    }
+
+    #[test]
+    fn broken_bytes_in_the_middle_do_not_hold_up_the_rest() {
+        let tokenizer = byte_tokenizer();
+        let mut stream = TextStream::new(&tokenizer, &[]);
+        let (llama, b) = (encode(&tokenizer, None, "🦙").unwrap(), encode(&tokenizer, None, "b").unwrap());
+        assert_eq!(stream.push(llama[0]).unwrap(), None);
+        assert_eq!(stream.push(b[0]).unwrap().as_deref(), Some("\u{fffd}b"));
+    }
+
+    #[test]
+    fn bos_stands_in_front_once() {
+        let tokenizer = byte_tokenizer();
+        let plain = encode(&tokenizer, None, "ab").unwrap();
+        assert_eq!(plain.len(), 2);
+        let with = encode(&tokenizer, Some(256), "ab").unwrap();
+        assert_eq!(with, [&[256], plain.as_slice()].concat());
+        assert_eq!(encode(&tokenizer, Some(256), "<s>ab").unwrap(), with);
+    }
+}
