@@ -1,0 +1,31 @@
+//! GGUF, the file format of llama.cpp: one file with metadata, tokenizer and quantized tensors.
+//!
+//! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Here a GGUF is a source of full-precision weights:
+//! blocks are dequantized to f32, and rows that llama.cpp keeps in another order are put back into Hugging Face's.
+
+mod blocks;
+mod model;
+mod reader;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+
+use std::path::Path;
+
+pub use blocks::BlockFormat;
+pub use reader::{Array, Gguf, TensorInfo, Value};
+
+use crate::{Model, Result};
+
+/// Opens a file of architecture `llama`. Weights stay in the file and are dequantized one at a time.
+///
+/// # Errors
+/// [`Error`](crate::Error) if the file is damaged or cut, its architecture, tokenizer, or the type of a weight is not
+/// supported, or a weight is missing or has another shape than the metadata say.
+pub fn open(path: &Path) -> Result<Model> {
+    let file = Gguf::open(path)?;
+    let config = model::config(&file)?;
+    let tokenizer = tokenizer::tokenizer(&file)?;
+    let weights = model::Weights::new(file, config.clone())?;
+    Ok(Model { path: path.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
+}

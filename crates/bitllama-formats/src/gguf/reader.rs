@@ -1,0 +1,388 @@
+//! The container: header, metadata, tensor list. Nothing here knows what a model is.
+//!
+//! Every count, length and offset is checked against the file before it is used or allocated for.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::BlockFormat;
+use crate::{Error, Result};
+
+/// A memory-mapped GGUF file.
+pub struct Gguf {
+    path: PathBuf,
+    map: Mmap,
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+/// A metadata value; widths are not kept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// `u8` to `u64`.
+    Unsigned(u64),
+    /// `i8` to `i64`.
+    Signed(i64),
+    /// `f32` or `f64`.
+    Float(f64),
+    /// `bool`.
+    Bool(bool),
+    /// UTF-8.
+    String(String),
+    /// Values of one type.
+    Array(Array),
+}
+
+/// A metadata array.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Array {
+    /// Whole numbers of any width.
+    Integers(Vec<i64>),
+    /// `f32` or `f64`.
+    Floats(Vec<f64>),
+    /// `bool`.
+    Bools(Vec<bool>),
+    /// UTF-8.
+    Strings(Vec<String>),
+}
+
+/// Where a tensor lies and how it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Row-major: `[rows, columns]`. (The file lists dimensions the other way round.)
+    pub shape: Vec<usize>,
+    /// Number of the block format in ggml, see [`BlockFormat::from_id`].
+    pub format_id: u32,
+    /// Bytes in the file; of unknown formats only the start is known, and the range is empty.
+    pub bytes: Range<usize>,
+}
+
+/// ggml has tensors of up to four dimensions.
+const MAX_DIMENSIONS: u32 = 4;
+
+impl Gguf {
+    /// Maps a file and reads everything but the tensors' data.
+    ///
+    /// # Errors
+    /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, or anything in it lies beyond its end.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: the map is read only. As with every reader that maps files, the file must not be cut while the map
+        // lives; model files are replaced by renaming, never in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
+        Ok(Gguf { path: path.to_path_buf(), map, metadata, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A metadata value.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    /// A tensor's place and format.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// How many tensors there are.
+    pub fn tensor_count(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// A tensor's bytes.
+    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        self.map.get(tensor.bytes.clone()).unwrap_or_default()
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key has a value that is none.
+    pub fn whole(&self, key: &str) -> Result<Option<usize>> {
+        let convert = |value: &Value| match value {
+            Value::Unsigned(n) => usize::try_from(*n).ok(),
+            Value::Signed(n) => usize::try_from(*n).ok(),
+            _ => None,
+        };
+        self.typed(key, "a whole number", convert)
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key has a value that is none.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let convert = |value: &Value| match value {
+            Value::Float(x) => Some(*x),
+            Value::Unsigned(n) => Some(*n as f64),
+            Value::Signed(n) => Some(*n as f64),
+            _ => None,
+        };
+        self.typed(key, "a number", convert)
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key has a value that is none.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "a bool", |value| if let Value::Bool(b) = value { Some(*b) } else { None })
+    }
+
+    /// A string.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key has a value that is none.
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+        self.typed(key, "a string", |value| if let Value::String(s) = value { Some(s.as_str()) } else { None })
+    }
+
+    /// An array.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key has a value that is none.
+    pub fn array(&self, key: &str) -> Result<Option<&Array>> {
+        self.typed(key, "an array", |value| if let Value::Array(a) = value { Some(a) } else { None })
+    }
+
+    /// A value that must be there.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the key is absent, or those of `get`.
+    pub fn required<'a, T>(&'a self, key: &str, get: impl FnOnce(&'a Self, &str) -> Result<Option<T>>) -> Result<T> {
+        get(self, key)?.ok_or_else(|| self.invalid(format!("has no metadata {key}")))
+    }
+
+    /// An error about this file.
+    pub(super) fn invalid(&self, reason: impl std::fmt::Display) -> Error {
+        Error::invalid(&self.path, reason)
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        what: &str,
+        convert: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        convert(value).map(Some).ok_or_else(|| self.invalid(format!("metadata {key} is not {what}")))
+    }
+}
+
+struct Cursor<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl Cursor<'_> {
+    fn file(mut self) -> Result<(HashMap<String, Value>, HashMap<String, TensorInfo>)> {
+        if self.take(4, "the magic GGUF")? != b"GGUF" {
+            return Err(self.invalid("is neither a model directory nor a GGUF file: the magic GGUF is missing"));
+        }
+        let version = self.u32("the version")?;
+        if version.swap_bytes() < 0x1_0000 && version >= 0x1_0000 {
+            return Err(self.invalid("is a big-endian GGUF; only little-endian ones are supported"));
+        }
+        if !(2..=3).contains(&version) {
+            return Err(self.invalid(format!("is GGUF version {version}; versions 2 and 3 are supported")));
+        }
+        // The least that a tensor takes: length of the name, dimensions, one dimension, type, offset.
+        let tensor_count = self.count(8 + 4 + 8 + 4 + 8, "tensors")?;
+        // Length of the key, type, one byte.
+        let value_count = self.count(8 + 4 + 1, "metadata values")?;
+        let mut metadata = HashMap::new();
+        for _ in 0..value_count {
+            let key = self.string("a metadata key")?;
+            let kind = self.u32(&key)?;
+            let value = self.value(kind, &key)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(self.invalid(format!("metadata {key} comes twice")));
+            }
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => 32,
+            Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n as usize,
+            Some(other) => return Err(self.invalid(format!("general.alignment = {other:?} is no power of two"))),
+        };
+        let mut listed = Vec::new();
+        for _ in 0..tensor_count {
+            listed.push(self.tensor()?);
+        }
+        let data = self.position.next_multiple_of(alignment);
+        let mut tensors = HashMap::new();
+        for (name, shape, format_id, offset) in listed {
+            let bytes = self.place(&name, &shape, format_id, data, offset)?;
+            if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes }).is_some() {
+                return Err(self.invalid(format!("tensor {name} comes twice")));
+            }
+        }
+        Ok((metadata, tensors))
+    }
+
+    /// Name, shape, format, and offset from the start of the data.
+    fn tensor(&mut self) -> Result<(String, Vec<usize>, u32, u64)> {
+        let name = self.string("a tensor name")?;
+        let dimensions = self.u32(&name)?;
+        if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+            return Err(self.invalid(format!("tensor {name} has {dimensions} dimensions, expected 1 to 4")));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dimensions {
+            let size = self.u64(&name)?;
+            let size = usize::try_from(size).ok().filter(|n| *n > 0);
+            shape.push(size.ok_or_else(|| self.invalid(format!("tensor {name} has an empty dimension")))?);
+        }
+        shape.reverse();
+        let format_id = self.u32(&name)?;
+        let offset = self.u64(&name)?;
+        Ok((name, shape, format_id, offset))
+    }
+
+    /// Bytes of a tensor, which lie within the file.
+    fn place(&self, name: &str, shape: &[usize], format_id: u32, data: usize, offset: u64) -> Result<Range<usize>> {
+        let beyond = || {
+            let size = self.bytes.len();
+            self.invalid(format!("is cut: tensor {name} {shape:?} at offset {offset} ends beyond the {size} bytes"))
+        };
+        let start = usize::try_from(offset).ok().and_then(|o| data.checked_add(o)).ok_or_else(beyond)?;
+        let Some(format) = BlockFormat::from_id(format_id) else {
+            return if start > self.bytes.len() { Err(beyond()) } else { Ok(start..start) };
+        };
+        let columns = shape.last().copied().unwrap_or(1);
+        if columns % format.block_len() != 0 {
+            let (format, block) = (format.name(), format.block_len());
+            return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {format}'s {block}")));
+        }
+        let blocks = shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)).map(|n| n / format.block_len());
+        let end = blocks.and_then(|n| n.checked_mul(format.block_bytes())).and_then(|n| start.checked_add(n));
+        let end = end.filter(|end| *end <= self.bytes.len()).ok_or_else(beyond)?;
+        Ok(start..end)
+    }
+
+    fn value(&mut self, kind: u32, key: &str) -> Result<Value> {
+        Ok(match kind {
+            0 | 2 | 4 | 10 => Value::Unsigned(match kind {
+                0 => self.array::<1>(key)?[0].into(),
+                2 => u16::from_le_bytes(self.array(key)?).into(),
+                4 => self.u32(key)?.into(),
+                _ => self.u64(key)?,
+            }),
+            1 | 3 | 5 | 11 => Value::Signed(self.integer(kind, key)?),
+            6 | 12 => Value::Float(self.float(kind, key)?),
+            7 => Value::Bool(self.bool(key)?),
+            8 => Value::String(self.string(key)?),
+            9 => {
+                let kind = self.u32(key)?;
+                Value::Array(self.values(kind, key)?)
+            }
+            _ => return Err(self.invalid(format!("metadata {key} has the unknown type {kind}"))),
+        })
+    }
+
+    fn values(&mut self, kind: u32, key: &str) -> Result<Array> {
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            _ => return Err(self.invalid(format!("metadata {key} is an array of the unsupported type {kind}"))),
+        };
+        let count = self.count(size, key)?;
+        Ok(match kind {
+            6 | 12 => Array::Floats((0..count).map(|_| self.float(kind, key)).collect::<Result<_>>()?),
+            7 => Array::Bools((0..count).map(|_| self.bool(key)).collect::<Result<_>>()?),
+            8 => Array::Strings((0..count).map(|_| self.string(key)).collect::<Result<_>>()?),
+            _ => Array::Integers((0..count).map(|_| self.integer(kind, key)).collect::<Result<_>>()?),
+        })
+    }
+
+    fn integer(&mut self, kind: u32, key: &str) -> Result<i64> {
+        Ok(match kind {
+            0 => self.array::<1>(key)?[0].into(),
+            1 => i8::from_le_bytes(self.array(key)?).into(),
+            2 => u16::from_le_bytes(self.array(key)?).into(),
+            3 => i16::from_le_bytes(self.array(key)?).into(),
+            4 => self.u32(key)?.into(),
+            5 => i32::from_le_bytes(self.array(key)?).into(),
+            10 => {
+                let value = self.u64(key)?;
+                i64::try_from(value).map_err(|_| self.invalid(format!("metadata {key} holds {value}, too large")))?
+            }
+            _ => i64::from_le_bytes(self.array(key)?),
+        })
+    }
+
+    fn float(&mut self, kind: u32, key: &str) -> Result<f64> {
+        Ok(if kind == 6 { f32::from_le_bytes(self.array(key)?).into() } else { f64::from_le_bytes(self.array(key)?) })
+    }
+
+    fn bool(&mut self, key: &str) -> Result<bool> {
+        match self.array::<1>(key)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [other] => Err(self.invalid(format!("metadata {key} is the bool {other}, expected 0 or 1"))),
+        }
+    }
+
+    fn string(&mut self, what: &str) -> Result<String> {
+        let length = self.count(1, what)?;
+        let bytes = self.take(length, what)?;
+        // Not lossy: two damaged tokens could become the same.
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.invalid(format!("{what} is not UTF-8")))
+    }
+
+    /// A count of things of at least `size` bytes each, so many as the rest of the file can hold.
+    fn count(&mut self, size: usize, what: &str) -> Result<usize> {
+        let count = self.u64(what)?;
+        let rest = self.bytes.len() - self.position;
+        let fits = usize::try_from(count).ok().filter(|n| *n <= rest / size);
+        fits.ok_or_else(|| {
+            self.invalid(format!(
+                "is cut or damaged: {what} should be {count} by {size} bytes or more, {rest} are left"
+            ))
+        })
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, what)?);
+        Ok(array)
+    }
+
+    fn take(&mut self, length: usize, what: &str) -> Result<&[u8]> {
+        let start = self.position;
+        let end = start.checked_add(length).filter(|end| *end <= self.bytes.len());
+        let end = end.ok_or_else(|| {
+            let size = self.bytes.len();
+            self.invalid(format!("is cut: {what} should take {length} bytes at byte {start}, the file has {size}"))
+        })?;
+        self.position = end;
+        Ok(&self.bytes[start..end])
+    }
+
+    fn invalid(&self, reason: impl std::fmt::Display) -> Error {
+        Error::invalid(self.path, reason)
+    }
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

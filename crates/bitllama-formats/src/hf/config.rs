@@ -1,0 +1,220 @@
+//! `config.json` of the Llama family, with the defaults of `configuration_llama.py` and `configuration_mistral.py`.
+//!
+//! What would change the arithmetic and is not supported (biases, other activations, sliding windows, other rope
+//! types) is refused: a model that loads and computes something else is worse than one that does not load.
+
+use std::path::Path;
+
+use bitllama_core::{ModelConfig, RopeScaling};
+use serde_json::{Map, Value, json};
+
+use super::{Dtype, read_json, write_json};
+use crate::{Error, Result};
+
+/// Reads a `config.json`, beside weights or alone. Token ids that are absent are taken as none.
+///
+/// # Errors
+/// [`Error`] naming file, field and value if the file is no JSON object, a field is missing or of another type, the
+/// architecture is not supported, or the numbers do not fit together.
+pub fn read_config(path: &Path) -> Result<ModelConfig> {
+    let json = read_json(path)?;
+    let object = json.as_object().ok_or_else(|| Error::invalid(path, "not a JSON object"))?;
+    let fields = Fields { path, prefix: "", object };
+    let mistral = refuse_unsupported(&fields)?;
+
+    let hidden_size = fields.required("hidden_size", Fields::whole)?;
+    let heads = fields.required("num_attention_heads", Fields::whole)?;
+    let (kv_heads, positions) = if mistral { (8, 131_072) } else { (heads, 2048) };
+    let (rope_theta, rope_scaling) = rope(&fields)?;
+    let config = ModelConfig {
+        vocab_size: fields.required("vocab_size", Fields::whole)?,
+        hidden_size,
+        intermediate_size: fields.required("intermediate_size", Fields::whole)?,
+        num_hidden_layers: fields.required("num_hidden_layers", Fields::whole)?,
+        num_attention_heads: heads,
+        num_key_value_heads: fields.whole("num_key_value_heads")?.unwrap_or(kv_heads),
+        head_dim: match fields.whole("head_dim")? {
+            Some(width) => width,
+            None => hidden_size.checked_div(heads).unwrap_or(0),
+        },
+        max_position_embeddings: fields.whole("max_position_embeddings")?.unwrap_or(positions),
+        rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
+        rope_theta,
+        rope_scaling,
+        tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+        bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
+        eos_token_ids: fields.tokens("eos_token_id")?,
+    };
+    config.validate().map_err(|e| Error::invalid(path, e))?;
+    Ok(config)
+}
+
+/// Refuses what the architecture here does not compute; tells whether it is a `mistral`.
+fn refuse_unsupported(fields: &Fields) -> Result<bool> {
+    let mistral = match fields.text("model_type")? {
+        Some("llama") => false,
+        Some("mistral") => true,
+        Some(_) => return Err(fields.wrong("model_type", "is not supported; it must be llama or mistral")),
+        None => return Err(fields.wrong("model_type", "must be llama or mistral")),
+    };
+    // An absent field means 4096 to `MistralConfig`.
+    if mistral && fields.object.get("sliding_window") != Some(&Value::Null) {
+        return Err(fields.wrong("sliding_window", "is not supported; it must be null"));
+    }
+    if !matches!(fields.text("hidden_act")?, None | Some("silu")) {
+        return Err(fields.wrong("hidden_act", "is not supported; it must be silu"));
+    }
+    for name in ["attention_bias", "mlp_bias"] {
+        if fields.flag(name)? == Some(true) {
+            return Err(fields.wrong(name, "is not supported; it must be false"));
+        }
+    }
+    if fields.get("quantization_config").is_some() {
+        return Err(Error::invalid(fields.path, "has a quantization_config; a model in full precision is needed"));
+    }
+    Ok(mistral)
+}
+
+/// Base and scaling of the rotary frequencies, from `rope_theta` and `rope_scaling`, or, as `transformers` 5 writes them,
+/// both in `rope_parameters`.
+fn rope(fields: &Fields) -> Result<(f64, Option<RopeScaling>)> {
+    let scaling = match fields.object("rope_parameters", "rope_parameters.")? {
+        Some(parameters) => Some(parameters),
+        None => fields.object("rope_scaling", "rope_scaling.")?,
+    };
+    let nested_theta = scaling.as_ref().map_or(Ok(None), |s| s.number("rope_theta"))?;
+    let theta = nested_theta.or(fields.number("rope_theta")?).unwrap_or(1e4);
+    for part in [Some(fields), scaling.as_ref()].into_iter().flatten() {
+        if part.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(part.wrong("partial_rotary_factor", "is not supported; it must be 1"));
+        }
+    }
+    let Some(scaling) = scaling else { return Ok((theta, None)) };
+    let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let scaling = match scaling.text(key)? {
+        None | Some("default") => None,
+        Some("linear") => Some(RopeScaling::Linear { factor: scaling.required("factor", Fields::number)? }),
+        Some("llama3") => Some(RopeScaling::Llama3 {
+            factor: scaling.required("factor", Fields::number)?,
+            low_freq_factor: scaling.required("low_freq_factor", Fields::number)?,
+            high_freq_factor: scaling.required("high_freq_factor", Fields::number)?,
+            original_max_position_embeddings: scaling.required("original_max_position_embeddings", Fields::whole)?,
+        }),
+        Some(_) => {
+            return Err(scaling.wrong(key, "is not supported; it must be default, linear or llama3"));
+        }
+    };
+    Ok((theta, scaling))
+}
+
+/// A config in the form of `config.json`, as `transformers` 4 and 5 read it. `dtype` is what the weights are stored in.
+pub fn config_json(config: &ModelConfig, dtype: Dtype) -> Value {
+    let scaling = match &config.rope_scaling {
+        None => Value::Null,
+        Some(RopeScaling::Linear { factor }) => json!({ "rope_type": "linear", "factor": factor }),
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }) => {
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            })
+        }
+    };
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos,
+        "torch_dtype": dtype.torch_name(),
+    })
+}
+
+/// Writes [`config_json`] to a file.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_config(path: &Path, config: &ModelConfig, dtype: Dtype) -> Result<()> {
+    write_json(path, &config_json(config, dtype))
+}
+
+/// The fields of one JSON object; an absent one and one that is `null` are the same.
+struct Fields<'a> {
+    path: &'a Path,
+    prefix: &'a str,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|v| !v.is_null())
+    }
+
+    fn wrong(&self, name: &str, what: &str) -> Error {
+        let mut value = self.object.get(name).map_or("(absent)".into(), Value::to_string);
+        if value.chars().count() > 60 {
+            value = value.chars().take(60).collect::<String>() + "..";
+        }
+        Error::invalid(self.path, format!("{}{name} = {value} {what}", self.prefix))
+    }
+
+    fn required<T>(&self, name: &str, get: fn(&Self, &str) -> Result<Option<T>>) -> Result<T> {
+        get(self, name)?.ok_or_else(|| Error::invalid(self.path, format!("{}{name} is missing", self.prefix)))
+    }
+
+    fn typed<T>(&self, name: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.get(name).map(|value| convert(value).ok_or_else(|| self.wrong(name, what))).transpose()
+    }
+
+    fn whole(&self, name: &str) -> Result<Option<usize>> {
+        self.typed(name, "is not a whole number", |v| v.as_u64().and_then(|n| n.try_into().ok()))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>> {
+        self.typed(name, "is not a number", Value::as_f64)
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>> {
+        self.typed(name, "is neither true nor false", Value::as_bool)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&'a str>> {
+        self.typed(name, "is not a string", Value::as_str)
+    }
+
+    fn object(&self, name: &str, prefix: &'a str) -> Result<Option<Fields<'a>>> {
+        let object = self.typed(name, "is not an object", Value::as_object)?;
+        Ok(object.map(|object| Fields { path: self.path, prefix, object }))
+    }
+
+    /// One token id or a list of them.
+    fn tokens(&self, name: &str) -> Result<Vec<u32>> {
+        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let ids = self.typed(name, "is neither a token id nor a list of them", |value| match value.as_array() {
+            Some(list) => list.iter().map(id).collect(),
+            None => id(value).map(|one| vec![one]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+}

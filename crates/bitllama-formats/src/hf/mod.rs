@@ -1,0 +1,139 @@
+//! Hugging Face directories: `config.json`, `model.safetensors` (or its shards), `tokenizer.json`.
+//!
+//! It is the form in which models are published, and the one in which checkpoints are written, so that `transformers`
+//! and everything built on it can open them.
+
+mod config;
+mod read;
+mod write;
+
+use std::path::Path;
+
+use bitllama_core::ModelConfig;
+use bitllama_core::weights::WeightSpec;
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+pub use config::{config_json, read_config, write_config};
+
+use crate::{Error, Model, Result, atomic};
+
+/// The architecture.
+pub const CONFIG: &str = "config.json";
+/// The weights, where they are in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Which shard holds which weight, where they are in several.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// The tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// What `transformers` needs to know about the tokenizer beside it.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// How weights are stored in a safetensors file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE single precision, 4 bytes.
+    F32,
+    /// IEEE half precision, 2 bytes, finite up to 65504.
+    F16,
+    /// The upper half of an F32, 2 bytes.
+    Bf16,
+}
+
+impl Dtype {
+    /// The name that `config.json` has for it.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}
+
+/// Opens a directory. Weights are memory-mapped, and their names, types and shapes checked here.
+///
+/// # Errors
+/// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
+/// missing or has another shape than the config says.
+pub fn open(folder: &Path) -> Result<Model> {
+    let config = read_config(&folder.join(CONFIG))?;
+    let weights = read::Weights::open(folder, &config)?;
+    let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
+    Ok(Model { path: folder.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
+}
+
+/// Reads a `tokenizer.json`.
+///
+/// # Errors
+/// [`Error`] if the file is missing, or is no tokenizer.
+pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    // `tokenizers` panics on what is no JSON.
+    let _: serde::de::IgnoredAny =
+        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))?;
+    Tokenizer::from_bytes(bytes).map_err(|e| Error::invalid(path, one_line(&e.to_string())))
+}
+
+/// Writes a directory that [`open`] and `transformers` read; one that stood there is replaced, and on any error stays as
+/// it was.
+///
+/// # Errors
+/// Those of [`write_into`].
+pub fn save(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: impl IntoIterator<Item = (WeightSpec, Vec<f32>)>,
+    tokenizer: &Tokenizer,
+    dtype: Dtype,
+) -> Result<()> {
+    atomic::write_folder(folder, |temporary| write_into(temporary, config, weights, tokenizer, dtype))
+}
+
+/// Writes the files of a model into a folder that exists. Weights may come in any order and are held one at a time.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Invalid`] if a weight of `config` is missing, comes twice, has a wrong number of values, or
+/// has a finite value that `dtype` cannot hold.
+pub fn write_into(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: impl IntoIterator<Item = (WeightSpec, Vec<f32>)>,
+    tokenizer: &Tokenizer,
+    dtype: Dtype,
+) -> Result<()> {
+    write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
+    write_config(&folder.join(CONFIG), config, dtype)?;
+    let path = folder.join(TOKENIZER);
+    let json = tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
+    atomic::write_bytes(&path, json.as_bytes())?;
+    write::tokenizer_config(&folder.join(TOKENIZER_CONFIG), config, tokenizer)
+}
+
+/// Reads a JSON file.
+fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))
+}
+
+/// Writes a JSON file, indented, with a line end.
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    atomic::write_bytes(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Messages of other crates may have several lines; ours have one.
+pub(crate) fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

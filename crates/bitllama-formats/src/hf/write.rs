@@ -1,0 +1,114 @@
+//! One safetensors file, written weight by weight, and what `transformers` asks for beside `tokenizer.json`.
+
+use std::collections::HashMap;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use bitllama_core::ModelConfig;
+use bitllama_core::weights::{self, HEAD, WeightSpec};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
+use serde_json::json;
+use tokenizers::Tokenizer;
+
+use super::{Dtype, write_json};
+use crate::{Error, Result, atomic};
+
+/// Writes all weights of `config`. The header follows from the config alone, so each weight goes to its place as it comes.
+pub(super) fn weights(
+    path: &Path,
+    config: &ModelConfig,
+    weights: impl IntoIterator<Item = (WeightSpec, Vec<f32>)>,
+    dtype: Dtype,
+) -> Result<()> {
+    let invalid = |reason: String| Error::invalid(path, reason);
+    let mut missing = HashMap::new();
+    let mut tensors = Vec::new();
+    let mut end = 0;
+    for spec in weights::specs(config) {
+        let start = end;
+        end += spec.len() * dtype.size();
+        let name = if spec.name == HEAD { HEAD.into() } else { format!("model.{}", spec.name) };
+        let info = TensorInfo { dtype: stored(dtype), shape: spec.shape.clone(), data_offsets: (start, end) };
+        tensors.push((name, info));
+        missing.insert(spec.name, (spec.shape, start));
+    }
+    // `transformers` refuses a file that does not say for which framework it was written.
+    let about = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let header = Metadata::new(Some(about), tensors).map_err(|e| invalid(e.to_string()))?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| invalid(e.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let data = 8 + header.len();
+
+    atomic::write_file(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+        file.write_all(&header).map_err(Error::io(path))?;
+        let mut position = data;
+        for (spec, values) in weights {
+            let name = &spec.name;
+            let place = missing.remove(name).filter(|(shape, _)| *shape == spec.shape);
+            let (shape, start) = place.ok_or_else(|| {
+                invalid(format!("weight {name} of shape {:?} comes twice or is none of the config's", spec.shape))
+            })?;
+            if values.len() != spec.len() {
+                return Err(invalid(format!("weight {name} has {} values, expected {shape:?}", values.len())));
+            }
+            if position != data + start {
+                file.seek(SeekFrom::Start((data + start) as u64)).map_err(Error::io(path))?;
+            }
+            let bytes = encode(&values, dtype);
+            let bytes = bytes
+                .ok_or_else(|| invalid(format!("weight {name} has a value too large for {}", dtype.torch_name())))?;
+            file.write_all(&bytes).map_err(Error::io(path))?;
+            position = data + start + bytes.len();
+        }
+        match missing.keys().min() {
+            Some(name) => Err(invalid(format!("weight {name} was not given"))),
+            None => Ok(()),
+        }
+    })
+}
+
+fn stored(dtype: Dtype) -> StoredDtype {
+    match dtype {
+        Dtype::F32 => StoredDtype::F32,
+        Dtype::F16 => StoredDtype::F16,
+        Dtype::Bf16 => StoredDtype::BF16,
+    }
+}
+
+/// Little-endian bytes; none if a finite value would become infinite.
+fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
+    let fits = |value: &f32, stored_is_finite: bool| stored_is_finite || !value.is_finite();
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+    for value in values {
+        match dtype {
+            Dtype::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
+            Dtype::F16 => {
+                let stored = f16::from_f32(*value);
+                fits(value, stored.is_finite()).then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
+            }
+            Dtype::Bf16 => {
+                let stored = bf16::from_f32(*value);
+                fits(value, stored.is_finite()).then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
+            }
+        }
+    }
+    Some(bytes)
+}
+
+/// The least from which `AutoTokenizer` loads `tokenizer.json`.
+pub(super) fn tokenizer_config(path: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
+    let mut json = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": false,
+    });
+    let bos = config.bos_token_id;
+    for (key, id) in [("bos_token", bos), ("eos_token", config.eos_token_ids.first().copied())] {
+        if let Some(token) = id.and_then(|id| tokenizer.id_to_token(id)) {
+            json[key] = token.into();
+        }
+    }
+    write_json(path, &json)
+}
