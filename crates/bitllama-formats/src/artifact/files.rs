@@ -1,0 +1,148 @@
+//! The arrays that an artifact is made of: members of its NPZ, and the loose files that a manifest names.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::forms::{FORMS, FULL};
+use super::{MANIFEST_FILE, WEIGHTS_FILE};
+use crate::npz::{self, Array, Dtype, Header, Npz};
+use crate::{Error, Result};
+
+/// The NPZ and the loose files that a manifest names.
+pub(super) struct Files {
+    pub(super) folder: PathBuf,
+    pub(super) manifest: Value,
+    pub(super) npz: Option<Npz>,
+}
+
+/// Where one array is.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    Member(String),
+    Npy(PathBuf),
+    /// Bytes without a header, of this shape.
+    Raw(PathBuf, [usize; 2]),
+    /// One number a line.
+    Text(PathBuf),
+}
+
+impl Files {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST_FILE);
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let manifest: Value = serde_json::from_slice(&text).map_err(|e| Error::invalid(&path, e))?;
+        if !manifest.is_object() {
+            return Err(Error::invalid(&path, "not a JSON object"));
+        }
+        let named = match &manifest["model"]["source_npz"] {
+            Value::String(name) => inside(folder, name).map_err(|reason| Error::invalid(&path, reason))?,
+            _ => folder.join(WEIGHTS_FILE),
+        };
+        // Without an NPZ the loose files are enough; where they are not there either, the weights say so.
+        let npz = named.is_file().then(|| Npz::open(&named)).transpose()?;
+        Ok(Self { folder: folder.to_path_buf(), manifest, npz })
+    }
+
+    /// An upper bound of the number of weights.
+    pub(super) fn array_count(&self) -> usize {
+        let named = self.manifest["weights"].as_object().or(self.manifest.as_object()).map_or(0, |map| map.len());
+        named + self.npz.as_ref().map_or(0, |npz| npz.keys().len())
+    }
+
+    /// Whether there is a weight under the name `name`, in whatever form.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let in_npz = |suffix: &str| self.npz.as_ref().is_some_and(|npz| npz.contains(&format!("{name}{suffix}")));
+        self.entry(name).is_some() || in_npz(FULL) || FORMS.iter().any(|form| in_npz(form.suffix))
+    }
+
+    /// The shape that is stated for the matrix `name`.
+    pub(super) fn shape_of(&self, name: &str) -> Option<[usize; 2]> {
+        let npz = self.npz.as_ref();
+        let shape = match self.entry(name).and_then(|entry| entry["shape"].as_array()) {
+            Some(shape) => shape.iter().map(|d| d.as_u64().and_then(|d| usize::try_from(d).ok())).collect(),
+            None => match npz?.array(&format!("{name}_shape")) {
+                Ok(array) => array.to_i64()?.into_iter().map(|d| usize::try_from(d).ok()).collect(),
+                Err(_) => npz?.header(&format!("{name}{FULL}")).ok().map(|header| header.shape),
+            },
+        };
+        shape.and_then(|shape: Vec<usize>| shape.try_into().ok())
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Option<&Value> {
+        let named = self.manifest.get("weights").and_then(|weights| weights.get(name));
+        named.or_else(|| self.manifest.get(name)).filter(|entry| entry.is_object())
+    }
+
+    pub(super) fn array(&self, part: &Part) -> Result<Array> {
+        let damaged = |reason: String| self.damaged(part, reason);
+        match (part, &self.npz) {
+            (Part::Member(key), Some(npz)) => npz.array(key),
+            (Part::Member(key), None) => Err(Error::invalid(&self.folder, format!("{key}: no such array"))),
+            (Part::Npy(path), _) => npz::parse(&npz::map_file(path)?).map_err(damaged),
+            (Part::Raw(path, shape), _) => {
+                let data = npz::map_file(path)?;
+                match data.len() == shape[0] * shape[1] {
+                    true => Ok(Array { dtype: Dtype::U8, shape: shape.to_vec(), data }),
+                    false => Err(damaged(format!("{} bytes found, {shape:?} expected", data.len()))),
+                }
+            }
+            (Part::Text(path), _) => {
+                let text = fs::read_to_string(path).map_err(Error::io(path))?;
+                let scales: Result<Vec<f32>, _> = text.split_whitespace().map(str::parse).collect();
+                let scales = scales.map_err(|e| damaged(e.to_string()))?;
+                let data = bytemuck::cast_slice(&scales).to_vec().into();
+                Ok(Array { dtype: Dtype::F32, shape: vec![scales.len()], data })
+            }
+        }
+    }
+
+    pub(super) fn header(&self, part: &Part) -> Result<Header> {
+        match (part, &self.npz) {
+            (Part::Member(key), Some(npz)) => npz.header(key),
+            _ => self.array(part).map(|Array { dtype, shape, data }| Header {
+                dtype,
+                shape,
+                data_start: 0,
+                data_len: data.len(),
+            }),
+        }
+    }
+
+    pub(super) fn expect(&self, part: &Part, header: &Header, dtypes: &[Dtype], shape: &[usize]) -> Result<()> {
+        if dtypes.contains(&header.dtype) && header.shape == shape {
+            return Ok(());
+        }
+        let found = format!("{:?} of {}", header.shape, header.dtype.descr());
+        Err(self.damaged(part, format!("{found} found, {shape:?} of {} expected", dtypes[0].descr())))
+    }
+
+    /// A file that a manifest entry names in `field`.
+    pub(super) fn loose(&self, entry: &Value, field: &str) -> Result<Option<PathBuf>> {
+        match entry[field].as_str() {
+            None => Ok(None),
+            Some(name) => inside(&self.folder, name)
+                .map(Some)
+                .map_err(|reason| Error::invalid(self.folder.join(MANIFEST_FILE), reason)),
+        }
+    }
+
+    pub(super) fn damaged(&self, part: &Part, reason: impl std::fmt::Display) -> Error {
+        match (part, &self.npz) {
+            (Part::Member(key), Some(npz)) => Error::invalid(npz.path(), format!("{key}: {reason}")),
+            (Part::Member(key), None) => Error::invalid(&self.folder, format!("{key}: {reason}")),
+            (Part::Npy(path) | Part::Raw(path, _) | Part::Text(path), _) => Error::invalid(path, reason),
+        }
+    }
+}
+
+/// The file `name` of a manifest, which must lie below `folder`.
+fn inside(folder: &Path, name: &str) -> Result<PathBuf, String> {
+    let path = Path::new(name);
+    let below = path.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
+    match below && !name.is_empty() && !name.contains(['\\', ':']) {
+        true => Ok(folder.join(path)),
+        false => Err(format!("the path `{name}` leads out of the folder")),
+    }
+}

@@ -1,0 +1,206 @@
+//! `manifest.json`: every field of version 2, and what that version left out.
+
+use std::collections::BTreeMap;
+
+use bitllama_core::size::StoredSize;
+use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, Scheme};
+use serde_json::{Map, Value, json};
+
+use super::forms::{FULL, Form};
+use super::{Layout, WEIGHTS_FILE, WeightInfo};
+
+/// Of manifest.json; readers of it take ours because we only add to it.
+const FORMAT_VERSION: u32 = 2;
+
+/// The entry of a low-bit matrix that stands under `name`.
+///
+/// `npz_key`, `scheme`, `code_min` and `code_step` say everything about the codes:
+/// `weight = (code_min + code_step * field) * scale`, or `(field - zero_point) * scale` where there are zero points.
+pub(super) fn packed_entry(
+    name: &str,
+    config: &ModelConfig,
+    layout: Layout,
+    form: &Form,
+    matrix: &PackedMatrix,
+) -> Value {
+    let scheme = matrix.scheme();
+    let mut entry = json!({
+        "scheme": scheme.name(),
+        "npz_key": format!("{name}{}", form.suffix),
+        "shape": [matrix.rows(), matrix.columns()],
+        "bit_width": form.bit_width(),
+        "packed_format": form.packed_format(),
+        "npz_scales_key": format!("{name}{}", form.scales),
+        "scale_axis": { "index": 0, "name": "out_features" },
+        "scale_dtype": "float32",
+        "code_min": scheme.code_of(0),
+        "code_step": scheme.code_of(1) - scheme.code_of(0),
+    });
+    let mut set = |key: &str, value: Value| entry[key] = value;
+    if let Some(suffix) = form.zero_point.filter(|_| layout == Layout::V2 || matrix.zero_points().is_some()) {
+        if scheme != Scheme::Binary || matrix.zero_points().is_some() {
+            set("npz_zero_point_key", json!(format!("{name}{suffix}")));
+        }
+    }
+    if !matches!(scheme, Scheme::Binary | Scheme::Ternary) {
+        set(
+            "quantization",
+            json!({ "type": "perrow_int", "bits": form.bit_width(), "symmetric": matrix.zero_points().is_none() }),
+        );
+    }
+    if name.contains(".self_attn.") {
+        set("NHEADS", json!(config.num_attention_heads));
+        set("num_attention_heads", json!(config.num_attention_heads));
+    }
+    if layout == Layout::V2 {
+        for (field, file) in loose_files(name, form) {
+            set(field, json!(file));
+        }
+    }
+    entry
+}
+
+/// The files beside a version 2 manifest that hold a low-bit matrix once more: manifest field and file name.
+pub(super) fn loose_files(name: &str, form: &Form) -> Vec<(&'static str, String)> {
+    let file = |suffix: &str, extension: &str| format!("{name}{suffix}.{extension}");
+    let npy = |suffix: &str| file(suffix, "npy");
+    match form.scheme {
+        Scheme::Binary => vec![
+            ("packed", file(form.suffix, "bin")),
+            ("scales", npy(form.scales)),
+            ("scales_txt", file(form.scales, "txt")),
+        ],
+        Scheme::Ternary => {
+            vec![("ternary", npy(form.suffix)), ("scales", npy(form.scales)), ("scales_txt", file(form.scales, "txt"))]
+        }
+        _ => vec![
+            ("q", npy(form.suffix)),
+            ("q_scales", npy(form.scales)),
+            ("q_scales_txt", file(form.scales, "txt")),
+            ("q_zero_point", npy(form.zero_point.unwrap_or("_zero_point"))),
+        ],
+    }
+}
+
+/// The entry of a weight in f32.
+pub(super) fn full_entry(name: &str, layout: Layout, shape: &[usize]) -> Value {
+    let mut entry = json!({
+        "scheme": "f32",
+        "npz_key": format!("{name}{FULL}"),
+        "shape": shape,
+        "dtype": "fp32",
+    });
+    if layout == Layout::V2 {
+        entry["fp32"] = json!(format!("{name}{FULL}.npy"));
+    }
+    entry
+}
+
+/// The whole manifest. `entries` are those of all weights under their names, `infos` what they are.
+pub(super) fn manifest(
+    config: &ModelConfig,
+    layout: Layout,
+    entries: Map<String, Value>,
+    infos: &[WeightInfo],
+    provenance: Value,
+) -> Value {
+    let manifest = json!({
+        "format_version": FORMAT_VERSION,
+        "layout": match layout { Layout::Packed => "packed", Layout::V2 => "v2" },
+        "created_by": concat!("bitllama-train ", env!("CARGO_PKG_VERSION")),
+        "model": {
+            "primary_family": "llama",
+            "families": ["llama"],
+            "source_npz": WEIGHTS_FILE,
+            "notes": "",
+        },
+        "architecture": architecture(config),
+        "model_config": config,
+        "quantization": quantization(infos),
+        "provenance": provenance,
+        "weights": entries.clone(),
+    });
+    match manifest {
+        // Older loaders look for a weight at the root. No weight's name is also a field's: names have dots.
+        Value::Object(root) => Value::Object(root.into_iter().chain(entries).collect()),
+        other => other,
+    }
+}
+
+fn architecture(config: &ModelConfig) -> Value {
+    let variant = match config.num_key_value_heads {
+        heads if heads == config.num_attention_heads => "full",
+        1 => "mqa",
+        _ => "gqa",
+    };
+    let mut rope = json!({ "base_theta": config.rope_theta, "scale": 1.0 });
+    if let Some(RopeScaling::Linear { factor }) = config.rope_scaling {
+        rope["scale"] = json!(factor);
+    }
+    if let (Some(rope), Value::Object(scaling)) = (rope.as_object_mut(), json!(config.rope_scaling)) {
+        rope.extend(scaling);
+    }
+    json!({
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "attention": {
+            "variant": variant,
+            "num_heads": config.num_attention_heads,
+            "kv_groups": config.num_key_value_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "window_size": null,
+        },
+        "activation": "swiglu",
+        "norm": "rmsnorm",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": config.eos_token_ids,
+    })
+}
+
+fn quantization(infos: &[WeightInfo]) -> Value {
+    let mut schemes: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
+    for info in infos {
+        let sum = schemes.entry(info.scheme.map_or("f32", Scheme::name)).or_default();
+        let parameters: usize = info.shape.iter().product();
+        *sum = (sum.0 + 1, sum.1 + parameters, sum.2 + info.bytes);
+    }
+    let mut widths: Vec<u32> = infos.iter().filter_map(|info| info.scheme).map(Scheme::code_bits).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let size = StoredSize {
+        parameters: infos.iter().map(|info| info.shape.iter().product::<usize>()).sum(),
+        bytes: infos.iter().map(|info| info.bytes).sum(),
+    };
+    let schemes: Map<String, Value> = schemes
+        .into_iter()
+        .map(|(name, (weights, parameters, bytes))| {
+            (name.into(), json!({ "weights": weights, "parameters": parameters, "bytes": bytes }))
+        })
+        .collect();
+    json!({
+        "bit_width": match widths[..] { [one] => json!(one), [] => json!(32), _ => json!("mixed") },
+        "supported_bit_widths": [1, 2, 3, 4, 8],
+        "schemes": schemes,
+        "parameters": size.parameters,
+        "bytes": size.bytes,
+        "bits_per_weight": size.bits_per_weight(),
+        "scale": { "type": "per-row", "dtype": "float32" },
+        "activation_dtype": "float32",
+        "packing": {
+            "1bit": {
+                "layout": "row-major",
+                "endianness": "msb_first",
+                "library": "numpy.packbits",
+                "bits_per_chunk": 8,
+            },
+            "integer": { "layout": "row-major", "endianness": "lsb_first", "rows": "byte-aligned" },
+        },
+    })
+}

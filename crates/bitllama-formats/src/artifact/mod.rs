@@ -1,0 +1,104 @@
+//! The exported model: `weights.npz`, `manifest.json` and `tokenizer.json` in one folder.
+//!
+//! The format is a superset of "manifest v2", which earlier tools for these models read and write. [`Layout::Packed`]
+//! adds keys for truly packed codes; [`Layout::V2`] writes what those tools know and nothing that they would trip
+//! over. [`Artifact::open`] reads both, and what those tools wrote themselves.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `forms.rs` | the NPZ keys of each scheme in each layout |
+//! | `manifest.rs` | `manifest.json`, written |
+//! | `config.rs` | the architecture, read back out of a manifest of any age |
+//! | `write.rs` | a folder written whole or not at all |
+//! | `read.rs` | a folder opened, every weight checked against the architecture |
+//! | `files.rs` | the arrays of an artifact: NPZ members and loose files |
+//! | `codes.rs` | one code a byte, to bits and back |
+
+mod codes;
+mod config;
+mod files;
+mod forms;
+mod manifest;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::path::PathBuf;
+
+use bitllama_core::size::StoredSize;
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use tokenizers::Tokenizer;
+
+pub use write::write;
+
+/// The NPZ of an artifact.
+pub const WEIGHTS_FILE: &str = "weights.npz";
+/// What an artifact is, for people and programs.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// The tokenizer of an artifact, as the `tokenizers` library writes it.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// One weight as an artifact holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredWeight {
+    /// Low-bit codes with their scales.
+    Packed(PackedMatrix),
+    /// f32, row-major.
+    Full(Vec<f32>),
+}
+
+/// Which keys `weights.npz` has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Every matrix truly packed.
+    #[default]
+    Packed,
+    /// The keys and loose files of the older tools (format version 2).
+    V2,
+}
+
+/// What an artifact says of one weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightInfo {
+    /// Name, such as `layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// `[out_features, in_features]`, or `[hidden_size]` for a norm.
+    pub shape: Vec<usize>,
+    /// Number format; `None` is f32.
+    pub scheme: Option<Scheme>,
+    /// Bytes of packed codes, scales and zero points, or of the f32 values: what the weight takes once loaded. In
+    /// files of [`Layout::V2`] a code takes a byte of its own.
+    pub bytes: usize,
+}
+
+/// An artifact opened for reading.
+pub struct Artifact {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Architecture.
+    pub config: ModelConfig,
+    /// Tokenizer, where the folder has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// `manifest.json` as it stands; null for a lone NPZ file.
+    pub manifest: serde_json::Value,
+    /// What had to be assumed because the tool that wrote the artifact left it out, one line each.
+    pub notes: Vec<String>,
+    weights: Vec<read::Located>,
+    files: files::Files,
+}
+
+impl Artifact {
+    /// All weights, in the order of computation.
+    pub fn weights(&self) -> impl ExactSizeIterator<Item = &WeightInfo> {
+        self.weights.iter().map(|weight| &weight.info)
+    }
+
+    /// Parameters and bytes once loaded, everything counted; a tied head counts once.
+    pub fn size(&self) -> StoredSize {
+        StoredSize {
+            parameters: self.weights().map(|weight| weight.shape.iter().product::<usize>()).sum(),
+            bytes: self.weights().map(|weight| weight.bytes).sum(),
+        }
+    }
+}

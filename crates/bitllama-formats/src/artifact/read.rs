@@ -1,0 +1,315 @@
+//! Opens an artifact folder, of either layout or of the older tools, and hands out its weights.
+//!
+//! Everything is located and its shapes are checked against the architecture when the folder is opened, so that a
+//! damaged artifact is refused at once and not in the middle of a text.
+
+use std::path::Path;
+
+use bitllama_core::packed::row_bytes;
+use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
+use bitllama_core::{PackedMatrix, Scheme};
+use bytes::Bytes;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::files::{Files, Part};
+use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, artifact_name};
+use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
+use crate::npz::{Dtype, Npz};
+use crate::{Error, Result};
+
+/// Where a weight is and what it is.
+pub(super) struct Located {
+    pub(super) info: WeightInfo,
+    place: Place,
+}
+
+enum Place {
+    Packed {
+        form: Form,
+        codes: Part,
+        scales: Part,
+        zero_points: Option<Vec<i32>>,
+    },
+    Full(Part),
+    /// Left out by the older tools.
+    Ones,
+}
+
+impl Artifact {
+    /// Opens an artifact folder of either layout, one of the older tools, or a lone NPZ file that holds its
+    /// architecture in `_config_*` arrays.
+    ///
+    /// # Errors
+    /// [`Error`] if a file is missing or damaged, a path in the manifest leaves the folder, or a weight of the
+    /// architecture is missing, of another shape or element type.
+    pub fn open(path: &Path) -> Result<Self> {
+        let lone_npz = path.is_file() && path.extension().is_some_and(|extension| extension == "npz");
+        let (files, manifest_path) = match lone_npz {
+            true => {
+                let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+                (Files { folder, manifest: Value::Null, npz: Some(Npz::open(path)?) }, path.to_path_buf())
+            }
+            false => (Files::open(path)?, path.join(MANIFEST_FILE)),
+        };
+        let mut notes = Vec::new();
+        let config = config::read(&files.manifest, &files, &mut notes)
+            .map_err(|reason| Error::invalid(&manifest_path, reason))?;
+        files.check_names(&config, &mut notes).map_err(|reason| Error::invalid(&manifest_path, reason))?;
+        let weights: Vec<Located> =
+            weights::specs(&config).iter().map(|spec| files.locate(spec, &mut notes)).collect::<Result<_>>()?;
+        let tokenizer_path = files.folder.join(TOKENIZER_FILE);
+        let tokenizer = match tokenizer_path.is_file() && !lone_npz {
+            true => Some(Tokenizer::from_file(&tokenizer_path).map_err(|e| Error::invalid(&tokenizer_path, e))?),
+            false => None,
+        };
+        if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.get_vocab_size(true))
+            && tokens > config.vocab_size
+        {
+            let reason = format!("{tokens} tokens, but the model's vocab_size is {}", config.vocab_size);
+            return Err(Error::invalid(&tokenizer_path, reason));
+        }
+        let manifest = files.manifest.clone();
+        Ok(Self { path: path.to_path_buf(), config, tokenizer, manifest, notes, weights, files })
+    }
+
+    /// One weight; packed bytes stay in the memory map.
+    ///
+    /// # Errors
+    /// [`Error`] if the architecture has no such weight of that shape, or its bytes are damaged.
+    pub fn weight(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        let located = self.weights.iter().find(|weight| weight.info.name == spec.name);
+        match located.filter(|located| located.info.shape == spec.shape) {
+            Some(located) => self.files.load(located),
+            None => {
+                let found = match located {
+                    Some(other) => format!("has the shape {:?}", other.info.shape),
+                    None => "is not there".into(),
+                };
+                Err(Error::invalid(&self.path, format!("{} {found}, {:?} is expected", spec.name, spec.shape)))
+            }
+        }
+    }
+}
+
+impl Files {
+    /// Weights that the architecture has no place for: one that changes the results is an error, others are noted.
+    fn check_names(&self, config: &bitllama_core::ModelConfig, notes: &mut Vec<String>) -> Result<(), String> {
+        let Some(named) = self.manifest["weights"].as_object() else { return Ok(()) };
+        let known: std::collections::HashSet<String> =
+            weights::specs(config).iter().map(|spec| artifact_name(&spec.name)).collect();
+        for name in named.keys().filter(|name| !known.contains(name.as_str())) {
+            if name.ends_with(".bias") {
+                return Err(format!("{name}: layers with a bias are not supported"));
+            }
+            notes.push(format!("{name} has no place in this architecture and is ignored"));
+        }
+        Ok(())
+    }
+
+    fn locate(&self, spec: &WeightSpec, notes: &mut Vec<String>) -> Result<Located> {
+        let name = artifact_name(&spec.name);
+        let stated = self.entry(&name).and_then(|entry| entry["shape"].as_array());
+        if let Some(stated) = stated
+            && !stated.iter().map(Value::as_u64).eq(spec.shape.iter().map(|d| Some(*d as u64)))
+        {
+            let reason = format!("{name} has the shape {}, {:?} is expected", Value::from(stated.clone()), spec.shape);
+            return Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason));
+        }
+        let found = match self.in_npz(&name)? {
+            Some(found) => Some(found),
+            None => self.in_loose_files(&name, spec)?,
+        };
+        let place = match (found, &spec.shape[..]) {
+            (Some((None, codes)), _) => {
+                self.expect(&codes, &self.header(&codes)?, &[Dtype::F32, Dtype::F16, Dtype::F64], &spec.shape)?;
+                Place::Full(codes)
+            }
+            (Some((Some(form), codes)), &[rows, columns]) => {
+                let (dtype, width) = match form.cells {
+                    Cells::Packed => (Dtype::U8, row_bytes(form.scheme, columns)),
+                    Cells::Codes => (Dtype::I8, columns),
+                    Cells::Fields => (Dtype::U8, columns),
+                };
+                self.expect(&codes, &self.header(&codes)?, &[dtype], &[rows, width])?;
+                self.check_members(&name, [rows, columns])?;
+                let scales = self.scales(&name, &form, &codes)?;
+                let zero_points = self.zero_points(&name, &form, &codes, rows)?;
+                Place::Packed { form, codes, scales, zero_points }
+            }
+            (Some((Some(form), codes)), _) => {
+                let reason = format!("a weight of shape {:?} cannot be {}", spec.shape, form.scheme);
+                return Err(self.damaged(&codes, reason));
+            }
+            (None, _) if spec.name == FINAL_NORM => {
+                notes.push(format!("{name} is not there (the older tools forgot the final norm); all ones are used"));
+                Place::Ones
+            }
+            (None, _) => {
+                let npz = self.npz.as_ref().map_or(self.folder.as_path(), Npz::path);
+                return Err(Error::invalid(npz, format!("{name} is not there, in no form that is known")));
+            }
+        };
+        let (scheme, bytes) = match (&place, &spec.shape[..]) {
+            (Place::Packed { form, zero_points, .. }, &[rows, columns]) => {
+                let constants = 1 + zero_points.is_some() as usize;
+                (Some(form.scheme), rows * (row_bytes(form.scheme, columns) + constants * size_of::<f32>()))
+            }
+            _ => (None, spec.len() * size_of::<f32>()),
+        };
+        let info = WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, bytes };
+        Ok(Located { info, place })
+    }
+
+    /// The codes of a low-bit weight with their form, or the values of one in full precision with none.
+    fn in_npz(&self, name: &str) -> Result<Option<(Option<Form>, Part)>> {
+        let Some(npz) = &self.npz else { return Ok(None) };
+        let entry = self.entry(name).unwrap_or(&Value::Null);
+        let has = |suffix: &str| npz.contains(&format!("{name}{suffix}"));
+        // An NPZ may hold a weight in several forms: the manifest says which one is meant.
+        let meant = match (&entry["npz_key"], &entry["packed"], &entry["q"], entry["bit_width"].as_u64()) {
+            (Value::String(key), ..) => {
+                let suffix = key.strip_prefix(name).filter(|suffix| has(suffix));
+                let suffix = suffix.filter(|s| *s == FULL || FORMS.iter().any(|form| form.suffix == *s));
+                Some(suffix.ok_or_else(|| Error::invalid(npz.path(), format!("{key} is not there")))?.to_string())
+            }
+            (_, Value::String(_), ..) => Some("_1bit".into()),
+            (_, _, Value::String(_), Some(bits)) => Some(format!("_q{bits}")),
+            _ => None,
+        };
+        let form = |suffix: &str| FORMS.into_iter().find(|form| form.suffix == suffix);
+        let suffix = match meant.filter(|suffix| has(suffix)) {
+            Some(suffix) => suffix,
+            None => match FORMS.iter().map(|form| form.suffix).chain([FULL]).find(|suffix| has(suffix)) {
+                Some(suffix) => suffix.to_string(),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some((form(&suffix).map(|form| three_bits(form, entry)), Part::Member(format!("{name}{suffix}")))))
+    }
+
+    fn in_loose_files(&self, name: &str, spec: &WeightSpec) -> Result<Option<(Option<Form>, Part)>> {
+        let Some(entry) = self.entry(name) else { return Ok(None) };
+        if let Some(path) = self.loose(entry, "packed")? {
+            let [rows, columns] = spec.shape[..] else {
+                return Err(Error::invalid(path, format!("a weight of shape {:?} cannot be binary", spec.shape)));
+            };
+            let shape = [rows, row_bytes(Scheme::Binary, columns)];
+            return Ok(Some((Some(FORMS[0]), Part::Raw(path, shape))));
+        }
+        for field in ["ternary", "q"] {
+            if let Some(path) = self.loose(entry, field)? {
+                let bits = &entry["bit_width"];
+                let suffix = if field == "q" { format!("_q{bits}") } else { "_ternary".into() };
+                let form = FORMS.into_iter().find(|form| form.suffix == suffix);
+                let form = form.ok_or_else(|| Error::invalid(&path, format!("bit_width {bits} is not supported")))?;
+                return Ok(Some((Some(three_bits(form, entry)), Part::Npy(path))));
+            }
+        }
+        Ok(self.loose(entry, "fp32")?.map(|path| (None, Part::Npy(path))))
+    }
+
+    /// The scales that belong to `codes`: in the same NPZ, or in a file of their own.
+    fn scales(&self, name: &str, form: &Form, codes: &Part) -> Result<Part> {
+        if let Part::Member(_) = codes {
+            return Ok(Part::Member(format!("{name}{}", form.scales)));
+        }
+        let entry = self.entry(name).unwrap_or(&Value::Null);
+        let field = if form.cells == Cells::Fields { "q_scales" } else { "scales" };
+        if let Some(path) = self.loose(entry, field)?.filter(|path| path.is_file()) {
+            return Ok(Part::Npy(path));
+        }
+        let text = self.loose(entry, &format!("{field}_txt"))?;
+        text.map(Part::Text).ok_or_else(|| self.damaged(codes, format!("the manifest names no {field} for {name}")))
+    }
+
+    /// Zero points, unless they are those that a symmetric matrix has anyway.
+    fn zero_points(&self, name: &str, form: &Form, codes: &Part, rows: usize) -> Result<Option<Vec<i32>>> {
+        let Some(suffix) = form.zero_point else { return Ok(None) };
+        let part = match codes {
+            Part::Member(_) => {
+                let key = format!("{name}{suffix}");
+                let there = self.npz.as_ref().is_some_and(|npz| npz.contains(&key));
+                (there || form.cells == Cells::Fields).then_some(Part::Member(key))
+            }
+            _ if form.cells == Cells::Packed => None,
+            _ => {
+                let entry = self.entry(name).unwrap_or(&Value::Null);
+                let path = self.loose(entry, "q_zero_point")?;
+                Some(Part::Npy(path.ok_or_else(|| self.damaged(codes, "the manifest names no q_zero_point"))?))
+            }
+        };
+        let Some(part) = part else { return Ok(None) };
+        let array = self.array(&part)?;
+        let points: Option<Vec<i32>> =
+            array.to_i64().and_then(|points| points.into_iter().map(|point| i32::try_from(point).ok()).collect());
+        let points = points.ok_or_else(|| self.damaged(&part, "zero points must be whole numbers of 32 bits"))?;
+        if points.len() != rows {
+            return Err(self.damaged(&part, format!("{} zero points for {rows} rows", points.len())));
+        }
+        // Beyond this a difference to a field would not be exact in f32.
+        if points.iter().any(|point| point.unsigned_abs() >= 1 << 24) {
+            return Err(self.damaged(&part, "a zero point is too large"));
+        }
+        let symmetric = form.scheme != Scheme::Binary && points.iter().all(|p| *p == -form.scheme.code_of(0));
+        Ok((!symmetric).then_some(points))
+    }
+
+    /// `NAME_shape` and `NAME_pc_axis`, where they are there, must say what is expected.
+    fn check_members(&self, name: &str, shape: [usize; 2]) -> Result<()> {
+        for (suffix, expected) in [("_shape", &shape[..]), ("_pc_axis", &[0])] {
+            let part = Part::Member(format!("{name}{suffix}"));
+            if let (Some(npz), Part::Member(key)) = (&self.npz, &part)
+                && npz.contains(key)
+            {
+                let found = npz.array(key)?.to_i64().unwrap_or_default();
+                if !found.iter().copied().eq(expected.iter().map(|d| *d as i64)) {
+                    return Err(self.damaged(&part, format!("{found:?} found, {expected:?} expected")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, located: &Located) -> Result<StoredWeight> {
+        let shape = &located.info.shape;
+        match (&located.place, &shape[..]) {
+            (Place::Packed { form, codes, scales, zero_points }, &[rows, columns]) => {
+                let array = self.array(codes)?;
+                let packed = unfold(form, columns, array.data).map_err(|reason| self.damaged(codes, reason))?;
+                let values = self.array(scales)?.to_f32().unwrap_or_default();
+                if values.len() != rows || !values.iter().all(|scale| scale.is_finite()) {
+                    return Err(self.damaged(scales, format!("{rows} finite scales are expected")));
+                }
+                PackedMatrix::new(form.scheme, [rows, columns], packed, values, zero_points.clone())
+                    .map(StoredWeight::Packed)
+                    .map_err(|e| self.damaged(codes, e))
+            }
+            (Place::Full(part), _) => match self.array(part)?.to_f32() {
+                Some(values) => Ok(StoredWeight::Full(values)),
+                None => Err(self.damaged(part, "floating-point values are expected")),
+            },
+            _ => Ok(StoredWeight::Full(vec![1.0; shape.iter().product()])),
+        }
+    }
+}
+
+/// The three-bit form where a manifest of ours says so.
+fn three_bits(form: Form, entry: &Value) -> Form {
+    match form.suffix == INT3_AS_Q4.suffix && entry["scheme"] == Scheme::Int3.name() {
+        true => INT3_AS_Q4,
+        false => form,
+    }
+}
+
+/// Packed rows, out of whatever cells a file has.
+fn unfold(form: &Form, columns: usize, data: Bytes) -> Result<Bytes, String> {
+    match form.cells {
+        Cells::Packed => codes::check_packed(form.scheme, columns, &data).map(|()| data),
+        Cells::Fields => codes::pack_fields(form.scheme, columns, data.iter().copied()).map(Bytes::from),
+        Cells::Codes => {
+            let fields = data.iter().map(|code| code.wrapping_add(1));
+            codes::pack_fields(form.scheme, columns, fields).map(Bytes::from)
+        }
+    }
+}

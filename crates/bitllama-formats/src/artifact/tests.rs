@@ -1,0 +1,370 @@
+//! Round trips of every scheme through both layouts, and what must be refused.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use bitllama_core::weights::{self, Kind, WeightSpec};
+use bitllama_core::{DenseMatrix, ModelConfig, PackedMatrix, RopeScaling, Scheme, quantize};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+use tokenizers::models::wordlevel::WordLevel;
+
+use super::*;
+use crate::{Error, Result};
+
+/// Odd sizes, so that every row ends inside a byte in every scheme.
+fn config(tied: bool) -> ModelConfig {
+    ModelConfig {
+        vocab_size: 11,
+        hidden_size: 13,
+        intermediate_size: 19,
+        num_hidden_layers: 2,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 2,
+        max_position_embeddings: 77,
+        rms_norm_eps: 1.25e-6,
+        rope_theta: 12345.5,
+        rope_scaling: Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        }),
+        tie_word_embeddings: tied,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2, 3],
+    }
+}
+
+fn tokenizer(tokens: u32) -> Tokenizer {
+    let vocab = (0..tokens).map(|i| (format!("t{i}"), i)).collect();
+    Tokenizer::new(WordLevel::builder().vocab(vocab).unk_token("t0".into()).build().unwrap())
+}
+
+fn values(spec: &WeightSpec) -> Vec<f32> {
+    let seed = spec.name.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte as u32));
+    (0..spec.len() as u32)
+        .map(|i| (i.wrapping_mul(2654435761).wrapping_add(seed) >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        .collect()
+}
+
+fn stored(spec: &WeightSpec, scheme: Option<Scheme>) -> StoredWeight {
+    match (scheme, &spec.shape[..]) {
+        (Some(scheme), &[_, columns]) => {
+            let q = quantize(scheme, DenseMatrix { data: values(spec), columns });
+            StoredWeight::Packed(PackedMatrix::pack(scheme, &q.codes, q.scales.data).unwrap())
+        }
+        _ => StoredWeight::Full(values(spec)),
+    }
+}
+
+/// All matrices in the schemes in turn, norms in f32.
+fn model(config: &ModelConfig, schemes: &[Option<Scheme>]) -> Vec<(WeightSpec, StoredWeight)> {
+    let mut turn = schemes.iter().cycle();
+    weights::specs(config)
+        .into_iter()
+        .map(|spec| {
+            let scheme = if spec.kind == Kind::Norm { None } else { *turn.next().unwrap() };
+            let weight = stored(&spec, scheme);
+            (spec, weight)
+        })
+        .collect()
+}
+
+fn write_model(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: &[(WeightSpec, StoredWeight)],
+    layout: Layout,
+) -> Result<()> {
+    let weights = weights.iter().cloned().map(Ok);
+    write(folder, config, weights, &tokenizer(11), layout, json!({ "command": "test" }))
+}
+
+fn assert_holds(folder: &Path, weights: &[(WeightSpec, StoredWeight)]) -> Artifact {
+    let artifact = Artifact::open(folder).unwrap();
+    for (spec, weight) in weights {
+        assert_eq!(artifact.weight(spec).unwrap(), *weight, "{}", spec.name);
+    }
+    artifact
+}
+
+fn edit_manifest(folder: &Path, edit: impl FnOnce(&mut Value)) {
+    let path = folder.join(MANIFEST_FILE);
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut manifest);
+    fs::write(path, manifest.to_string()).unwrap();
+}
+
+fn message<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("an error is expected"),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn every_scheme_survives_both_layouts() {
+    let root = tempfile::tempdir().unwrap();
+    let mut plans: Vec<Vec<Option<Scheme>>> = Scheme::ALL.iter().map(|scheme| vec![Some(*scheme)]).collect();
+    plans.push(vec![None]);
+    plans.push(Scheme::ALL.into_iter().map(Some).chain([None]).collect());
+    for (layout, tied) in [(Layout::Packed, true), (Layout::V2, false)] {
+        for plan in &plans {
+            let folder = root.path().join("artifact");
+            let config = config(tied);
+            let weights = model(&config, plan);
+            write_model(&folder, &config, &weights, layout).unwrap();
+            let artifact = assert_holds(&folder, &weights);
+            assert_eq!(artifact.config, config);
+            assert_eq!(artifact.notes, Vec::<String>::new());
+            assert_eq!(artifact.manifest["provenance"]["command"], "test");
+            assert_eq!(artifact.tokenizer.as_ref().unwrap().get_vocab_size(true), 11);
+            let plan: Vec<_> = artifact
+                .weights()
+                .map(|info| (weights.iter().find(|(spec, _)| spec.name == info.name).unwrap().0.clone(), info.scheme))
+                .collect();
+            assert_eq!(artifact.size(), StoredSize::of(&plan));
+        }
+    }
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "temporary folders are left");
+}
+
+#[test]
+fn packed_codes_stay_in_the_map_and_are_aligned() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let weights = model(&config(true), &[Some(Scheme::Ternary)]);
+    write_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
+    let artifact = Artifact::open(&folder).unwrap();
+    for (spec, _) in weights {
+        if let StoredWeight::Packed(matrix) = artifact.weight(&spec).unwrap() {
+            let StoredWeight::Packed(again) = artifact.weight(&spec).unwrap() else { panic!() };
+            assert_eq!(matrix.bytes().as_ptr(), again.bytes().as_ptr());
+            assert_eq!(matrix.bytes().as_ptr() as usize % 64, 0);
+        }
+    }
+}
+
+#[test]
+fn loose_files_alone_are_enough_for_v2() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let config = config(false);
+    let weights = model(&config, &Scheme::ALL.map(Some));
+    write_model(&folder, &config, &weights, Layout::V2).unwrap();
+    fs::remove_file(folder.join(WEIGHTS_FILE)).unwrap();
+    assert_holds(&folder, &weights);
+    // Without .npy scales those of the text files serve, digit for digit.
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().ends_with("scales.npy") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert_holds(&folder, &weights);
+}
+
+#[test]
+fn a_lone_npz_reads_with_what_it_says() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let config = config(false);
+    let weights = model(&config, &[Some(Scheme::Binary), Some(Scheme::Ternary), Some(Scheme::Int3)]);
+    write_model(&folder, &config, &weights, Layout::V2).unwrap();
+    let artifact = Artifact::open(&folder.join(WEIGHTS_FILE)).unwrap();
+    assert_eq!(artifact.config.num_hidden_layers, 2);
+    assert_eq!(artifact.config.rope_theta, 12345.5);
+    assert!(!artifact.config.tie_word_embeddings);
+    assert_eq!(artifact.notes.len(), 2, "{:?}", artifact.notes);
+    for (spec, weight) in &weights {
+        match (artifact.weight(spec).unwrap(), weight) {
+            // Without a manifest three bits read as four, with the same weights.
+            (StoredWeight::Packed(found), StoredWeight::Packed(written)) => {
+                assert_eq!(found.dequantize(), written.dequantize(), "{}", spec.name);
+            }
+            (found, written) => assert_eq!(found, *written),
+        }
+    }
+}
+
+#[test]
+fn zero_points_survive_where_the_layout_has_room_for_them() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let with_points = |scheme| {
+        let mut weights = model(&config(true), &[Some(scheme)]);
+        for (_, weight) in &mut weights {
+            if let StoredWeight::Packed(m) = weight {
+                let points = (0..m.rows() as i32).collect();
+                let shape = [m.rows(), m.columns()];
+                *m = PackedMatrix::new(scheme, shape, m.bytes().clone(), m.scales().to_vec(), Some(points)).unwrap();
+            }
+        }
+        weights
+    };
+    for layout in [Layout::Packed, Layout::V2] {
+        let weights = with_points(Scheme::Int4);
+        write_model(&folder, &config(true), &weights, layout).unwrap();
+        let artifact = assert_holds(&folder, &weights);
+        let rows: usize = artifact.weights().filter(|w| w.scheme.is_some()).map(|w| w.shape[0]).sum();
+        let symmetric = model(&config(true), &[Some(Scheme::Int4)]);
+        let bytes = artifact.size().bytes;
+        write_model(&folder, &config(true), &symmetric, layout).unwrap();
+        assert_eq!(bytes - Artifact::open(&folder).unwrap().size().bytes, 4 * rows);
+    }
+    write_model(&folder, &config(true), &with_points(Scheme::Ternary), Layout::Packed).unwrap();
+    let refused = message(write_model(&folder, &config(true), &with_points(Scheme::Ternary), Layout::V2));
+    assert!(refused.contains("zero points"), "{refused}");
+}
+
+#[test]
+fn only_the_weights_of_the_architecture_are_written() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let config = config(true);
+    let weights = model(&config, &[Some(Scheme::Int8)]);
+    let refused = |weights: &[(WeightSpec, StoredWeight)]| {
+        let text = message(write_model(&folder, &config, weights, Layout::Packed));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        text
+    };
+    assert!(refused(&weights[1..]).contains("embed_tokens.weight is missing"));
+    let twice = [&weights[..], &weights[..1]].concat();
+    assert!(refused(&twice).contains("embed_tokens.weight is given twice"));
+    let mut other = weights.clone();
+    other[0].0.name = "other".into();
+    assert!(refused(&other).contains("other is no weight of this architecture"));
+    let mut other = weights.clone();
+    other[1].1 = StoredWeight::Full(vec![1.0; 12]);
+    assert!(refused(&other).contains("has the shape [12], [13] is expected"));
+    let failing = weights.iter().cloned().map(Ok).take(3).chain([Err(Error::invalid("teacher", "cut off"))]);
+    let failed = write(&folder, &config, failing, &tokenizer(11), Layout::Packed, Value::Null);
+    assert_eq!(message(failed), "teacher: cut off");
+    assert!(!folder.exists());
+}
+
+#[test]
+fn only_artifacts_are_replaced() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("home");
+    fs::create_dir(&folder).unwrap();
+    let weights = model(&config(true), &[None]);
+    write_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
+    write_model(&folder, &config(true), &weights, Layout::V2).unwrap();
+    fs::remove_file(folder.join(MANIFEST_FILE)).unwrap();
+    let refused = message(write_model(&folder, &config(true), &weights, Layout::Packed));
+    assert!(refused.contains("is no artifact"), "{refused}");
+    assert!(folder.join(WEIGHTS_FILE).exists());
+}
+
+#[test]
+fn damaged_manifests_are_refused_with_a_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let config = config(true);
+    let weights = model(&config, &[Some(Scheme::Int2)]);
+    let refused = |layout, edit: fn(&mut Value)| {
+        let folder = root.path().join("artifact");
+        write_model(&folder, &config, &weights, layout).unwrap();
+        edit_manifest(&folder, edit);
+        message(Artifact::open(&folder))
+    };
+    let outside = refused(Layout::Packed, |m| m["model"]["source_npz"] = json!("../weights.npz"));
+    assert!(outside.contains("`../weights.npz` leads out of the folder"), "{outside}");
+    let outside = refused(Layout::Packed, |m| m["model"]["source_npz"] = json!("/etc/passwd"));
+    assert!(outside.contains("leads out"), "{outside}");
+    let outside = refused(Layout::V2, |m| {
+        m["model"]["source_npz"] = json!("none.npz");
+        m["weights"]["embedding.weight"]["q"] = json!("a/../../b.npy");
+    });
+    assert!(outside.contains("leads out"), "{outside}");
+    let gone = refused(Layout::Packed, |m| m["model"]["source_npz"] = json!("none.npz"));
+    assert!(gone.contains("embedding.weight is not there"), "{gone}");
+    let shape = refused(Layout::Packed, |m| m["model_config"]["vocab_size"] = json!(12));
+    assert!(shape.contains("embedding.weight has the shape [11,13], [12, 13] is expected"), "{shape}");
+    let layers = refused(Layout::Packed, |m| m["model_config"]["num_hidden_layers"] = json!(10_000_000));
+    assert!(layers.contains("10000000 layers"), "{layers}");
+    let field = refused(Layout::Packed, |m| m["model_config"]["head_dim"] = json!("two"));
+    assert!(field.contains("model_config"), "{field}");
+    let bias = refused(Layout::Packed, |m| m["weights"]["transformer.layers.0.self_attn.q_proj.bias"] = json!({}));
+    assert!(bias.contains("bias"), "{bias}");
+}
+
+#[test]
+fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
+    use crate::npz::{Dtype, Npz, NpzWriter};
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let weights = model(&config(true), &[Some(Scheme::Ternary)]);
+    // Rewrites the NPZ with one array replaced.
+    let refused = |key: &str, dtype: Dtype, shape: &[usize], fill: u8| {
+        write_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
+        let path = folder.join(WEIGHTS_FILE);
+        let old = Npz::open(&path).unwrap();
+        let mut new = NpzWriter::new(std::io::Cursor::new(Vec::new()), &path);
+        for other in old.keys().filter(|other| *other != key) {
+            let array = old.array(other).unwrap();
+            new.array(other, array.dtype, &array.shape, &array.data).unwrap();
+        }
+        let bytes = vec![fill; shape.iter().product::<usize>() * dtype.size()];
+        new.array(key, dtype, shape, &bytes).unwrap();
+        let bytes = new.finish().unwrap().into_inner();
+        drop(old);
+        fs::write(&path, bytes).unwrap();
+        match Artifact::open(&folder) {
+            Err(e) => e.to_string(),
+            Ok(artifact) => weights
+                .iter()
+                .find_map(|(spec, _)| artifact.weight(spec).err())
+                .expect("an error is expected")
+                .to_string(),
+        }
+    };
+    let key = "transformer.layers.1.mlp.up_proj.weight_ternary_packed";
+    let shape = refused(key, Dtype::U8, &[19, 5], 0);
+    assert!(shape.contains(WEIGHTS_FILE) && shape.contains(key), "{shape}");
+    assert!(shape.contains("[19, 5] of |u1 found, [19, 4] of |u1 expected"), "{shape}");
+    let dtype = refused(key, Dtype::I8, &[19, 4], 0);
+    assert!(dtype.contains("[19, 4] of |i1 found"), "{dtype}");
+    let fields = refused(key, Dtype::U8, &[19, 4], 3);
+    assert!(fields.contains("no field of ternary"), "{fields}");
+    let spare = refused(key, Dtype::U8, &[19, 4], 0x80);
+    assert!(spare.contains("spare bits of row 0"), "{spare}");
+    let scales = refused("transformer.layers.1.mlp.up_proj.weight_scales", Dtype::F32, &[18], 0);
+    assert!(scales.contains("19 finite scales"), "{scales}");
+    let scales = refused("transformer.layers.1.mlp.up_proj.weight_scales", Dtype::F32, &[19], 0xff);
+    assert!(scales.contains("19 finite scales"), "{scales}");
+    let axis = refused("transformer.layers.1.mlp.up_proj.weight_pc_axis", Dtype::I32, &[], 1);
+    assert!(axis.contains("[0] expected"), "{axis}");
+    let norm = refused("norm.weight_fp32", Dtype::I32, &[13], 0);
+    assert!(norm.contains("[13] of <i4 found, [13] of <f4 expected"), "{norm}");
+}
+
+/// Writes an artifact of every scheme with the weights it stands for beside it, for `tests/python/check_npz.py`:
+/// `BITLLAMA_CHECK_DIR=/tmp/x cargo test -p bitllama-formats writes_for_the_python_checker -- --ignored`.
+#[test]
+#[ignore = "writes files for another program"]
+fn writes_for_the_python_checker() {
+    let root = std::env::var_os("BITLLAMA_CHECK_DIR").expect("BITLLAMA_CHECK_DIR names a folder");
+    for (name, layout) in [("packed", Layout::Packed), ("v2", Layout::V2)] {
+        let folder = Path::new(&root).join(name);
+        let config = config(false);
+        let weights = model(&config, &Scheme::ALL.map(Some));
+        write_model(&folder, &config, &weights, layout).unwrap();
+        let dense: HashMap<String, (Vec<usize>, Vec<f32>)> = weights
+            .into_iter()
+            .map(|(spec, weight)| match weight {
+                StoredWeight::Packed(matrix) => (spec.name, (spec.shape, matrix.dequantize().data)),
+                StoredWeight::Full(values) => (spec.name, (spec.shape, values)),
+            })
+            .collect();
+        let views = dense.iter().map(|(name, (shape, data))| {
+            let bytes = bytemuck::cast_slice(data);
+            (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+        });
+        let file = Path::new(&root).join(format!("{name}.safetensors"));
+        safetensors::serialize_to_file(views, None, &file).unwrap();
+    }
+}

@@ -1,0 +1,227 @@
+//! Writes an artifact folder, whole or not at all, one weight at a time.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use bitllama_core::packed::row_bytes;
+use bitllama_core::weights::{self, WeightSpec};
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer;
+
+use super::forms::{Cells, FULL, Form, artifact_name};
+use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
+use crate::npz::{self, Dtype, NpzWriter};
+use crate::{Error, Result, atomic};
+
+/// Writes an artifact folder, whole or not at all. `weights` yields every weight of `config`, in any order;
+/// `provenance` goes into the manifest under `provenance`. An artifact that stood there is replaced.
+///
+/// # Errors
+/// Those of `weights`; [`Error::Io`] if the disk refuses; [`Error::Invalid`] if a weight is missing, there twice or of
+/// another shape, or if `folder` holds files and is no artifact.
+pub fn write(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
+    tokenizer: &Tokenizer,
+    layout: Layout,
+    provenance: Value,
+) -> Result<()> {
+    config.validate().map_err(|e| Error::invalid(folder, e))?;
+    refuse_foreign(folder)?;
+    atomic::write_folder(folder, |temporary| {
+        let npz_path = temporary.join(WEIGHTS_FILE);
+        let mut entries = HashMap::new();
+        atomic::write_file(&npz_path, |file| {
+            let mut npz = NpzWriter::new(file, &npz_path);
+            write_config(&mut npz, config)?;
+            let expected: HashMap<String, WeightSpec> =
+                weights::specs(config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+            for weight in weights {
+                let (spec, weight) = weight?;
+                check(&spec, &weight, expected.get(&spec.name)).map_err(|reason| Error::invalid(folder, reason))?;
+                if entries.contains_key(&spec.name) {
+                    return Err(Error::invalid(folder, format!("{} is given twice", spec.name)));
+                }
+                let writer = Writer { npz: &mut npz, folder: temporary, config, layout };
+                let written = writer.weight(&spec, &weight)?;
+                entries.insert(spec.name, written);
+            }
+            npz.finish().map(drop)
+        })?;
+        let (mut infos, mut named) = (Vec::new(), Map::new());
+        for spec in weights::specs(config) {
+            let missing = || Error::invalid(folder, format!("{} is missing", spec.name));
+            let (info, entry) = entries.remove(&spec.name).ok_or_else(missing)?;
+            infos.push(info);
+            named.insert(artifact_name(&spec.name), entry);
+        }
+        let manifest = manifest::manifest(config, layout, named, &infos, provenance);
+        let path = temporary.join(MANIFEST_FILE);
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::invalid(&path, e))?;
+        write_file(&path, |file| writeln!(file, "{text}"))?;
+        let path = temporary.join(TOKENIZER_FILE);
+        let text = tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
+        write_file(&path, |file| file.write_all(text.as_bytes()))
+    })
+}
+
+/// A mistyped `--out` must not cost somebody a folder of other things.
+fn refuse_foreign(folder: &Path) -> Result<()> {
+    if folder.is_file() {
+        return Err(Error::invalid(folder, "a file stands here, an artifact is a folder"));
+    }
+    let empty = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+        Err(e) => return Err(Error::io(folder)(e)),
+    };
+    match empty || folder.join(MANIFEST_FILE).is_file() {
+        true => Ok(()),
+        false => Err(Error::invalid(folder, "the folder holds files and is no artifact, so it is not replaced")),
+    }
+}
+
+fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>) -> Result<(), String> {
+    let Some(expected) = expected else {
+        return Err(format!("{} is no weight of this architecture", spec.name));
+    };
+    let found = match weight {
+        StoredWeight::Packed(matrix) => vec![matrix.rows(), matrix.columns()],
+        StoredWeight::Full(values) if values.len() == expected.len() => expected.shape.clone(),
+        StoredWeight::Full(values) => vec![values.len()],
+    };
+    match spec.shape == expected.shape && found == expected.shape {
+        true => Ok(()),
+        false => Err(format!("{} has the shape {found:?}, {:?} is expected", spec.name, expected.shape)),
+    }
+}
+
+fn write_config<W: Write + io::Seek>(npz: &mut NpzWriter<W>, config: &ModelConfig) -> Result<()> {
+    let counts = [
+        ("_config_hidden_size", config.hidden_size),
+        ("_config_intermediate_size", config.intermediate_size),
+        ("_config_num_layers", config.num_hidden_layers),
+        ("_config_num_heads", config.num_attention_heads),
+        ("_config_vocab_size", config.vocab_size),
+    ];
+    for (key, count) in counts {
+        npz.array(key, Dtype::I64, &[1], &(count as i64).to_le_bytes())?;
+    }
+    npz.array("_config_rope_theta", Dtype::F64, &[1], &config.rope_theta.to_le_bytes())
+}
+
+struct Writer<'a, W: Write + io::Seek> {
+    npz: &'a mut NpzWriter<W>,
+    folder: &'a Path,
+    config: &'a ModelConfig,
+    layout: Layout,
+}
+
+impl<W: Write + io::Seek> Writer<'_, W> {
+    /// Writes a weight and gives back what it is, and its entry of the manifest.
+    fn weight(mut self, spec: &WeightSpec, weight: &StoredWeight) -> Result<(WeightInfo, Value)> {
+        let name = artifact_name(&spec.name);
+        let info = |scheme, bytes| WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, bytes };
+        match weight {
+            StoredWeight::Full(values) => {
+                let bytes = bytemuck::cast_slice(values);
+                self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;
+                Ok((info(None, bytes.len()), manifest::full_entry(&name, self.layout, &spec.shape)))
+            }
+            StoredWeight::Packed(matrix) => {
+                let form = Form::of(self.layout, matrix.scheme());
+                self.matrix(&name, &form, matrix)?;
+                let constants = matrix.rows() * (1 + matrix.zero_points().is_some() as usize);
+                let entry = manifest::packed_entry(&name, self.config, self.layout, &form, matrix);
+                Ok((info(Some(matrix.scheme()), matrix.bytes().len() + constants * size_of::<f32>()), entry))
+            }
+        }
+    }
+
+    fn matrix(&mut self, name: &str, form: &Form, matrix: &PackedMatrix) -> Result<()> {
+        let (scheme, rows, columns) = (matrix.scheme(), matrix.rows(), matrix.columns());
+        let zero_point_suffix = match (self.layout, matrix.zero_points(), form.cells) {
+            (Layout::V2, Some(_), Cells::Packed | Cells::Codes) => {
+                let reason = format!("{name}: {scheme} with zero points cannot be written for the older tools");
+                return Err(Error::invalid(self.folder.join(WEIGHTS_FILE), reason));
+            }
+            (_, None, Cells::Packed | Cells::Codes) => None,
+            _ => form.zero_point,
+        };
+        let (dtype, width) = match form.cells {
+            Cells::Packed => (Dtype::U8, row_bytes(scheme, columns)),
+            Cells::Codes => (Dtype::I8, columns),
+            Cells::Fields => (Dtype::U8, columns),
+        };
+        self.both(name, form.suffix, dtype, &[rows, width], &|out| write_cells(out, form, matrix))?;
+        let scales: &[u8] = bytemuck::cast_slice(matrix.scales());
+        self.both(name, form.scales, Dtype::F32, &[rows], &|out| out.write_all(scales))?;
+        if let Some(suffix) = zero_point_suffix {
+            let symmetric = || vec![-scheme.code_of(0); rows];
+            let points = matrix.zero_points().map_or_else(symmetric, <[i32]>::to_vec);
+            let points: &[u8] = bytemuck::cast_slice(&points);
+            self.both(name, suffix, Dtype::I32, &[rows], &|out| out.write_all(points))?;
+        }
+        self.npz.ints(&format!("{name}_shape"), &[2], &[rows as i32, columns as i32])?;
+        if scheme == Scheme::Binary {
+            self.npz.ints(&format!("{name}_pc_axis"), &[], &[0])?;
+        }
+        if self.layout == Layout::V2 {
+            write_file(&self.folder.join(format!("{name}{}.txt", form.scales)), |file| {
+                matrix.scales().iter().try_for_each(|scale| writeln!(file, "{scale}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes an array into the NPZ and, for the older tools, into a file of its own.
+    fn both(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        fill: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<()> {
+        let key = format!("{name}{suffix}");
+        self.npz.array_with(&key, dtype, shape, fill)?;
+        if self.layout == Layout::Packed {
+            return Ok(());
+        }
+        // One bit a code goes without a header: `matmul_1bit` reads the file as it stands.
+        let (header, extension) = match suffix {
+            "_1bit" => (Vec::new(), "bin"),
+            _ => (npz::header(dtype, shape), "npy"),
+        };
+        write_file(&self.folder.join(format!("{key}.{extension}")), |file| {
+            file.write_all(&header)?;
+            fill(file)
+        })
+    }
+}
+
+fn write_cells(out: &mut dyn Write, form: &Form, matrix: &PackedMatrix) -> io::Result<()> {
+    if form.cells == Cells::Packed {
+        return out.write_all(matrix.bytes());
+    }
+    let mut row = vec![0; matrix.columns()];
+    for r in 0..matrix.rows() {
+        codes::row_fields(matrix, r, &mut row);
+        if form.cells == Cells::Codes {
+            // As two's complement: 255 is the i8 -1.
+            row.iter_mut().for_each(|field| *field = field.wrapping_sub(1));
+        }
+        out.write_all(&row)?;
+    }
+    Ok(())
+}
+
+/// Writes a file of the temporary folder, which is flushed to disk as a whole.
+fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<fs::File>) -> io::Result<()>) -> Result<()> {
+    let mut file = BufWriter::new(fs::File::create(path).map_err(Error::io(path))?);
+    fill(&mut file).and_then(|()| file.flush()).map_err(Error::io(path))
+}
