@@ -259,7 +259,7 @@ impl Cursor<'_> {
             return if start > self.bytes.len() { Err(beyond()) } else { Ok(start..start) };
         };
         let columns = shape.last().copied().unwrap_or(1);
-        if columns % format.block_len() != 0 {
+        if !columns.is_multiple_of(format.block_len()) {
             let (format, block) = (format.name(), format.block_len());
             return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {format}'s {block}")));
         }

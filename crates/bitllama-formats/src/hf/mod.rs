@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 pub use config::{config_json, read_config, write_config};
+#[cfg(feature = "hub")]
+pub(crate) use read::{is_file_name, shards};
 
 use crate::{Error, Model, Result, atomic};
 

@@ -95,7 +95,7 @@ impl WeightSource for Weights {
 }
 
 /// The files that an index names, each once.
-fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let json = read_json(index)?;
     let map = json.get("weight_map").and_then(|m| m.as_object());
     let map = map.ok_or_else(|| Error::invalid(index, "has no object weight_map"))?;
