@@ -9,7 +9,7 @@ use crate::model::Decoder;
 use crate::{Error, Result};
 
 /// Opens an artifact, or a Hugging Face directory or GGUF file in f32, with its tokenizer. A directory with a
-/// `manifest.json` is an artifact.
+/// `manifest.json` is an artifact; one with a `config.json` only is not.
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, or it cannot be read, or an artifact has no tokenizer.

@@ -14,6 +14,18 @@ pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec
     Ok(bos.filter(|bos| ids.first() != Some(bos)).into_iter().chain(ids.iter().copied()).collect())
 }
 
+/// `bos` if the tokenizer puts it in front of a text by itself, else none.
+///
+/// This is what evaluation asks for: llama.cpp's `perplexity` uses a BOS only where the model's tokenizer has one
+/// (`add_bos_token`), and a config may well name a BOS that the model never saw in front of a text.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer fails.
+pub fn own_bos(tokenizer: &Tokenizer, bos: Option<u32>) -> Result<Option<u32>> {
+    let front = encode(tokenizer, None, "a")?.first().copied();
+    Ok(bos.filter(|bos| front == Some(*bos)))
+}
+
 /// Text that is whole so far, out of tokens that may end in the middle of a character.
 ///
 /// Tokens cannot be decoded one by one: a character may take several, and some decoders drop a leading space. So the
@@ -76,6 +88,8 @@ impl<'a> TextStream<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::processors::template::TemplateProcessing;
+
     use super::*;
     use crate::testing::byte_tokenizer;
 
@@ -128,5 +142,18 @@ mod tests {
         let with = encode(&tokenizer, Some(256), "ab").unwrap();
         assert_eq!(with, [&[256], plain.as_slice()].concat());
         assert_eq!(encode(&tokenizer, Some(256), "<s>ab").unwrap(), with);
+    }
+
+    #[test]
+    fn only_a_tokenizer_with_a_template_has_a_bos_of_its_own() {
+        let mut tokenizer = byte_tokenizer();
+        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), None);
+        let mut template = TemplateProcessing::builder();
+        let template = template.try_single("<s> $A").unwrap().special_tokens(vec![("<s>", 256)]).build().unwrap();
+        tokenizer.with_post_processor(Some(template));
+        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), Some(256));
+        assert_eq!(own_bos(&tokenizer, Some(257)).unwrap(), None);
+        assert_eq!(own_bos(&tokenizer, None).unwrap(), None);
+        assert_eq!(encode(&tokenizer, Some(256), "ab").unwrap().len(), 3);
     }
 }

@@ -4,8 +4,8 @@
 //! Written once, over [`LogitModel`]: the runtime evaluates artifacts with it, and the trainer its Burn modules.
 //!
 //! The protocol: the text's tokens are cut into chunks of `ctx` that do not overlap; what is left over is not used. Each
-//! chunk is a context of its own. Where the model has a BOS token, it takes the place of a chunk's first token. The
-//! logits of positions `ctx / 2 ..= ctx - 2` are scored against the token that follows each.
+//! chunk is a context of its own. Where the tokenizer puts a BOS token in front of a text ([`crate::text::own_bos`]), it
+//! also takes the place of each chunk's first token. The logits of positions `ctx / 2 ..= ctx - 2` are scored against the token that follows each.
 
 mod divergence;
 mod perplexity;
@@ -47,7 +47,7 @@ pub struct Options {
     pub ctx: usize,
     /// Score the first so many chunks only.
     pub chunks: Option<usize>,
-    /// Token that replaces the first one of each chunk: the model's BOS, if it has one.
+    /// Token that replaces the first one of each chunk, if any; [`crate::text::own_bos`] tells as llama.cpp would.
     pub bos: Option<u32>,
 }
 

@@ -1,0 +1,211 @@
+//! `bitllama inspect`: what an artifact holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use bitllama_core::packed::field;
+use bitllama_core::weights::specs;
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_formats::{Artifact, StoredWeight};
+use clap::Args;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// Describe an artifact: architecture, weights by scheme, bits per weight
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Artifact to describe
+    #[arg(value_name = "DIR")]
+    artifact: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    path: PathBuf,
+    architecture: ModelConfig,
+    parameters: usize,
+    bytes: usize,
+    bits_per_weight: f64,
+    schemes: Vec<SchemeReport>,
+    has_tokenizer: bool,
+    /// What had to be assumed on reading, and what the artifact says of itself.
+    notes: Vec<String>,
+}
+
+/// The weights of one scheme.
+#[derive(Serialize)]
+struct SchemeReport {
+    /// Name of the scheme, or `f32`.
+    scheme: &'static str,
+    weights: usize,
+    parameters: usize,
+    bytes: usize,
+    bits_per_weight: f64,
+    /// Of packed weights only.
+    #[serde(flatten)]
+    codes: Option<Codes>,
+}
+
+/// What the codes of one scheme look like.
+#[derive(Serialize)]
+struct Codes {
+    /// Share of the weights that each level has, from the smallest code up.
+    level_usage: Vec<f64>,
+    scale_min: f32,
+    scale_max: f32,
+}
+
+/// Runs the command.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let artifact = Artifact::open(&options.artifact)?;
+    let report = describe(&artifact)?;
+    if options.json {
+        return crate::print_json(&report);
+    }
+    Ok(io::stdout().write_all(table(&report).as_bytes())?)
+}
+
+fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
+    // In the order of `Scheme`, full precision first.
+    let mut schemes = BTreeMap::<Option<Scheme>, SchemeReport>::new();
+    let mut counts = BTreeMap::<Scheme, Counts>::new();
+    for (spec, info) in specs(&artifact.config).iter().zip(artifact.weights()) {
+        let entry = schemes.entry(info.scheme).or_insert_with(|| SchemeReport {
+            scheme: info.scheme.map_or("f32", Scheme::name),
+            weights: 0,
+            parameters: 0,
+            bytes: 0,
+            bits_per_weight: 0.0,
+            codes: None,
+        });
+        entry.weights += 1;
+        entry.parameters += spec.len();
+        entry.bytes += info.bytes;
+        if info.scheme.is_some()
+            && let StoredWeight::Packed(packed) = artifact.weight(spec)?
+        {
+            counts.entry(packed.scheme()).or_default().add(&packed);
+        }
+    }
+    for (scheme, entry) in &mut schemes {
+        entry.bits_per_weight = entry.bytes as f64 * 8.0 / entry.parameters as f64;
+        entry.codes = scheme.and_then(|scheme| counts.remove(&scheme)).map(Counts::finish);
+    }
+    let size = artifact.size();
+    let own_notes = artifact.manifest["model"]["notes"].as_str().filter(|notes| !notes.is_empty());
+    Ok(Report {
+        path: artifact.path.clone(),
+        architecture: artifact.config.clone(),
+        parameters: size.parameters,
+        bytes: size.bytes,
+        bits_per_weight: size.bits_per_weight(),
+        schemes: schemes.into_values().collect(),
+        has_tokenizer: artifact.tokenizer.is_some(),
+        notes: artifact.notes.iter().cloned().chain(own_notes.map(str::to_string)).collect(),
+    })
+}
+
+/// Codes and scales seen so far.
+#[derive(Default)]
+struct Counts {
+    levels: Vec<u64>,
+    scales: Option<(f32, f32)>,
+}
+
+impl Counts {
+    fn add(&mut self, packed: &PackedMatrix) {
+        let (scheme, levels) = (packed.scheme(), packed.scheme().levels() as usize);
+        // A field beyond the levels can only be damage (ternary has three in two bits); it counts as the last.
+        let count_row = |mut counts: Vec<u64>, row: usize| {
+            let bytes = packed.row(row);
+            for column in 0..packed.columns() {
+                counts[(field(scheme, bytes, column) as usize).min(levels - 1)] += 1;
+            }
+            counts
+        };
+        let sum = |mut a: Vec<u64>, b: Vec<u64>| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        };
+        let rows = (0..packed.rows()).into_par_iter();
+        let counted = rows.fold(|| vec![0; levels], count_row).reduce(|| vec![0; levels], sum);
+        self.levels.resize(levels, 0);
+        self.levels.iter_mut().zip(counted).for_each(|(all, new)| *all += new);
+        for scale in packed.scales() {
+            let (low, high) = self.scales.unwrap_or((*scale, *scale));
+            self.scales = Some((low.min(*scale), high.max(*scale)));
+        }
+    }
+
+    fn finish(self) -> Codes {
+        let total = self.levels.iter().sum::<u64>().max(1) as f64;
+        let (scale_min, scale_max) = self.scales.unwrap_or_default();
+        Codes { level_usage: self.levels.iter().map(|n| *n as f64 / total).collect(), scale_min, scale_max }
+    }
+}
+
+/// The report for people.
+fn table(report: &Report) -> String {
+    let ModelConfig {
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        max_position_embeddings,
+        rope_theta,
+        tie_word_embeddings,
+        ..
+    } = &report.architecture;
+    let mut out = format!(
+        "{}\n{num_hidden_layers} layers, hidden {hidden_size}, ffn {intermediate_size}, {num_attention_heads} heads of \
+         {head_dim}, {num_key_value_heads} key-value heads, vocabulary {vocab_size}{}, context \
+         {max_position_embeddings}, rope theta {rope_theta}\n\n",
+        report.path.display(),
+        if *tie_word_embeddings { " (tied)" } else { "" },
+    );
+    let mut line = |scheme: &str, [weights, parameters, bytes]: [String; 3], bits: f64, rest: &str| {
+        let row = format!("{scheme:<8} {weights:>7} {parameters:>14} {bytes:>14} {bits:>6.3}  {rest}");
+        let _ = writeln!(out, "{}", row.trim_end());
+    };
+    let mut all = 0;
+    for SchemeReport { scheme, weights, parameters, bytes, bits_per_weight, codes } in &report.schemes {
+        all += weights;
+        let rest = codes.as_ref().map(describe_codes).unwrap_or_default();
+        line(scheme, [*weights, *parameters, *bytes].map(|n| n.to_string()), *bits_per_weight, &rest);
+    }
+    line("total", [all, report.parameters, report.bytes].map(|n| n.to_string()), report.bits_per_weight, "");
+    let heading = format!(
+        "{:<8} {:>7} {:>14} {:>14} {:>6}  codes and scales\n",
+        "scheme", "weights", "parameters", "bytes", "bits"
+    );
+    let first_row = out.find("\n\n").map_or(0, |at| at + 2);
+    out.insert_str(first_row, &heading);
+    if !report.has_tokenizer {
+        out.push_str("\nnote: no tokenizer, so it can be neither run nor evaluated\n");
+    }
+    for note in &report.notes {
+        let _ = write!(out, "\nnote: {note}\n");
+    }
+    out
+}
+
+fn describe_codes(codes: &Codes) -> String {
+    let Codes { level_usage, scale_min, scale_max } = codes;
+    // 256 percentages would tell nobody anything.
+    let usage = if level_usage.len() <= 16 {
+        level_usage.iter().map(|share| format!("{:.0}", share * 100.0)).collect::<Vec<_>>().join("/") + " %"
+    } else {
+        let used = level_usage.iter().filter(|share| **share > 0.0).count();
+        format!("{used} of {} levels used", level_usage.len())
+    };
+    format!("{usage}, scales {scale_min:.3e} .. {scale_max:.3e}")
+}

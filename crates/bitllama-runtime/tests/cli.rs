@@ -1,0 +1,188 @@
+//! The binary `bitllama` from outside: a whole round on a tiny artifact, and every way to get an error.
+
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use bitllama_core::weights::specs;
+use bitllama_core::{ModelConfig, Scheme};
+use bitllama_formats::artifact::{Layout, write};
+use serde_json::Value;
+use tempfile::TempDir;
+use testing::{byte_tokenizer, random_weight, tiny_config};
+
+fn bitllama(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bitllama")).args(arguments).output().unwrap()
+}
+
+/// stdout of a command that must succeed.
+fn succeeds(arguments: &[&str]) -> String {
+    let output = bitllama(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one object on the one line of stdout.
+fn json(arguments: &[&str]) -> Value {
+    let stdout = succeeds(arguments);
+    assert_eq!(stdout.trim_end().lines().count(), 1, "{stdout}");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// The one line of stderr of a command that must fail, with no output beside.
+fn fails(arguments: &[&str]) -> String {
+    let output = bitllama(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    stderr
+}
+
+/// A tiny model in four schemes and f32.
+fn artifact(folder: &Path, layout: Layout) -> PathBuf {
+    let path = folder.join("tiny");
+    let config = ModelConfig { tie_word_embeddings: false, ..tiny_config() };
+    let weights = specs(&config).into_iter().map(|spec| {
+        let scheme = match spec.name.as_str() {
+            "embed_tokens.weight" => Some(Scheme::Int8),
+            name if name.contains("mlp") => Some(Scheme::Ternary),
+            name if name.contains("q_proj") => Some(Scheme::Binary),
+            name if name.contains("k_proj") => Some(Scheme::Int4),
+            _ => None,
+        };
+        let weight = random_weight(&spec, scheme, 1);
+        Ok((spec, weight))
+    });
+    write(&path, &config, weights, &byte_tokenizer(), layout, serde_json::json!({})).unwrap();
+    path
+}
+
+fn text_file(folder: &Path, text: &str) -> String {
+    let path = folder.join("text.txt");
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn an_artifact_is_run_evaluated_and_described() {
+    let folder = TempDir::new().unwrap();
+    let text = text_file(folder.path(), &"Though this be madness, yet there is method in't. ".repeat(3));
+    let mut perplexities = Vec::new();
+    for layout in [Layout::Packed, Layout::V2] {
+        let place = TempDir::new().unwrap();
+        let path = artifact(place.path(), layout);
+        let path = path.to_str().unwrap();
+
+        let run = ["run", "--artifact", path, "--prompt", "Hello", "-n", "12", "--threads", "1"];
+        let answer = json(&[&run[..], &["--json"]].concat());
+        let length = answer["tokens"].as_array().unwrap().len();
+        assert!(length <= 12 && (length == 12 || answer["stop"] == "end_of_text"), "{answer}");
+        assert_eq!(answer["prompt_tokens"], 6);
+        assert!(answer["prompt_tokens_per_second"].as_f64().unwrap() > 0.0);
+        assert_eq!(succeeds(&run), format!("{}\n", answer["text"].as_str().unwrap()));
+        let warm = [&run[..], &["--temperature", "1", "--top-k", "40", "--top-p", "0.9", "--seed", "7"]].concat();
+        assert_eq!(succeeds(&warm), succeeds(&warm));
+
+        let eval = ["eval", "--artifact", path, "--text", &text, "--ctx", "32"];
+        let score = json(&[&eval[..], &["--json"]].concat());
+        assert_eq!((&score["chunks"], &score["tokens_scored"], &score["ctx"]), (&4.into(), &60.into(), &32.into()));
+        assert!(score["perplexity"].as_f64().unwrap() > 1.0 && score["perplexity_error"].as_f64().unwrap() > 0.0);
+        assert_eq!(json(&[&eval[..], &["--chunks", "2", "--json"]].concat())["chunks"], 2);
+        assert!(succeeds(&eval).starts_with("perplexity "));
+        perplexities.push(score["perplexity"].clone());
+
+        let about = json(&["inspect", path, "--json"]);
+        assert_eq!(about["architecture"]["hidden_size"], 16);
+        let schemes = about["schemes"].as_array().unwrap();
+        let names: Vec<&str> = schemes.iter().map(|scheme| scheme["scheme"].as_str().unwrap()).collect();
+        assert_eq!(names, ["f32", "binary", "ternary", "int4", "int8"]);
+        let ternary = &schemes[2];
+        assert_eq!((&ternary["weights"], ternary["level_usage"].as_array().unwrap().len()), (&6.into(), 3));
+        let shares = ternary["level_usage"].as_array().unwrap().iter().map(|share| share.as_f64().unwrap());
+        assert!((shares.sum::<f64>() - 1.0).abs() < 1e-9);
+        assert!(ternary["scale_min"].as_f64() > Some(0.0) && ternary["scale_max"].as_f64() < Some(1.0));
+        let sum: u64 = schemes.iter().map(|scheme| scheme["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(about["bytes"], sum);
+        let table = succeeds(&["inspect", path]);
+        assert!(["ternary", "total", "hidden 16"].iter().all(|word| table.contains(word)), "{table}");
+    }
+    assert_eq!(perplexities[0], perplexities[1], "both layouts hold the same model");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let folder = TempDir::new().unwrap();
+    let text = text_file(folder.path(), "some text");
+    let nowhere = folder.path().join("nowhere");
+    let nowhere = nowhere.to_str().unwrap();
+    for arguments in [
+        &["run", "--artifact", nowhere, "--prompt", "a"][..],
+        &["eval", "--artifact", nowhere, "--text", &text],
+        &["inspect", nowhere],
+        &["eval", "--artifact", nowhere, "--text", nowhere],
+    ] {
+        let error = fails(arguments);
+        assert!(error.contains("nowhere"), "{error}");
+    }
+    let empty = folder.path().to_str().unwrap();
+    let error = fails(&["run", "--artifact", empty, "--prompt", "a"]);
+    assert!(error.contains(empty) && error.contains("manifest.json"), "{error}");
+}
+
+#[test]
+fn texts_and_flags_that_make_no_sense_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed);
+    let path = path.to_str().unwrap();
+    let text = text_file(folder.path(), "");
+    let eval = ["eval", "--artifact", path, "--text", &text, "--json"];
+    let error = fails(&eval);
+    assert!(error.contains("text.txt: the text is empty"), "{error}");
+    fs::write(&text, "too short").unwrap();
+    let error = fails(&eval);
+    assert!(error.contains("text.txt") && error.contains("9 tokens") && error.contains("512"), "{error}");
+    fs::write(&text, [0xff, 0xfe]).unwrap();
+    assert!(fails(&eval).contains("text.txt"));
+    fs::write(&text, "a".repeat(100)).unwrap();
+    assert!(fails(&[&eval[..], &["--ctx", "96"]].concat()).contains("context of 64"));
+    assert!(fails(&[&eval[..], &["--ctx", "2"]].concat()).contains("too short"));
+
+    let run = ["run", "--artifact", path, "--prompt"];
+    assert!(fails(&[&run[..], &["a", "--temperature=-1"]].concat()).contains("temperature"));
+    assert!(fails(&[&run[..], &["a", "--temperature", "1", "--top-p", "2"]].concat()).contains("top-p"));
+    assert!(fails(&[&run[..], &[&"a".repeat(80)]].concat()).contains("context of 64"));
+    assert_eq!(bitllama(&[&run[..], &["a", "--threads", "0"]].concat()).status.code(), Some(2));
+}
+
+#[test]
+fn a_damaged_artifact_is_an_error_of_one_line() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed);
+    let npz = path.join("weights.npz");
+    let whole = fs::read(&npz).unwrap();
+    fs::write(&npz, &whole[..whole.len() / 2]).unwrap();
+    assert!(fails(&["inspect", path.to_str().unwrap()]).contains("weights.npz"));
+    fs::write(&npz, &whole).unwrap();
+    fs::write(path.join("manifest.json"), "{").unwrap();
+    assert!(fails(&["run", "--artifact", path.to_str().unwrap(), "--prompt", "a"]).contains("manifest.json"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bitllama"))
+        .args(["run", "--artifact", path.to_str().unwrap(), "--prompt", "a", "--temperature", "1", "-n", "60"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
