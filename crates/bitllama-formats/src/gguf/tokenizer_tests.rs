@@ -108,7 +108,7 @@ fn each_fault_is_named() {
     for (word, spoil) in faults {
         let mut writer = tiny();
         spoil(&mut writer);
-        let message = open(&writer).err().expect("must not open").to_string();
+        let message = open(&writer).expect_err("must not open").to_string();
         assert!(message.contains(word) && message.contains("model.gguf") && !message.contains('\n'), "{message}");
     }
 }
