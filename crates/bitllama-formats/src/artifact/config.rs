@@ -65,7 +65,7 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         notes.push(format!("the manifest does not tell {what}; {value} is assumed"));
     };
     // `kv_groups` counted heads in some tools and queries per head in others; the shape of a matrix cannot lie.
-    let key_rows = files.shape_of(&artifact_name("layers.0.self_attn.k_proj.weight")).map(|[rows, _]| rows);
+    let key_rows = files.rows_of(&artifact_name("layers.0.self_attn.k_proj.weight"));
     let key_value_heads = match key_rows.and_then(|rows| rows.checked_div(head_dim)) {
         Some(count) => count,
         None => whole(&attention["num_key_value_heads"], "_config_num_kv_heads")?
@@ -76,8 +76,7 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         vocab_size: match whole(&architecture["vocab_size"], "_config_vocab_size")? {
             Some(size) => size,
             None => files
-                .shape_of(&artifact_name(EMBEDDING))
-                .map(|[rows, _]| rows)
+                .rows_of(&artifact_name(EMBEDDING))
                 .ok_or("neither architecture.vocab_size nor _config_vocab_size is there")?,
         },
         hidden_size,

@@ -57,17 +57,15 @@ impl Files {
         self.entry(name).is_some() || in_npz(FULL) || FORMS.iter().any(|form| in_npz(form.suffix))
     }
 
-    /// The shape that is stated for the matrix `name`.
-    pub(super) fn shape_of(&self, name: &str) -> Option<[usize; 2]> {
-        let npz = self.npz.as_ref();
-        let shape = match self.entry(name).and_then(|entry| entry["shape"].as_array()) {
-            Some(shape) => shape.iter().map(|d| d.as_u64().and_then(|d| usize::try_from(d).ok())).collect(),
-            None => match npz?.array(&format!("{name}_shape")) {
-                Ok(array) => array.to_i64()?.into_iter().map(|d| usize::try_from(d).ok()).collect(),
-                Err(_) => npz?.header(&format!("{name}{FULL}")).ok().map(|header| header.shape),
-            },
-        };
-        shape.and_then(|shape: Vec<usize>| shape.try_into().ok())
+    /// `out_features` of the matrix `name`, as the manifest states it or as the NPZ holds it.
+    pub(super) fn rows_of(&self, name: &str) -> Option<usize> {
+        if let Some(rows) = self.entry(name).and_then(|entry| entry["shape"][0].as_u64()) {
+            return usize::try_from(rows).ok();
+        }
+        let npz = self.npz.as_ref()?;
+        let suffixes = FORMS.iter().map(|form| form.suffix).chain([FULL]);
+        let key = suffixes.map(|suffix| format!("{name}{suffix}")).find(|key| npz.contains(key))?;
+        npz.header(&key).ok()?.shape.first().copied()
     }
 
     pub(super) fn entry(&self, name: &str) -> Option<&Value> {
@@ -118,13 +116,15 @@ impl Files {
         Err(self.damaged(part, format!("{found} found, {shape:?} of {} expected", dtypes[0].descr())))
     }
 
-    /// A file that a manifest entry names in `field`.
+    /// The file that a manifest entry names in `field`, if it is there.
+    ///
+    /// # Errors
+    /// A path that leads out of the folder.
     pub(super) fn loose(&self, entry: &Value, field: &str) -> Result<Option<PathBuf>> {
-        match entry[field].as_str() {
+        match entry[field].as_str().map(|name| inside(&self.folder, name)) {
             None => Ok(None),
-            Some(name) => inside(&self.folder, name)
-                .map(Some)
-                .map_err(|reason| Error::invalid(self.folder.join(MANIFEST_FILE), reason)),
+            Some(Ok(path)) => Ok(Some(path).filter(|path| path.is_file())),
+            Some(Err(reason)) => Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason)),
         }
     }
 

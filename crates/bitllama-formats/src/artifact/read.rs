@@ -3,20 +3,20 @@
 //! Everything is located and its shapes are checked against the architecture when the folder is opened, so that a
 //! damaged artifact is refused at once and not in the middle of a text.
 
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use bitllama_core::packed::row_bytes;
 use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
-use bitllama_core::{PackedMatrix, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
 use bytes::Bytes;
 use serde_json::Value;
-use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
 use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, artifact_name};
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::npz::{Dtype, Npz};
-use crate::{Error, Result};
+use crate::{Error, Result, hf};
 
 /// Where a weight is and what it is.
 pub(super) struct Located {
@@ -35,6 +35,9 @@ enum Place {
     /// Left out by the older tools.
     Ones,
 }
+
+/// The form and the codes of a low-bit weight, or the values of one in full precision.
+type Found = (Option<Form>, Part);
 
 impl Artifact {
     /// Opens an artifact folder of either layout, one of the older tools, or a lone NPZ file that holds its
@@ -60,7 +63,7 @@ impl Artifact {
             weights::specs(&config).iter().map(|spec| files.locate(spec, &mut notes)).collect::<Result<_>>()?;
         let tokenizer_path = files.folder.join(TOKENIZER_FILE);
         let tokenizer = match tokenizer_path.is_file() && !lone_npz {
-            true => Some(Tokenizer::from_file(&tokenizer_path).map_err(|e| Error::invalid(&tokenizer_path, e))?),
+            true => Some(hf::read_tokenizer(&tokenizer_path)?),
             false => None,
         };
         if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.get_vocab_size(true))
@@ -93,12 +96,15 @@ impl Artifact {
 }
 
 impl Files {
-    /// Weights that the architecture has no place for: one that changes the results is an error, others are noted.
-    fn check_names(&self, config: &bitllama_core::ModelConfig, notes: &mut Vec<String>) -> Result<(), String> {
-        let Some(named) = self.manifest["weights"].as_object() else { return Ok(()) };
-        let known: std::collections::HashSet<String> =
-            weights::specs(config).iter().map(|spec| artifact_name(&spec.name)).collect();
-        for name in named.keys().filter(|name| !known.contains(name.as_str())) {
+    /// Weights that the architecture has no place for: biases change the results, so they are an error; others are
+    /// noted.
+    fn check_names(&self, config: &ModelConfig, notes: &mut Vec<String>) -> Result<(), String> {
+        let named = self.manifest["weights"].as_object();
+        let in_manifest = named.into_iter().flat_map(|named| named.keys().map(String::as_str));
+        let in_npz = self.npz.iter().flat_map(Npz::keys).filter_map(|key| key.strip_suffix(FULL));
+        let known: HashSet<String> = weights::specs(config).iter().map(|spec| artifact_name(&spec.name)).collect();
+        let strangers: BTreeSet<&str> = in_manifest.chain(in_npz).filter(|name| !known.contains(*name)).collect();
+        for name in strangers {
             if name.ends_with(".bias") {
                 return Err(format!("{name}: layers with a bias are not supported"));
             }
@@ -116,9 +122,13 @@ impl Files {
             let reason = format!("{name} has the shape {}, {:?} is expected", Value::from(stated.clone()), spec.shape);
             return Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason));
         }
-        let found = match self.in_npz(&name)? {
-            Some(found) => Some(found),
-            None => self.in_loose_files(&name, spec)?,
+        // Codes come first wherever they are: in full precision there may be a dequantized copy of them.
+        let found = match self.stated(&name)? {
+            Some(stated) => Some(stated),
+            None => match self.loose_codes(&name, spec)? {
+                Some(loose) => Some(loose),
+                None => self.in_any_form(&name).or(self.loose_values(&name)?),
+            },
         };
         let place = match (found, &spec.shape[..]) {
             (Some((None, codes)), _) => {
@@ -147,7 +157,8 @@ impl Files {
             }
             (None, _) => {
                 let npz = self.npz.as_ref().map_or(self.folder.as_path(), Npz::path);
-                return Err(Error::invalid(npz, format!("{name} is not there, in no form that is known")));
+                let reason = format!("{name} is not there, nor in a file that the manifest names");
+                return Err(Error::invalid(npz, reason));
             }
         };
         let (scheme, bytes) = match (&place, &spec.shape[..]) {
@@ -161,34 +172,39 @@ impl Files {
         Ok(Located { info, place })
     }
 
-    /// The codes of a low-bit weight with their form, or the values of one in full precision with none.
-    fn in_npz(&self, name: &str) -> Result<Option<(Option<Form>, Part)>> {
-        let Some(npz) = &self.npz else { return Ok(None) };
-        let entry = self.entry(name).unwrap_or(&Value::Null);
-        let has = |suffix: &str| npz.contains(&format!("{name}{suffix}"));
-        // An NPZ may hold a weight in several forms: the manifest says which one is meant.
-        let meant = match (&entry["npz_key"], &entry["packed"], &entry["q"], entry["bit_width"].as_u64()) {
+    /// What the manifest says that the NPZ holds for a weight, which may stand there in several forms: the codes of a
+    /// low-bit weight with their form, or the values of one in full precision with none.
+    fn stated(&self, name: &str) -> Result<Option<Found>> {
+        let (Some(npz), Some(entry)) = (&self.npz, self.entry(name)) else { return Ok(None) };
+        let suffix = match (&entry["npz_key"], &entry["packed"], &entry["q"], entry["bit_width"].as_u64()) {
             (Value::String(key), ..) => {
-                let suffix = key.strip_prefix(name).filter(|suffix| has(suffix));
-                let suffix = suffix.filter(|s| *s == FULL || FORMS.iter().any(|form| form.suffix == *s));
-                Some(suffix.ok_or_else(|| Error::invalid(npz.path(), format!("{key} is not there")))?.to_string())
+                let suffix = key.strip_prefix(name).filter(|_| npz.contains(key));
+                let known = suffix.filter(|s| *s == FULL || FORMS.iter().any(|form| form.suffix == *s));
+                match (known, suffix) {
+                    (Some(suffix), _) => suffix.to_string(),
+                    (None, Some(_)) => return Err(Error::invalid(npz.path(), format!("{key}: the form is not known"))),
+                    (None, None) => return Err(Error::invalid(npz.path(), format!("{key}: no such array"))),
+                }
             }
-            (_, Value::String(_), ..) => Some("_1bit".into()),
-            (_, _, Value::String(_), Some(bits)) => Some(format!("_q{bits}")),
-            _ => None,
+            (_, Value::String(_), ..) => "_1bit".into(),
+            (_, _, Value::String(_), Some(bits)) => format!("_q{bits}"),
+            _ => return Ok(None),
         };
-        let form = |suffix: &str| FORMS.into_iter().find(|form| form.suffix == suffix);
-        let suffix = match meant.filter(|suffix| has(suffix)) {
-            Some(suffix) => suffix,
-            None => match FORMS.iter().map(|form| form.suffix).chain([FULL]).find(|suffix| has(suffix)) {
-                Some(suffix) => suffix.to_string(),
-                None => return Ok(None),
-            },
-        };
-        Ok(Some((form(&suffix).map(|form| three_bits(form, entry)), Part::Member(format!("{name}{suffix}")))))
+        let form = FORMS.into_iter().find(|form| form.suffix == suffix).map(|form| three_bits(form, entry));
+        let key = format!("{name}{suffix}");
+        Ok(npz.contains(&key).then_some((form, Part::Member(key))))
     }
 
-    fn in_loose_files(&self, name: &str, spec: &WeightSpec) -> Result<Option<(Option<Form>, Part)>> {
+    /// Whatever the NPZ holds for a weight.
+    fn in_any_form(&self, name: &str) -> Option<Found> {
+        let npz = self.npz.as_ref()?;
+        let forms = FORMS.into_iter().map(Some).chain([None]);
+        let mut members = forms.map(|form| (form, format!("{name}{}", form.map_or(FULL, |form| form.suffix))));
+        members.find(|(_, key)| npz.contains(key)).map(|(form, key)| (form, Part::Member(key)))
+    }
+
+    /// The file of low-bit codes that the manifest names for a weight, if it is there.
+    fn loose_codes(&self, name: &str, spec: &WeightSpec) -> Result<Option<Found>> {
         let Some(entry) = self.entry(name) else { return Ok(None) };
         if let Some(path) = self.loose(entry, "packed")? {
             let [rows, columns] = spec.shape[..] else {
@@ -206,6 +222,12 @@ impl Files {
                 return Ok(Some((Some(three_bits(form, entry)), Part::Npy(path))));
             }
         }
+        Ok(None)
+    }
+
+    /// The file of values in full precision that the manifest names for a weight, if it is there.
+    fn loose_values(&self, name: &str) -> Result<Option<Found>> {
+        let Some(entry) = self.entry(name) else { return Ok(None) };
         Ok(self.loose(entry, "fp32")?.map(|path| (None, Part::Npy(path))))
     }
 
@@ -216,7 +238,7 @@ impl Files {
         }
         let entry = self.entry(name).unwrap_or(&Value::Null);
         let field = if form.cells == Cells::Fields { "q_scales" } else { "scales" };
-        if let Some(path) = self.loose(entry, field)?.filter(|path| path.is_file()) {
+        if let Some(path) = self.loose(entry, field)? {
             return Ok(Part::Npy(path));
         }
         let text = self.loose(entry, &format!("{field}_txt"))?;

@@ -342,6 +342,42 @@ fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
     assert!(norm.contains("[13] of <i4 found, [13] of <f4 expected"), "{norm}");
 }
 
+#[test]
+fn no_damage_brings_the_reader_down() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let weights = model(&config(true), &Scheme::ALL.map(Some));
+    let read = || -> Result<()> {
+        let artifact = Artifact::open(&folder)?;
+        for spec in weights::specs(&artifact.config) {
+            artifact.weight(&spec)?;
+        }
+        artifact.size();
+        Ok(())
+    };
+    for layout in [Layout::Packed, Layout::V2] {
+        write_model(&folder, &config(true), &weights, layout).unwrap();
+        for file in [WEIGHTS_FILE, MANIFEST_FILE, TOKENIZER_FILE] {
+            let path = folder.join(file);
+            let whole = fs::read(&path).unwrap();
+            let mut random = 1u64;
+            for _ in 0..50 {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let (position, flip) = ((random >> 33) as usize % whole.len(), (random >> 25) as u8 | 1);
+                let mut damaged = whole.clone();
+                damaged[position] ^= flip;
+                fs::write(&path, damaged).unwrap();
+                // Some damage cannot be told from other weights; what counts is that this returns.
+                drop(read());
+                fs::write(&path, &whole[..position]).unwrap();
+                assert!(read().is_err(), "{file} cut off at {position}");
+            }
+            fs::write(&path, whole).unwrap();
+        }
+        read().unwrap();
+    }
+}
+
 /// Writes an artifact of every scheme with the weights it stands for beside it, for `tests/python/check_npz.py`:
 /// `BITLLAMA_CHECK_DIR=/tmp/x cargo test -p bitllama-formats writes_for_the_python_checker -- --ignored`.
 #[test]

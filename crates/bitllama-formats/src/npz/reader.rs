@@ -73,13 +73,17 @@ impl Npz {
         self.members.contains_key(key)
     }
 
-    /// Element type and shape of an array, at the cost of its header.
+    /// Element type and shape of an array, at the cost of its header; the size of its member is checked to fit.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is none under `key`, or it is damaged or of a kind that is not supported.
     pub fn header(&self, key: &str) -> Result<Header> {
-        let start = self.member(key, Header::MAX_LEN)?;
-        Header::parse(&start).map_err(|reason| self.invalid(key, reason))
+        let (start, size) = self.member(key, Header::MAX_LEN)?;
+        let header = Header::parse(&start).map_err(|reason| self.invalid(key, reason))?;
+        match size.checked_sub(header.data_start as u64) == Some(header.data_len as u64) {
+            true => Ok(header),
+            false => Err(self.invalid(key, format!("{size} bytes do not hold {:?} elements", header.shape))),
+        }
     }
 
     /// An array. Its bytes are a part of the memory map where it was stored undeflated.
@@ -87,12 +91,12 @@ impl Npz {
     /// # Errors
     /// [`Error::Invalid`] if there is none under `key`, or it is damaged or of a kind that is not supported.
     pub fn array(&self, key: &str) -> Result<Array> {
-        let member = self.member(key, usize::MAX)?;
+        let (member, _) = self.member(key, usize::MAX)?;
         npy::parse(&member).map_err(|reason| self.invalid(key, reason))
     }
 
-    /// The bytes of a member, no more than `limit` of them.
-    fn member(&self, key: &str, limit: usize) -> Result<Bytes> {
+    /// The bytes of a member, no more than `limit` of them, and how many there are.
+    fn member(&self, key: &str, limit: usize) -> Result<(Bytes, u64)> {
         let index = *self.members.get(key).ok_or_else(|| self.invalid(key, "no such array"))?;
         // Reading moves the cursor of an archive; a copy of it shares both map and directory.
         let mut archive = self.archive.clone();
@@ -111,7 +115,7 @@ impl Npz {
                 });
                 let range = range.ok_or_else(|| self.invalid(key, "the member ends after its file"))?;
                 let end = range.end.min(range.start.saturating_add(limit));
-                Ok(self.bytes.slice(range.start..end))
+                Ok((self.bytes.slice(range.start..end), size))
             }
             CompressionMethod::Deflated => {
                 drop(raw);
@@ -123,7 +127,7 @@ impl Npz {
                 let member = archive.by_index(index).map_err(damaged)?;
                 let read = member.take(size.min(limit as u64)).read_to_end(&mut bytes);
                 read.map_err(|e| self.invalid(key, e))?;
-                Ok(bytes.into())
+                Ok((bytes.into(), size))
             }
             other => Err(self.invalid(key, format!("compression method {other} is not supported"))),
         }

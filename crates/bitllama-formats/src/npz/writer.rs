@@ -268,4 +268,27 @@ mod tests {
         }
         write(needed).map(drop).unwrap();
     }
+
+    #[test]
+    #[ignore = "writes 5 GB"]
+    fn archives_beyond_4_gib_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let size = 5_000_000_000;
+        let mut npz = NpzWriter::new(io::BufWriter::new(std::fs::File::create(&path).unwrap()), &path);
+        npz.array_with("large", Dtype::U8, &[size], |out| {
+            let chunk = vec![3; 1_000_000];
+            (0..size / chunk.len()).try_for_each(|_| out.write_all(&chunk))
+        })
+        .unwrap();
+        npz.ints("after", &[1], &[42]).unwrap();
+        npz.finish().unwrap().into_inner().unwrap();
+        if let Some(kept) = std::env::var_os("BITLLAMA_KEEP") {
+            std::fs::hard_link(&path, kept).unwrap();
+        }
+        let npz = Npz::open(&path).unwrap();
+        let large = npz.array("large").unwrap().data;
+        assert_eq!((large.len(), large[size - 1], large.as_ptr() as usize % 64), (size, 3, 0));
+        assert_eq!(npz.array("after").unwrap().to_number(), Some(42.0));
+    }
 }
