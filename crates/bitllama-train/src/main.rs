@@ -1,2 +1,35 @@
-//! stub
-fn main() {}
+//! `bitllama-train`: distil a Llama-family model into a low-bit student, evaluate it, export it.
+
+use std::process::ExitCode;
+
+use bitllama_train::commands::{distill, eval, export};
+use clap::{Parser, Subcommand};
+
+/// Distil a Llama-family model into a low-bit student, evaluate it, export it
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Distill(distill::Args),
+    Pretrain(distill::Args),
+    Eval(eval::Args),
+    Export(export::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Distill(args) => distill::distill(args),
+        Command::Pretrain(args) => distill::pretrain(args),
+        Command::Eval(args) => eval::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,296 @@
+//! `distill` and `pretrain`: train a student by a recipe, with or without a teacher.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::size::StoredSize;
+use bitllama_core::weights::{parameter_count, specs};
+use bitllama_formats::artifact::Layout;
+use bitllama_formats::{atomic, hf};
+use bitllama_nn::Llama;
+use bitllama_nn::weights::Weights;
+use bitllama_runtime::evaluate::Perplexity;
+use bitllama_runtime::text::own_bos;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::outcome::{Outcome, Row};
+use super::prepare::{Models, models, resume_point};
+use crate::data::batches::Rows;
+use crate::data::{self, Split};
+use crate::export::export;
+use crate::monitor::progress::Log;
+use crate::recipe::{Recipe, dry_run, load};
+use crate::training::checkpoint::FOLDER;
+use crate::training::interrupt;
+use crate::training::run::{Outcome as LoopOutcome, Run, restored};
+
+/// Train a student by a recipe
+#[derive(clap::Args)]
+pub struct Args {
+    /// The recipe, a TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a key of the recipe, for instance train.lr=1e-4; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Device to train on: flex, ndarray, tch, cuda:N or wgpu; overrides the recipe
+    #[arg(long)]
+    device: Option<String>,
+    /// Go on from the newest checkpoint of the run's folder, if it has one
+    #[arg(long)]
+    resume: bool,
+    /// Start anew in a folder that holds an earlier run, and delete that run's checkpoints
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Print the resolved recipe, sizes and a memory estimate, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// How to report progress on standard error
+    #[arg(long, value_enum, default_value = "auto")]
+    log: Log,
+    /// Print the result as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// `distill`
+///
+/// # Errors
+/// Whatever keeps the run from its end, in one line.
+pub fn distill(args: Args) -> Result<ExitCode> {
+    let recipe = read(&args)?;
+    ensure!(recipe.teacher.is_some(), "{}: distill needs a `[teacher]`", args.config.display());
+    ensure!(!recipe.bits.is_empty(), "{}: distill needs a bit plan in `[bits]`", args.config.display());
+    train(&args, &recipe)
+}
+
+/// `pretrain`
+///
+/// # Errors
+/// Whatever keeps the run from its end, in one line.
+pub fn pretrain(args: Args) -> Result<ExitCode> {
+    let recipe = read(&args)?;
+    ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
+    ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
+    train(&args, &recipe)
+}
+
+fn read(args: &Args) -> Result<Recipe> {
+    let mut recipe = load::load(&args.config, &args.set)?;
+    if let Some(device) = &args.device {
+        recipe.device.clone_from(device);
+    }
+    Ok(recipe)
+}
+
+/// Figures of the models before training; kept so that a resumed run need not take them again.
+#[derive(Serialize, Deserialize)]
+struct Baseline {
+    teacher: Perplexity,
+    round_to_nearest: Perplexity,
+}
+
+fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
+    if args.dry_run {
+        dry_run::print(recipe, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let device = bitllama_nn::device(&recipe.device)?;
+    let start = claim_output(args, recipe)?;
+    let models = models(recipe, &device, start.as_ref().map(|(_, folder)| folder.as_path()))?;
+    let config = models.student.config.clone();
+    let Split { train, valid } = data::load(recipe, &models.tokenizer, &config)?;
+    let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
+    say(
+        args,
+        &format!(
+            "{} parameters; {} tokens in {} documents to train on, {} tokens in {} documents held out",
+            parameter_count(&config),
+            train.token_count(),
+            train.document_count(),
+            valid.token_count(),
+            valid.document_count(),
+        ),
+    );
+    let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
+    let provenance = provenance(recipe, hashes)?;
+    let tracked = device.clone().autodiff();
+    let run = Run {
+        recipe,
+        teacher: models.teacher_llama.as_ref(),
+        device: &tracked,
+        plan: &models.plan,
+        tokenizer: &models.tokenizer,
+        valid: &valid.all_tokens(),
+        eval_bos: own_bos(&models.tokenizer, config.bos_token_id)?,
+        log: args.log,
+        fingerprint: fingerprint(recipe, &provenance),
+    };
+    fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
+    write_json(recipe, "run.json", &provenance)?;
+    atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
+    let baseline = match &models.teacher_llama {
+        Some(teacher) => Some(baseline(args, &run, teacher, &models.student, start.is_some())?),
+        None => None,
+    };
+
+    interrupt::listen()?;
+    match run.train(models.student.clone(), rows, start)? {
+        LoopOutcome::Interrupted(folder) => {
+            say(args, &format!("stopped; `--resume` goes on from {}", folder.display()));
+            Ok(ExitCode::from(interrupt::EXIT_CODE as u8))
+        }
+        LoopOutcome::Finished { best, perplexity } => {
+            let student = restored(&best, &models.student, &models.plan, &tracked)?;
+            match baseline {
+                Some(baseline) => finish_distill(args, &run, &models, &student, baseline, perplexity, provenance)?,
+                None => finish_pretrain(args, &run, &student, perplexity)?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Makes sure that a run neither mixes with nor destroys an earlier one; the checkpoint to resume from.
+fn claim_output(
+    args: &Args,
+    recipe: &Recipe,
+) -> Result<Option<(crate::training::checkpoint::CheckpointState, PathBuf)>> {
+    let found = resume_point(recipe)?;
+    if args.resume {
+        if found.is_none() {
+            say(args, &format!("{}: no checkpoint yet, starting from the first step", recipe.output.display()));
+        }
+        return Ok(found);
+    }
+    let Some((state, _)) = found else { return Ok(None) };
+    if !args.overwrite {
+        bail!(
+            "{}: holds a run of {} steps; pass `--resume` to go on with it, `--overwrite` to start anew, or set \
+             another `output`",
+            recipe.output.display(),
+            state.step
+        );
+    }
+    let checkpoints = recipe.output.join(FOLDER);
+    for folder in [checkpoints, recipe.output.join("tensorboard")] {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        }
+    }
+    Ok(None)
+}
+
+fn baseline(args: &Args, run: &Run, teacher: &Llama, student: &Llama, resumed: bool) -> Result<Baseline> {
+    const FILE: &str = "baseline.json";
+    if resumed
+        && let Ok(bytes) = fs::read(run.recipe.output.join(FILE))
+        && let Ok(kept) = serde_json::from_slice(&bytes)
+    {
+        return Ok(kept);
+    }
+    ensure!(!resumed, "{}: {FILE} is gone, start anew with `--overwrite`", run.recipe.output.display());
+    let baseline = Baseline { teacher: run.evaluate(teacher)?, round_to_nearest: run.evaluate(student)? };
+    say(
+        args,
+        &format!(
+            "before training: teacher perplexity {:.3}, round to nearest {:.3}",
+            baseline.teacher.perplexity, baseline.round_to_nearest.perplexity
+        ),
+    );
+    write_json(run.recipe, FILE, &serde_json::to_value(&baseline)?)?;
+    Ok(baseline)
+}
+
+fn finish_distill(
+    args: &Args,
+    run: &Run,
+    models: &Models,
+    student: &Llama,
+    baseline: Baseline,
+    perplexity: Perplexity,
+    provenance: Value,
+) -> Result<()> {
+    let artifact = run.recipe.output.join("artifact");
+    export(&artifact, student, run.plan, run.tokenizer, Layout::Packed, provenance)?;
+    let size = StoredSize::of(run.plan);
+    let low_bit = |perplexity| Row { perplexity, bits_per_weight: size.bits_per_weight(), bytes: size.bytes as u64 };
+    let teacher = models.teacher.as_ref().context("a distilled student has a teacher")?;
+    let bytes = teacher.weights.stored_bytes();
+    let bits_per_weight = bytes as f64 * 8.0 / parameter_count(&teacher.config) as f64;
+    let outcome = Outcome::new(
+        Row { perplexity: baseline.teacher, bits_per_weight, bytes },
+        low_bit(baseline.round_to_nearest),
+        low_bit(perplexity),
+        artifact.display().to_string(),
+    );
+    write_json(run.recipe, "result.json", &serde_json::to_value(&outcome)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        outcome.print();
+    }
+    Ok(())
+}
+
+fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexity) -> Result<()> {
+    let folder = run.recipe.output.join("model");
+    let weights = Weights::of(student);
+    let weights = specs(&student.config).into_iter().map(|spec| {
+        let values = weights.read(&spec);
+        (spec, values)
+    });
+    hf::save(&folder, &student.config, weights, run.tokenizer, hf::Dtype::F16)?;
+    if args.json {
+        let mut result = serde_json::to_value(perplexity)?;
+        result["model"] = json!(folder);
+        println!("{result}");
+    } else {
+        println!(
+            "perplexity {:.3} ± {:.3} on {} held-out tokens; Hugging Face directory (f16): {}",
+            perplexity.perplexity,
+            perplexity.error,
+            perplexity.tokens_scored,
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// What made a run: recipe, code, data.
+fn provenance(recipe: &Recipe, hashes: Value) -> Result<Value> {
+    Ok(json!({
+        "recipe": serde_json::to_value(recipe)?,
+        "version": env!("CARGO_PKG_VERSION"),
+        "git_revision": env!("GIT_REVISION"),
+        "data_sha256": hashes,
+    }))
+}
+
+/// What must be the same for a run to go on: everything that the next batch and the meaning of the weights depend on.
+fn fingerprint(recipe: &Recipe, provenance: &Value) -> String {
+    let train = &recipe.train;
+    format!(
+        "seed {} data {} rows {}x{}x{} bits {:?} distill {:?}",
+        recipe.seed,
+        provenance["data_sha256"],
+        train.batch_size,
+        train.grad_accumulation,
+        recipe.data.sequence_length,
+        recipe.bits,
+        recipe.distill
+    )
+}
+
+fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {
+    Ok(atomic::write_bytes(&recipe.output.join(name), format!("{value:#}\n").as_bytes())?)
+}
+
+fn say(args: &Args, text: &str) {
+    if args.log != Log::Json {
+        eprintln!("{text}");
+    }
+}

@@ -1,0 +1,130 @@
+//! From a recipe to the things a run works on: models on their devices, tokens, a bit plan.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bitllama_core::ModelConfig;
+use bitllama_formats::{Model, hf};
+use bitllama_nn::{Llama, fake_quant};
+use burn::tensor::Device;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
+
+use crate::data::documents;
+use crate::models::{self, ResolvedPlan};
+use crate::recipe::Recipe;
+use crate::training::checkpoint::CheckpointState;
+
+/// Teacher and student of a run.
+pub struct Models {
+    /// The teacher's files.
+    pub teacher: Option<Model>,
+    /// The teacher on a device without autodiff.
+    pub teacher_llama: Option<Llama>,
+    /// The student on the same device with autodiff, fake-quantized.
+    pub student: Llama,
+    /// The student's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The student's bit plan.
+    pub plan: ResolvedPlan,
+}
+
+/// Opens or makes teacher and student. With `checkpoint`, the student's weights are those of that folder.
+///
+/// # Errors
+/// Files that are missing, damaged or do not fit each other or the recipe.
+pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Result<Models> {
+    let teacher = recipe.teacher.as_ref().map(|teacher| models::open(&teacher.model)).transpose()?;
+    if let (Some(teacher), Some(path)) = (&teacher, recipe.teacher.as_ref().and_then(|t| t.config.as_ref())) {
+        ensure!(
+            same_architecture(&hf::read_config(path)?, &teacher.config),
+            "{}: not the architecture of the weights in {}",
+            path.display(),
+            teacher.path.display()
+        );
+    }
+    let start = match (checkpoint, &recipe.student.model) {
+        (Some(folder), _) => Some(bitllama_formats::model::open(folder)?),
+        (None, Some(name)) => Some(models::open(name)?),
+        (None, None) => None,
+    };
+    let tracked = device.clone().autodiff();
+    let (student, tokenizer) = match (&start, &recipe.student.config, &teacher) {
+        (Some(start), _, _) => (models::to_device(start, &tracked)?, start.tokenizer.clone()),
+        (None, Some(path), _) => {
+            let config = hf::read_config(path)?;
+            let tokenizer = tokenizer(recipe, &config, teacher.as_ref())?;
+            (models::random(&config, recipe.seed, &tracked)?, tokenizer)
+        }
+        (None, None, Some(teacher)) => (models::to_device(teacher, &tracked)?, teacher.tokenizer.clone()),
+        (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
+    };
+    if let Some(teacher) = &teacher {
+        models::same_vocabulary(teacher, &tokenizer, student.config.vocab_size)?;
+    }
+    let plan = recipe.bit_plan()?.resolve(&student.config)?;
+    let student = fake_quant::quantize(student, &plan);
+    let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
+    Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
+}
+
+/// The checkpoint that `--resume` goes on from, if the run has one.
+///
+/// # Errors
+/// If its state cannot be read.
+pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, std::path::PathBuf)>> {
+    let checkpoints = recipe.output.join(crate::training::checkpoint::FOLDER);
+    let Some(folder) = crate::training::checkpoint::newest(&checkpoints)? else { return Ok(None) };
+    let state = CheckpointState::read(&folder)?
+        .with_context(|| format!("{}: this checkpoint has no state.json", folder.display()))?;
+    Ok(Some((state, folder)))
+}
+
+/// Shapes and rotary constants; special tokens and the longest context may be told apart in different files.
+fn same_architecture(a: &ModelConfig, b: &ModelConfig) -> bool {
+    bitllama_core::weights::specs(a) == bitllama_core::weights::specs(b)
+        && (a.num_attention_heads, a.head_dim) == (b.num_attention_heads, b.head_dim)
+        && a.rope_theta == b.rope_theta
+}
+
+fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> Result<Tokenizer> {
+    let tokenizer = match (&recipe.student.tokenizer, teacher) {
+        (Some(path), _) => hf::read_tokenizer(path)?,
+        (None, Some(teacher)) => teacher.tokenizer.clone(),
+        (None, None) => train_tokenizer(recipe, config)?,
+    };
+    let tokens = tokenizer.get_vocab_size(true);
+    ensure!(
+        tokens <= config.vocab_size,
+        "the tokenizer has {tokens} tokens, more than the vocab_size of {} in student.config",
+        config.vocab_size
+    );
+    Ok(tokenizer)
+}
+
+/// Byte-level BPE (as GPT-2's) on the training text, with one special token that begins and ends documents.
+fn train_tokenizer(recipe: &Recipe, config: &ModelConfig) -> Result<Tokenizer> {
+    let mut texts = Vec::new();
+    for file in documents::files(&recipe.data.train)? {
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        texts.extend(documents::split(&file, &text, &recipe.data.text_field, &recipe.data.document_start)?);
+    }
+    let byte_level = ByteLevel::new(false, true, true);
+    let mut tokenizer = TokenizerBuilder::new()
+        .with_model(BPE::default())
+        .with_normalizer(None::<tokenizers::NormalizerWrapper>)
+        .with_pre_tokenizer(Some(byte_level))
+        .with_post_processor(None::<tokenizers::PostProcessorWrapper>)
+        .with_decoder(Some(byte_level))
+        .build()
+        .map_err(|e| anyhow!("tokenizer: {e}"))?;
+    let mut trainer = BpeTrainer::builder()
+        .show_progress(false)
+        .vocab_size(config.vocab_size)
+        .special_tokens(vec![AddedToken::from("<|endoftext|>", true)])
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    tokenizer.train(&mut trainer, texts.into_iter()).map_err(|e| anyhow!("tokenizer: {e}"))?;
+    Ok(tokenizer.into())
+}

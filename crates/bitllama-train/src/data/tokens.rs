@@ -1,0 +1,168 @@
+//! Documents to tokens. Each source file becomes one shard in the cache, named by the hash of everything its tokens
+//! depend on, so that it is tokenized once and a changed file is noticed.
+//!
+//! A shard is `KEY.tokens` (u32, one document after the other) and `KEY.json` (document lengths).
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bitllama_core::ModelConfig;
+use bitllama_formats::{Error as FormatError, atomic};
+use bitllama_runtime::text::own_bos;
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokenizers::{Encoding, Tokenizer};
+
+use super::documents;
+use crate::recipe::Data;
+
+/// Tokenized documents.
+#[derive(Clone)]
+pub struct Corpus {
+    shards: Vec<Arc<Shard>>,
+    /// Shard, first token and number of tokens of each document.
+    documents: Vec<(usize, usize, usize)>,
+    /// Keys of the shards: what the run trained on.
+    pub hashes: Vec<String>,
+}
+
+struct Shard {
+    /// `None` where there is nothing to map.
+    map: Option<Mmap>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ShardIndex {
+    source: String,
+    document_lengths: Vec<usize>,
+}
+
+impl Corpus {
+    /// Tokenizes `sources`, or finds their tokens in `options.cache`. Each document ends with the
+    /// model's EOS token, and begins with its BOS where the tokenizer puts one in front by itself.
+    ///
+    /// # Errors
+    /// A source that cannot be read or holds no text, with its path; a cache that cannot be written.
+    pub fn load(sources: &[PathBuf], options: &Data, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self> {
+        let vocabulary = tokenizer.to_string(false).map_err(|e| anyhow!("the tokenizer cannot be hashed: {e}"))?;
+        let (bos, eos) = (own_bos(tokenizer, config.bos_token_id)?, config.eos_token_ids.first().copied());
+        let mut corpus = Corpus { shards: Vec::new(), documents: Vec::new(), hashes: Vec::new() };
+        for file in documents::files(sources)? {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+            let mut hash = Sha256::new();
+            for part in [
+                vocabulary.as_bytes(),
+                format!("{bos:?} {eos:?}").as_bytes(),
+                format!("{:?} {:?} {:?}", file.extension(), options.text_field, options.document_start).as_bytes(),
+                text.as_bytes(),
+            ] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+            let key: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+            let (shard, lengths) = match open_shard(&options.cache, &key) {
+                Some(found) => found,
+                None => {
+                    let encodings = encode(&file, &text, options, tokenizer)?;
+                    write_shard(&options.cache, &key, &file, encodings, [bos, eos], config.vocab_size)?;
+                    open_shard(&options.cache, &key)
+                        .with_context(|| format!("{}: the token cache cannot be read back", options.cache.display()))?
+                }
+            };
+            let mut start = 0;
+            for length in lengths {
+                corpus.documents.push((corpus.shards.len(), start, length));
+                start += length;
+            }
+            corpus.shards.push(Arc::new(shard));
+            corpus.hashes.push(key);
+        }
+        Ok(corpus)
+    }
+
+    /// Number of documents.
+    pub fn document_count(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// Number of tokens in all documents.
+    pub fn token_count(&self) -> usize {
+        self.documents.iter().map(|(_, _, length)| length).sum()
+    }
+
+    /// The tokens of one document.
+    pub fn document(&self, index: usize) -> &[u32] {
+        let (shard, start, length) = self.documents[index];
+        &self.shards[shard].tokens()[start..start + length]
+    }
+
+    /// All tokens, document after document.
+    pub fn all_tokens(&self) -> Vec<u32> {
+        (0..self.document_count()).flat_map(|i| self.document(i).iter().copied()).collect()
+    }
+
+    /// The corpus of some of the documents.
+    pub fn select(&self, documents: &[usize]) -> Self {
+        Self { documents: documents.iter().map(|i| self.documents[*i]).collect(), ..self.clone() }
+    }
+}
+
+impl Shard {
+    fn tokens(&self) -> &[u32] {
+        self.map.as_deref().map_or(&[], bytemuck::cast_slice)
+    }
+}
+
+/// A shard and its document lengths, if the cache has it whole.
+fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
+    let index: ShardIndex = serde_json::from_slice(&std::fs::read(cache.join(format!("{key}.json"))).ok()?).ok()?;
+    let file = File::open(cache.join(format!("{key}.tokens"))).ok()?;
+    let total = index.document_lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
+    if file.metadata().ok()?.len() != (total as u64).checked_mul(4)? {
+        return None;
+    }
+    // SAFETY: shards are written under another name and renamed, never changed in place.
+    let map = if total > 0 { Some(unsafe { Mmap::map(&file) }.ok()?) } else { None };
+    Some((Shard { map }, index.document_lengths))
+}
+
+/// The tokens of each document of a file.
+fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Result<Vec<Encoding>> {
+    let documents = documents::split(file, text, &options.text_field, &options.document_start)?;
+    tokenizer.encode_batch(documents, false).map_err(|e| anyhow!("{}: cannot be tokenized: {e}", file.display()))
+}
+
+fn write_shard(
+    cache: &Path,
+    key: &str,
+    file: &Path,
+    documents: Vec<Encoding>,
+    [bos, eos]: [Option<u32>; 2],
+    vocab_size: usize,
+) -> Result<()> {
+    let (mut tokens, mut document_lengths) = (Vec::new(), Vec::new());
+    for document in documents {
+        let start = tokens.len();
+        tokens.extend(bos);
+        tokens.extend_from_slice(document.get_ids());
+        tokens.extend(eos);
+        document_lengths.push(tokens.len() - start);
+    }
+    if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab_size) {
+        bail!("{}: token {token} is outside the model's vocabulary of {vocab_size}", file.display());
+    }
+    ensure!(!tokens.is_empty(), "{}: no tokens in this file", file.display());
+    std::fs::create_dir_all(cache).with_context(|| format!("{}", cache.display()))?;
+    let tokens_file = cache.join(format!("{key}.tokens"));
+    // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
+    atomic::write_file(&tokens_file, |out| {
+        out.write_all(bytemuck::cast_slice(&tokens)).map_err(FormatError::io(&tokens_file))
+    })?;
+    let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths })?;
+    atomic::write_bytes(&cache.join(format!("{key}.json")), &index)?;
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Models by name: files, hub ids and checkpoints as Burn modules on a device.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use bitllama_core::weights::{Kind, WeightSpec};
+use bitllama_core::{BitPlan, ModelConfig, Scheme};
+use bitllama_formats::{Model, hub, model};
+use bitllama_nn::weights::build;
+use bitllama_nn::{Llama, fake_quant};
+use burn::tensor::Device;
+use rand_distr::{Distribution, Normal};
+use tokenizers::Tokenizer;
+
+use crate::seeded;
+use crate::training::checkpoint::CheckpointState;
+
+/// A weight and its scheme, `None` for full precision, in the order of [`bitllama_core::weights::specs`].
+pub type ResolvedPlan = Vec<(WeightSpec, Option<Scheme>)>;
+
+/// Opens what a recipe or a flag names: a Hugging Face directory, a GGUF file, or a hub id (fetched first).
+///
+/// # Errors
+/// One line: what is missing or damaged, and where.
+pub fn open(name: &str) -> Result<Model> {
+    let path = resolve(name)?;
+    Ok(model::open(&path)?)
+}
+
+/// The local path of a model name.
+///
+/// # Errors
+/// If it is neither a path nor a hub id that can be fetched.
+pub fn resolve(name: &str) -> Result<PathBuf> {
+    Ok(hub::resolve(name)?)
+}
+
+/// The weights of a file as a Burn module.
+///
+/// # Errors
+/// A weight that is missing, damaged or has the wrong shape.
+pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
+    Ok(build(&model.config, device, |spec| model.weights.read(spec))?)
+}
+
+/// A model with random weights: norms 1, matrices normal with standard deviation 0.02, those that write into the
+/// residual stream smaller by `sqrt(2 * layers)` (GPT-2's rule).
+pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Result<Llama> {
+    let narrow = 0.02 / (2.0 * config.num_hidden_layers as f32).sqrt();
+    build(config, device, |spec| {
+        if spec.kind == Kind::Norm {
+            return Ok(vec![1.0; spec.len()]);
+        }
+        let writes_residual = ["o_proj", "down_proj"].iter().any(|name| spec.name.contains(name));
+        let normal = Normal::new(0.0, if writes_residual { narrow } else { 0.02 })?;
+        let mut rng = seeded(seed, &spec.name, 0);
+        Ok((0..spec.len()).map(|_| normal.sample(&mut rng)).collect())
+    })
+}
+
+/// A model to evaluate: the Burn module and what goes with it.
+pub struct Loaded {
+    /// Fake-quantized where it was a checkpoint of a low-bit student.
+    pub llama: Llama,
+    /// The files it came from.
+    pub source: Model,
+    /// Bit plan of a checkpoint.
+    pub plan: Option<ResolvedPlan>,
+}
+
+/// Opens anything that `eval` and `export` take: the names of [`open`], a checkpoint folder, or the folder of a run
+/// (then its best checkpoint).
+///
+/// # Errors
+/// As [`open`]; a checkpoint whose state cannot be read.
+pub fn load(name: &str, device: &Device) -> Result<Loaded> {
+    let path = resolve(name)?;
+    let path = best_of_run(&path)?.unwrap_or(path);
+    let source = model::open(&path)?;
+    let mut llama = to_device(&source, device)?;
+    let plan = match CheckpointState::read(&path)? {
+        Some(state) => {
+            let plan =
+                BitPlan::new(state.bits.iter().map(|(g, s)| (g.as_str(), s.as_str())))?.resolve(&source.config)?;
+            llama = fake_quant::quantize(llama, &plan);
+            Some(plan)
+        }
+        None => None,
+    };
+    Ok(Loaded { llama, source, plan })
+}
+
+/// The best checkpoint, if `path` is the folder of a run.
+fn best_of_run(path: &Path) -> Result<Option<PathBuf>> {
+    let checkpoints = path.join(crate::training::checkpoint::FOLDER);
+    if !checkpoints.is_dir() {
+        return Ok(None);
+    }
+    let best = crate::training::checkpoint::best(&checkpoints)?;
+    Ok(Some(best.with_context(|| format!("{}: no checkpoint in this run", path.display()))?))
+}
+
+/// Teacher and student must mean the same by a token.
+///
+/// # Errors
+/// If their vocabularies differ in size or in any token.
+pub fn same_vocabulary(teacher: &Model, tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    ensure!(
+        teacher.config.vocab_size == vocab_size && teacher.tokenizer.get_vocab(true) == tokenizer.get_vocab(true),
+        "the tokenizer of the teacher {} ({} tokens) is not the student's ({vocab_size}): distillation compares \
+         distributions over the same tokens",
+        teacher.path.display(),
+        teacher.config.vocab_size,
+    );
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! What a recipe would do, without doing it: the resolved recipe, parameters, true bits per weight, memory.
+
+use anyhow::{Context, Result, bail};
+use bitllama_core::ModelConfig;
+use bitllama_core::size::StoredSize;
+use bitllama_core::weights::parameter_count;
+use bitllama_formats::hf;
+use serde_json::json;
+
+use super::Recipe;
+use crate::models;
+
+/// Prints the answer; reads configs only, fetches nothing that the recipe gives a `config` for.
+///
+/// # Errors
+/// A config that is missing, a bit plan that does not fit the model.
+pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
+    let teacher = match &recipe.teacher {
+        Some(teacher) => Some(match &teacher.config {
+            Some(path) => hf::read_config(path)?,
+            None => models::open(&teacher.model)?.config,
+        }),
+        None => None,
+    };
+    let student = match (&recipe.student.config, &recipe.student.model, &teacher) {
+        (Some(path), _, _) => hf::read_config(path)?,
+        (None, Some(name), _) => models::open(name)?.config,
+        (None, None, Some(teacher)) => teacher.clone(),
+        (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
+    };
+    let plan = recipe.bit_plan()?.resolve(&student)?;
+    let size = StoredSize::of(&plan);
+    let memory = memory(recipe, &student, teacher.as_ref());
+    let tokens = recipe.tokens_per_step() * recipe.train.steps;
+    if as_json {
+        let answer = json!({
+            "recipe": recipe,
+            "parameters": size.parameters,
+            "teacher_parameters": teacher.as_ref().map(parameter_count),
+            "bits_per_weight": size.bits_per_weight(),
+            "artifact_bytes": size.bytes,
+            "memory_bytes": memory.total(),
+            "training_tokens": tokens,
+        });
+        println!("{answer}");
+        return Ok(());
+    }
+    println!("{}", toml::to_string(recipe).context("the recipe cannot be printed")?);
+    println!(
+        "# student: {} parameters, {:.3} bits per weight, {} bytes packed",
+        size.parameters,
+        size.bits_per_weight(),
+        size.bytes
+    );
+    if let Some(teacher) = &teacher {
+        println!("# teacher: {} parameters", parameter_count(teacher));
+    }
+    println!("# training: {} steps of {} tokens, {tokens} tokens in all", recipe.train.steps, recipe.tokens_per_step());
+    println!(
+        "# memory: about {} (weights and teacher {}, gradients and AdamW {}, activations {}, logits {})",
+        gigabytes(memory.total()),
+        gigabytes(memory.weights),
+        gigabytes(memory.optimizer),
+        gigabytes(memory.activations),
+        gigabytes(memory.logits),
+    );
+    Ok(())
+}
+
+/// Bytes that a step holds at once, estimated from the shapes.
+struct Memory {
+    weights: u64,
+    optimizer: u64,
+    activations: u64,
+    logits: u64,
+}
+
+impl Memory {
+    fn total(&self) -> u64 {
+        self.weights + self.optimizer + self.activations + self.logits
+    }
+}
+
+fn memory(recipe: &Recipe, student: &ModelConfig, teacher: Option<&ModelConfig>) -> Memory {
+    const F32: u64 = 4;
+    let positions = (recipe.train.batch_size * recipe.data.sequence_length) as u64;
+    let n = |x: usize| x as u64;
+    let parameters = n(parameter_count(student));
+    // Tensors that autodiff keeps for the backward pass of one block, per position, counted from the operators of
+    // `bitllama-nn`: norms and residuals, projections and their rotations, scores and probabilities, the gate.
+    let block = 12 * n(student.hidden_size)
+        + 6 * n(student.q_size() + 2 * student.kv_size())
+        + 4 * n(student.num_attention_heads * recipe.data.sequence_length)
+        + 6 * n(student.intermediate_size);
+    // Student logits, their log-softmax and its gradient; the teacher's logits, probabilities and logarithms.
+    let copies = if teacher.is_some() { 8 } else { 4 };
+    Memory {
+        // Latent weights, their rounded copies, the teacher.
+        weights: (2 * parameters + teacher.map_or(0, |t| n(parameter_count(t)))) * F32,
+        optimizer: 3 * parameters * F32,
+        activations: positions * block * n(student.num_hidden_layers) * F32,
+        logits: positions * n(student.vocab_size) * copies * F32,
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}

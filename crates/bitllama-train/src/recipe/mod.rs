@@ -1,0 +1,295 @@
+//! Recipes: one TOML file that says everything about a run.
+//!
+//! | module | subject |
+//! |---|---|
+//! | this one | the keys of a recipe, their meaning and defaults |
+//! | [`load`] | reading a file and `--set` overrides, with errors that point at the line |
+//! | [`dry_run`] | what a recipe would do: size, bits, memory |
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bitllama_core::BitPlan;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+pub mod dry_run;
+pub mod load;
+
+/// A run of `distill` or `pretrain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Folder of the run: metrics, event files, checkpoints, artifact.
+    pub output: PathBuf,
+    /// Seed of every random choice: order of the data, held-out documents, start weights.
+    #[serde(default)]
+    pub seed: u64,
+    /// `flex`, `ndarray`, `tch`, `cuda:N` or `wgpu`; `--device` overrides it.
+    #[serde(default = "defaults::device")]
+    pub device: String,
+    /// The model to learn from; absent in `pretrain`.
+    pub teacher: Option<Teacher>,
+    /// The model that is trained.
+    #[serde(default)]
+    pub student: Student,
+    /// Bit plan: glob over parameter paths = scheme (or `f32`); the last rule that matches a weight decides.
+    #[serde(default)]
+    pub bits: IndexMap<String, String>,
+    /// Losses.
+    #[serde(default)]
+    pub distill: Distill,
+    /// Text.
+    pub data: Data,
+    /// The loop.
+    pub train: Train,
+    /// Evaluation.
+    #[serde(default)]
+    pub eval: Eval,
+}
+
+/// `[teacher]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// A Hugging Face directory, a GGUF file or a hub id.
+    pub model: String,
+    /// Its `config.json`, if kept apart: lets `--dry-run` work before the weights are there.
+    pub config: Option<PathBuf>,
+}
+
+/// `[student]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Student {
+    /// Start weights: a Hugging Face directory, a GGUF file or a hub id; the teacher's if absent.
+    pub model: Option<String>,
+    /// Start from random weights in the shape of this `config.json` instead.
+    pub config: Option<PathBuf>,
+    /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
+    /// trained on the text (byte-level BPE, as large as the config's vocabulary).
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher || student)` (Hinton et al. 2015,
+/// <https://arxiv.org/abs/1503.02531>).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Distill {
+    /// Share of the cross-entropy, 0 to 1.
+    pub alpha: f64,
+    /// T: both distributions are softened by it.
+    pub temperature: f64,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Text files, JSONL files, or folders of them.
+    pub train: Vec<PathBuf>,
+    /// Held-out text; if absent, `valid_fraction` of the documents of `train` are held out.
+    #[serde(default)]
+    pub valid: Vec<PathBuf>,
+    /// Share of the documents that is held out, at least one document.
+    #[serde(default = "defaults::valid_fraction")]
+    pub valid_fraction: f64,
+    /// Field of a JSONL line that has the text.
+    #[serde(default = "defaults::text_field")]
+    pub text_field: String,
+    /// A line of a text file that starts with one of these begins a new document; empty: a file is one document.
+    #[serde(default)]
+    pub document_start: Vec<String>,
+    /// Tokens a training row, the target of the last one not counted.
+    #[serde(default = "defaults::sequence_length")]
+    pub sequence_length: usize,
+    /// Folder of the token cache.
+    #[serde(default = "defaults::cache")]
+    pub cache: PathBuf,
+}
+
+/// `[train]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Rows a forward pass.
+    #[serde(default = "defaults::batch_size")]
+    pub batch_size: usize,
+    /// Forward passes an optimizer step.
+    #[serde(default = "defaults::one")]
+    pub grad_accumulation: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate at the end, as a share of the peak.
+    #[serde(default = "defaults::lr_final_fraction")]
+    pub lr_final_fraction: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup_steps: usize,
+    /// AdamW's decoupled decay, on matrices only.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    #[serde(default = "defaults::beta1")]
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    #[serde(default = "defaults::beta2")]
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    #[serde(default = "defaults::epsilon")]
+    pub epsilon: f64,
+    /// Gradients are scaled down to this global L2 norm; 0 leaves them.
+    #[serde(default = "defaults::max_grad_norm")]
+    pub max_grad_norm: f64,
+    /// Steps between lines of metrics.
+    #[serde(default = "defaults::log_every")]
+    pub log_every: usize,
+    /// Steps between evaluations, each with a checkpoint; also at the end.
+    #[serde(default = "defaults::checkpoint_every")]
+    pub checkpoint_every: usize,
+    /// Newest checkpoints kept, beside the best.
+    #[serde(default = "defaults::keep_checkpoints")]
+    pub keep_checkpoints: usize,
+    /// Histograms of weights and scales in TensorBoard at each evaluation.
+    #[serde(default = "defaults::yes")]
+    pub histograms: bool,
+}
+
+/// `[eval]`: perplexity of the held-out documents by llama.cpp's protocol.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// Tokens a chunk; `data.sequence_length` if absent.
+    pub ctx: Option<usize>,
+    /// Chunks scored; all if absent.
+    pub chunks: Option<usize>,
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Self { alpha: 0.0, temperature: 1.0 }
+    }
+}
+
+impl Recipe {
+    /// The bit plan of `[bits]`.
+    ///
+    /// # Errors
+    /// A glob or scheme name that cannot be read.
+    pub fn bit_plan(&self) -> Result<BitPlan, bitllama_core::Error> {
+        BitPlan::new(self.bits.iter().map(|(glob, scheme)| (glob.as_str(), scheme.as_str())))
+    }
+
+    /// Tokens an evaluation chunk.
+    pub fn eval_ctx(&self) -> usize {
+        self.eval.ctx.unwrap_or(self.data.sequence_length)
+    }
+
+    /// Tokens that one optimizer step sees.
+    pub fn tokens_per_step(&self) -> usize {
+        self.train.batch_size * self.train.grad_accumulation * self.data.sequence_length
+    }
+
+    /// Checks the values that types cannot.
+    ///
+    /// # Errors
+    /// A list of `key` and what it must be; empty never.
+    pub fn check(&self) -> Result<(), BTreeMap<&'static str, String>> {
+        let mut faults = BTreeMap::new();
+        let mut require = |holds: bool, key: &'static str, must: &str| {
+            if !holds {
+                faults.insert(key, must.to_string());
+            }
+        };
+        let (train, data, distill) = (&self.train, &self.data, &self.distill);
+        require((0.0..=1.0).contains(&distill.alpha), "distill.alpha", "must be between 0 and 1");
+        require(
+            distill.temperature > 0.0 && distill.temperature.is_finite(),
+            "distill.temperature",
+            "must be positive",
+        );
+        require(!data.train.is_empty(), "data.train", "must name at least one text file or folder");
+        require(
+            data.valid_fraction > 0.0 && data.valid_fraction < 1.0,
+            "data.valid_fraction",
+            "must be between 0 and 1",
+        );
+        require(data.sequence_length >= 8, "data.sequence_length", "must be at least 8");
+        require(train.steps > 0, "train.steps", "must be at least 1");
+        require(train.batch_size > 0, "train.batch_size", "must be at least 1");
+        require(train.grad_accumulation > 0, "train.grad_accumulation", "must be at least 1");
+        require(train.lr > 0.0 && train.lr.is_finite(), "train.lr", "must be positive");
+        require((0.0..=1.0).contains(&train.lr_final_fraction), "train.lr_final_fraction", "must be between 0 and 1");
+        require(train.weight_decay >= 0.0, "train.weight_decay", "must not be negative");
+        require((0.0..1.0).contains(&train.beta1), "train.beta1", "must be at least 0 and less than 1");
+        require((0.0..1.0).contains(&train.beta2), "train.beta2", "must be at least 0 and less than 1");
+        require(train.epsilon > 0.0, "train.epsilon", "must be positive");
+        require(train.max_grad_norm >= 0.0, "train.max_grad_norm", "must not be negative");
+        require(train.log_every > 0, "train.log_every", "must be at least 1");
+        require(train.checkpoint_every > 0, "train.checkpoint_every", "must be at least 1");
+        require(train.keep_checkpoints > 0, "train.keep_checkpoints", "must be at least 1");
+        require(self.eval.ctx.is_none_or(|ctx| ctx >= 8), "eval.ctx", "must be at least 8");
+        require(self.eval.chunks.is_none_or(|n| n > 0), "eval.chunks", "must be at least 1");
+        require(
+            self.student.model.is_none() || self.student.config.is_none(),
+            "student.config",
+            "cannot stand beside student.model: start weights come from one of them",
+        );
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+}
+
+mod defaults {
+    use std::path::PathBuf;
+
+    pub fn device() -> String {
+        bitllama_nn::device::compiled_in().first().copied().unwrap_or("flex").to_string()
+    }
+    pub fn valid_fraction() -> f64 {
+        0.05
+    }
+    pub fn text_field() -> String {
+        "text".into()
+    }
+    pub fn sequence_length() -> usize {
+        256
+    }
+    pub fn cache() -> PathBuf {
+        "runs/cache".into()
+    }
+    pub fn batch_size() -> usize {
+        4
+    }
+    pub fn one() -> usize {
+        1
+    }
+    pub fn lr_final_fraction() -> f64 {
+        0.1
+    }
+    pub fn beta1() -> f64 {
+        0.9
+    }
+    pub fn beta2() -> f64 {
+        0.95
+    }
+    pub fn epsilon() -> f64 {
+        1e-8
+    }
+    pub fn max_grad_norm() -> f64 {
+        1.0
+    }
+    pub fn log_every() -> usize {
+        10
+    }
+    pub fn checkpoint_every() -> usize {
+        100
+    }
+    pub fn keep_checkpoints() -> usize {
+        2
+    }
+    pub fn yes() -> bool {
+        true
+    }
+}

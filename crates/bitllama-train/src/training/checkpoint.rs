@@ -1,0 +1,146 @@
+//! What a run needs to go on, on disk: `checkpoints/step-NNNNNN/` with the latent weights as a Hugging Face directory
+//! (f32), the optimizer's moments and the state. Written under a temporary name and renamed, so that a folder that is
+//! there is whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use bitllama_core::weights::specs;
+use bitllama_formats::{Error as FormatError, atomic, hf};
+use bitllama_nn::Llama;
+use bitllama_nn::weights::Weights;
+use burn::optim::ModuleOptimizer;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+/// Folder of the checkpoints within that of a run.
+pub const FOLDER: &str = "checkpoints";
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.bpk";
+
+/// The state of a run after a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointState {
+    /// Steps taken.
+    pub step: usize,
+    /// Perplexity of the held-out documents, if it was evaluated at this step.
+    pub perplexity: Option<f64>,
+    /// Best perplexity so far and its step.
+    pub best: Option<Best>,
+    /// Bit plan, as in the recipe.
+    pub bits: IndexMap<String, String>,
+    /// What must not change when a run goes on: seed, data, batch, architecture.
+    pub fingerprint: String,
+}
+
+/// The best evaluation so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: usize,
+    /// Its perplexity.
+    pub perplexity: f64,
+}
+
+impl CheckpointState {
+    /// The state of a checkpoint folder, `None` if the folder is none.
+    ///
+    /// # Errors
+    /// If the state is there and cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(STATE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let bytes = fs::read(&path).with_context(|| format!("{}", path.display()))?;
+        let state = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        Ok(Some(state))
+    }
+}
+
+/// Writes a checkpoint and removes those that are neither among the newest `keep` nor the best.
+///
+/// # Errors
+/// If the disk does not take it; nothing half-written stays.
+pub fn write(
+    checkpoints: &Path,
+    state: &CheckpointState,
+    model: &Llama,
+    optimizer: &ModuleOptimizer,
+    tokenizer: &Tokenizer,
+    keep: usize,
+) -> Result<PathBuf> {
+    let folder = checkpoints.join(format!("step-{:06}", state.step));
+    atomic::write_folder(&folder, |temporary| {
+        let weights = Weights::of(model);
+        let weights = specs(&model.config).into_iter().map(|spec| {
+            let values = weights.read(&spec);
+            (spec, values)
+        });
+        hf::write_into(temporary, &model.config, weights, tokenizer, hf::Dtype::F32)?;
+        let path = temporary.join(OPTIMIZER);
+        optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e.to_string())))?;
+        let json = serde_json::to_vec_pretty(state).map_err(|e| FormatError::invalid(temporary.join(STATE), e))?;
+        atomic::write_bytes(&temporary.join(STATE), &json)
+    })?;
+    let all = list(checkpoints)?;
+    let best = state.best.map(|best| best.step);
+    for (step, old) in all.iter().rev().skip(keep) {
+        if Some(*step) != best {
+            fs::remove_dir_all(old).with_context(|| format!("{}", old.display()))?;
+        }
+    }
+    Ok(folder)
+}
+
+/// The optimizer of a checkpoint: `fresh` with its moments.
+///
+/// # Errors
+/// If the file is missing or damaged.
+pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer> {
+    let path = folder.join(OPTIMIZER);
+    fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e.to_string())))
+}
+
+/// The newest checkpoint of a run.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
+    Ok(list(checkpoints)?.pop().map(|(_, path)| path))
+}
+
+/// The best checkpoint of a run; the newest if none was evaluated.
+///
+/// # Errors
+/// If the folder or a state cannot be read.
+pub fn best(checkpoints: &Path) -> Result<Option<PathBuf>> {
+    let all = list(checkpoints)?;
+    let Some((_, newest)) = all.last() else { return Ok(None) };
+    let best = CheckpointState::read(newest)?.and_then(|state| state.best).map(|best| best.step);
+    let found = all.iter().find(|(step, _)| Some(*step) == best);
+    Ok(Some(found.map_or(newest, |(_, path)| path).clone()))
+}
+
+/// Checkpoints by step.
+fn list(checkpoints: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let entries = match fs::read_dir(checkpoints) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).with_context(|| format!("{}", checkpoints.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-")?.parse().ok());
+        found.extend(step.map(|step| (step, path)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,190 @@
+//! The main job end to end: recipe to artifact, killed and resumed, stopped and resumed, exported in every scheme.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{metrics, short_run, succeed, succeed_json, train};
+
+const VALID_TEXT: &str = "data/austen/sense-and-sensibility.txt";
+
+fn run_json(args: &[String]) -> serde_json::Value {
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--json"]).collect();
+    succeed_json(&mut train(&args))
+}
+
+#[test]
+fn a_run_leaves_a_table_an_artifact_and_its_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let result = run_json(&short_run(&run, &[]));
+    for row in ["teacher", "round_to_nearest", "student"] {
+        assert!(result[row]["perplexity"].as_f64().unwrap() > 1.0, "{row}");
+        assert!(result[row]["bits_per_weight"].as_f64().unwrap() > 0.0 && result[row]["bytes"].as_u64().unwrap() > 0);
+    }
+    let perplexity = |row: &str| result[row]["perplexity"].as_f64().unwrap();
+    assert!(perplexity("teacher") < perplexity("student") && perplexity("student") < perplexity("round_to_nearest"));
+    for file in ["recipe.toml", "run.json", "result.json", "artifact/weights.npz", "artifact/manifest.json"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let lines = metrics(&run);
+    assert_eq!(lines.iter().filter(|l| l.get("loss").is_some()).count(), 6);
+    assert_eq!(lines.iter().filter(|l| l.get("valid_perplexity").is_some()).count(), 2);
+    assert!(lines.iter().filter(|l| l.get("loss").is_some()).all(|l| l["ce"].is_f64() && l["kl"].is_f64()));
+    let checkpoints = fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert_eq!(checkpoints, 2);
+
+    // The resolved recipe runs as it stands.
+    let again = folder.path().join("again");
+    let recipe = run.join("recipe.toml");
+    let set = format!("output={}", again.display());
+    succeed(&mut train(&["distill", "--config", recipe.to_str().unwrap(), "--set", &set]));
+    assert_eq!(metrics(&run), metrics(&again), "same seed, same numbers");
+}
+
+#[test]
+fn an_earlier_run_is_neither_mixed_nor_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let args = short_run(&run, &[]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    succeed(&mut train(&args));
+    let before = metrics(&run);
+    let message = common::failure(&train(&args).output().unwrap());
+    assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
+    assert_eq!(metrics(&run), before);
+    // Resuming a finished run only tells its result again.
+    succeed(train(&args).arg("--resume"));
+    assert_eq!(metrics(&run), before);
+    succeed(train(&args).args(["--overwrite", "--set", "train.steps=3"]));
+    assert_eq!(metrics(&run).iter().filter(|l| l.get("loss").is_some()).count(), 3);
+    // Other data or another plan is another run.
+    let message = common::failure(&train(&args).args(["--resume", "--set", "seed=7"]).output().unwrap());
+    assert!(message.contains("other data, seed or model"), "{message}");
+}
+
+fn start(args: &[String]) -> Child {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    train(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn wait_for(path: &Path, lines: usize) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while fs::read_to_string(path).map_or(0, |text| text.lines().count()) < lines {
+        assert!(Instant::now() < deadline, "{} never had {lines} lines", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = ["train.steps=24", "train.checkpoint_every=4", "train.grad_accumulation=2"];
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let reference = run_json(&short_run(&whole, &sets));
+    let args = short_run(&killed, &sets);
+    // Killed twice, at whatever the process is doing when it has written so many lines.
+    for lines in [7, 17] {
+        let mut child = start(&[args.clone(), vec!["--resume".into()]].concat());
+        wait_for(&killed.join("metrics.jsonl"), lines);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let mut resumed = run_json(&[args, vec!["--resume".into()]].concat());
+    assert_eq!(metrics(&whole), metrics(&killed));
+    resumed["artifact"] = reference["artifact"].clone();
+    assert_eq!(reference, resumed);
+    let weights = |run: &Path| fs::read(run.join("artifact/weights.npz")).unwrap();
+    assert!(weights(&whole) == weights(&killed), "the artifacts differ");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_checkpoints_and_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let sets = ["train.steps=30", "train.checkpoint_every=30"];
+    run_json(&short_run(&whole, &sets));
+    let args = short_run(&stopped, &sets);
+    let mut child = start(&args);
+    wait_for(&stopped.join("metrics.jsonl"), 2);
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs::read_dir(stopped.join("checkpoints")).unwrap().count(), 1);
+    run_json(&[args, vec!["--resume".into()]].concat());
+    assert_eq!(metrics(&whole), metrics(&stopped));
+}
+
+#[test]
+fn the_artifact_of_every_scheme_says_what_the_fake_quantized_student_says() {
+    for scheme in ["binary", "ternary", "int2", "int3", "int4", "int8"] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        run_json(&short_run(&run, &["train.steps=3", &format!("bits.*={scheme}"), "bits.embed_tokens=int8"]));
+        let v2 = folder.path().join("v2");
+        let (run, v2) = (run.to_str().unwrap(), v2.to_str().unwrap());
+        succeed(&mut train(&["export", "--checkpoint", run, "--output", v2, "--layout", "v2"]));
+        for artifact in [format!("{run}/artifact"), v2.to_string()] {
+            let result = succeed_json(&mut train(&[
+                "eval",
+                "--model",
+                &artifact,
+                "--teacher",
+                run,
+                "--text",
+                VALID_TEXT,
+                "--ctx",
+                "64",
+                "--chunks",
+                "8",
+                "--json",
+            ]));
+            let (kld, same_top) = (result["mean_kld"].as_f64().unwrap(), result["same_top"].as_f64().unwrap());
+            assert!(kld.abs() <= 3e-4 && same_top >= 0.99, "{scheme} {artifact}: mean KLD {kld}, same top {same_top}");
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_needs_no_weights_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = format!("output={}", folder.path().join("run").display());
+    let result = succeed_json(
+        train(&["distill", "--config", "recipes/tinyllama.toml", "--set", &set, "--dry-run", "--json"])
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", folder.path().join("hf")),
+    );
+    assert_eq!(result["parameters"], 1_100_048_384);
+    assert!(result["bits_per_weight"].as_f64().unwrap() > 2.0 && result["memory_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    let text = succeed(&mut train(&["distill", "--config", "recipes/quickstart.toml", "--dry-run"]));
+    assert!(text.contains("bits per weight") && text.contains("sequence_length = 128"), "{text}");
+}
+
+#[test]
+fn pretraining_makes_a_model_that_evaluates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, cache) = (folder.path().join("run"), folder.path().join("cache"));
+    let sets = [
+        format!("output={}", run.display()),
+        format!("data.cache={}", cache.display()),
+        "data.sequence_length=32".into(),
+        "train.steps=3".into(),
+        "train.batch_size=2".into(),
+        "eval.chunks=2".into(),
+    ];
+    let mut command = train(&["pretrain", "--config", "recipes/pretrain-nano.toml", "--json"]);
+    for set in &sets {
+        command.args(["--set", set]);
+    }
+    let result = succeed_json(&mut command);
+    let model = result["model"].as_str().unwrap();
+    let eval = succeed_json(&mut train(&[
+        "eval", "--model", model, "--text", VALID_TEXT, "--ctx", "32", "--chunks", "2", "--json",
+    ]));
+    assert!(eval["perplexity"].as_f64().unwrap() > 100.0, "three steps teach little: {eval}");
+}
