@@ -6,7 +6,7 @@ use bitllama_core::size::StoredSize;
 use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, Scheme};
 use serde_json::{Map, Value, json};
 
-use super::forms::{FULL, Form};
+use super::forms::{Cells, FULL, Form};
 use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
 /// Of manifest.json; readers of it take ours because we only add to it.
@@ -37,10 +37,9 @@ pub(super) fn packed_entry(
         "code_step": scheme.code_of(1) - scheme.code_of(0),
     });
     let mut set = |key: &str, value: Value| entry[key] = value;
-    if let Some(suffix) = form.zero_point.filter(|_| layout == Layout::V2 || matrix.zero_points().is_some()) {
-        if scheme != Scheme::Binary || matrix.zero_points().is_some() {
-            set("npz_zero_point_key", json!(format!("{name}{suffix}")));
-        }
+    let has_zero_points = form.cells == Cells::Fields || matrix.zero_points().is_some();
+    if let Some(suffix) = form.zero_point.filter(|_| has_zero_points) {
+        set("npz_zero_point_key", json!(format!("{name}{suffix}")));
     }
     if !matches!(scheme, Scheme::Binary | Scheme::Ternary) {
         set(

@@ -30,6 +30,9 @@ use bitllama_core::size::StoredSize;
 use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
 use tokenizers::Tokenizer;
 
+use crate::Result;
+use crate::npz::Npz;
+
 pub use write::write;
 
 /// The NPZ of an artifact.
@@ -100,5 +103,13 @@ impl Artifact {
             parameters: self.weights().map(|weight| weight.shape.iter().product::<usize>()).sum(),
             bytes: self.weights().map(|weight| weight.bytes).sum(),
         }
+    }
+
+    /// Reads the whole NPZ and holds every array against its checksum, which [`Artifact::weight`] does not do.
+    ///
+    /// # Errors
+    /// [`Error`](crate::Error) with the first array that is damaged.
+    pub fn verify(&self) -> Result<()> {
+        self.files.npz.as_ref().map_or(Ok(()), Npz::verify)
     }
 }

@@ -1,0 +1,169 @@
+"""Reads an artifact with NumPy and its manifest alone, and holds its weights against those of a safetensors file.
+
+    pip install numpy
+    python tests/python/check_npz.py ARTIFACT DEQUANTIZED.safetensors
+
+The second file holds the weights in f32 that the artifact is to stand for, under Hugging Face's names, with or without
+`model.` in front. Equality is bit for bit. That other programs can read our files by what the manifest says of them is
+a promise to users, so it is checked with nothing of ours. Checked as well: every array starts at a multiple of 64 bytes
+of the NPZ and can be mapped where it lies; the copies at the manifest's root; loose files, where there are any.
+Exit code 1 if any check fails.
+"""
+
+import json
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+passed, failed = 0, 0
+
+
+def check(name, ok, reason=""):
+    global passed, failed
+    passed, failed = passed + bool(ok), failed + (not ok)
+    if not ok:
+        print(f"FAILED {name}: {reason}")
+
+
+def read_safetensors(path):
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    weights = {}
+    for name, tensor in json.loads(data[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        if tensor["dtype"] != "F32":
+            sys.exit(f"{path}: {name} is {tensor['dtype']}, F32 is needed for a comparison bit for bit")
+        start, end = (8 + length + offset for offset in tensor["data_offsets"])
+        weights[name.removeprefix("model.")] = np.frombuffer(data[start:end], "<f4").reshape(tensor["shape"])
+    return weights
+
+
+def read_arrays(path):
+    arrays = {}
+    with np.load(path, allow_pickle=False) as npz:
+        for key in npz.files:
+            try:
+                arrays[key] = npz[key]
+            except (ValueError, zipfile.BadZipFile) as error:
+                check(key, False, error)
+    return arrays
+
+
+def array_offsets(path):
+    """Where the elements of each stored array start in the file."""
+    offsets = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                continue
+            file.seek(member.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            file.seek(name_length + extra_length, 1)
+            np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            offsets[member.filename.removesuffix(".npy")] = (file.tell(), shape, dtype)
+    return offsets
+
+
+def fields(codes, packed_format, columns):
+    """The unsigned fields of packed codes, [out, in]; codes themselves for `int8`."""
+    if packed_format == "numpy.packbits(msb_first,row-major)":
+        return np.unpackbits(codes, axis=1)[:, :columns].astype(np.int32)
+    if packed_format.startswith("bits"):
+        bits = int(packed_format[4])
+        stream = np.unpackbits(codes, axis=1, bitorder="little")[:, : columns * bits]
+        return stream.reshape(len(codes), columns, bits).astype(np.int32) @ (1 << np.arange(bits, dtype=np.int32))
+    if packed_format == "uint8(row-major)":
+        return codes.astype(np.int32)
+    raise ValueError(f"packed_format {packed_format}")
+
+
+def dequantize(npz, entry):
+    codes = npz[entry["npz_key"]]
+    if entry["scheme"] == "f32":
+        return codes
+    scales = npz[entry["npz_scales_key"]]
+    if entry["packed_format"] == "int8(row-major)":
+        values = codes.astype(np.int32)
+    else:
+        values = fields(codes, entry["packed_format"], entry["shape"][1])
+        if "npz_zero_point_key" in entry:
+            values = values - npz[entry["npz_zero_point_key"]][:, None]
+        else:
+            values = entry["code_min"] + entry["code_step"] * values
+    return values.astype(np.float32) * scales[:, None]
+
+
+def check_loose_files(folder, name, entry, npz):
+    keys = {
+        "ternary": entry["npz_key"],
+        "q": entry["npz_key"],
+        "fp32": entry["npz_key"],
+        "scales": entry.get("npz_scales_key"),
+        "q_scales": entry.get("npz_scales_key"),
+        "q_zero_point": entry.get("npz_zero_point_key"),
+    }
+    for field, key in keys.items():
+        if field in entry:
+            found = np.load(folder / entry[field])
+            check(entry[field], found.dtype == npz[key].dtype and np.array_equal(found, npz[key]), "differs from the NPZ")
+    if "packed" in entry:
+        found = (folder / entry["packed"]).read_bytes()
+        check(entry["packed"], found == npz[entry["npz_key"]].tobytes(), "differs from the NPZ")
+    for field in ("scales_txt", "q_scales_txt"):
+        if field in entry:
+            lines = (folder / entry[field]).read_text().splitlines()
+            found = np.array([np.float32(line) for line in lines])
+            check(entry[field], np.array_equal(found, npz[entry["npz_scales_key"]]), "differs from the NPZ")
+
+
+def core_name(name):
+    name = name.removeprefix("transformer.")
+    return "embed_tokens.weight" if name == "embedding.weight" else name
+
+
+def main(folder, reference):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = folder / manifest["model"]["source_npz"]
+    npz = read_arrays(path)
+    expected = read_safetensors(reference)
+    if manifest["architecture"]["tie_word_embeddings"]:
+        expected.pop("lm_head.weight", None)
+
+    offsets = array_offsets(path)
+    for key in npz:
+        offset, shape, dtype = offsets.get(key, (1, None, None))
+        ok = offset % 64 == 0
+        if ok and npz[key].size:
+            ok = np.array_equal(np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape), npz[key])
+        check(key, ok, f"starts at byte {offset}, not mappable at a multiple of 64")
+
+    for name, entry in manifest["weights"].items():
+        check(name, manifest.get(name) == entry, "its entry at the manifest's root differs")
+        wanted = expected.pop(core_name(name), None)
+        if wanted is None:
+            check(name, False, "not in the reference")
+            continue
+        try:
+            found = dequantize(npz, entry)
+        except KeyError as error:
+            check(name, False, f"no {error}")
+            continue
+        same = found.dtype == np.float32 and found.shape == wanted.shape and list(wanted.shape) == entry["shape"]
+        same = same and np.array_equal(found.view(np.uint32), wanted.view(np.uint32))
+        check(name, same, f"{entry['scheme']} {found.shape} differs from the reference {wanted.shape}")
+        check_loose_files(folder, name, entry, npz)
+    for name in expected:
+        check(name, False, "not in the artifact")
+    print(f"{passed} passed, {failed} failed")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
