@@ -84,13 +84,13 @@ impl ModelConfig {
                 return Err(Error::Config(format!("{name} = {value} is not between 1 and {MAX_DIMENSION}")));
             }
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(Error::Config(format!(
                 "num_attention_heads = {} is no multiple of num_key_value_heads = {}",
                 self.num_attention_heads, self.num_key_value_heads
             )));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(Error::Config(format!("head_dim = {} is odd, rotary embedding needs pairs", self.head_dim)));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {

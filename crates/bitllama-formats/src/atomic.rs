@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// # Errors
 /// Those of `fill` and [`Error::Io`].
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let temporary = temporary_name(path);
+    let temporary = beside(path, ".tmp~");
     let write = || {
         let mut file = BufWriter::new(File::create(&temporary).map_err(Error::io(&temporary))?);
         fill(&mut file)?;
@@ -39,7 +39,7 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
     }
-    let temporary = temporary_name(path);
+    let temporary = beside(path, ".tmp~");
     remove_folder(&temporary)?;
     let write = || {
         fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
@@ -48,12 +48,17 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
             let file = entry.map_err(Error::io(&temporary))?.path();
             File::options().write(true).open(&file).and_then(|f| f.sync_all()).map_err(Error::io(&file))?;
         }
-        let old = path.with_extension("old~");
-        remove_folder(&old)?;
-        if path.exists() {
-            fs::rename(path, &old).map_err(Error::io(path))?;
+        if !path.exists() {
+            return fs::rename(&temporary, path).map_err(Error::io(path));
         }
-        fs::rename(&temporary, path).map_err(Error::io(path))?;
+        let old = beside(path, ".old~");
+        remove_folder(&old)?;
+        fs::rename(path, &old).map_err(Error::io(path))?;
+        if let Err(e) = fs::rename(&temporary, path) {
+            // Best effort: the error that matters is the first.
+            drop(fs::rename(&old, path));
+            return Err(Error::io(path)(e));
+        }
         remove_folder(&old)
     };
     write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
@@ -66,9 +71,10 @@ fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-fn temporary_name(path: &Path) -> PathBuf {
+/// The name of `path` with a suffix.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp~");
+    name.push(suffix);
     path.with_file_name(name)
 }
 

@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use crate::model::{Decoder, LogitsOf};
 use crate::sampling::{Sampler, Sampling};
-use crate::text::{TextStream, encode};
+use crate::text::{TextStream, encode, own_bos};
 use crate::{Error, Result};
 
 /// Tokens of a prompt that run at once: bounds the memory of activations, and is enough to keep the cores busy.
@@ -61,7 +61,11 @@ pub fn generate(
 ) -> Result<Generation> {
     let mut sampler = Sampler::new(sampling)?;
     let config = decoder.config();
-    let prompt = encode(tokenizer, config.bos_token_id, prompt)?;
+    let mut prompt = encode(tokenizer, own_bos(tokenizer, config.bos_token_id)?, prompt)?;
+    if prompt.is_empty() {
+        // Nothing to go on from but the token that begins texts.
+        prompt.extend(config.bos_token_id);
+    }
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
     }

@@ -1,21 +1,28 @@
 //! Event files that TensorBoard opens, by `tensorboard-rs`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
+use protobuf::Message;
 use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
+use tensorboard_proto::summary::Summary;
+use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::{histogram_raw, scalar};
-use tensorboard_rs::summary_writer::FileWriter;
 
 use super::Metrics;
 use crate::models::ResolvedPlan;
 
 /// The event file of one process.
+///
+/// Records are written by `tensorboard-rs`'s `RecordWriter` and not by its `SummaryWriter`, which panics where the disk
+/// is full.
 pub struct EventFile {
-    folder: PathBuf,
-    writer: FileWriter,
+    path: PathBuf,
+    writer: RecordWriter<File>,
 }
 
 impl EventFile {
@@ -23,18 +30,27 @@ impl EventFile {
     /// written past the checkpoint.
     ///
     /// # Errors
-    /// If the folder cannot be made.
+    /// If the file cannot be made.
     pub fn open(folder: &Path, resumed_at: usize) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
-        let mut writer = FileWriter::new(folder);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // TensorBoard reads the files of a folder in the order of their names.
+        let name =
+            format!("events.out.tfevents.{:010}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());
+        let path = folder.join(name);
+        let writer = RecordWriter::new(File::create(&path).with_context(|| format!("{}", path.display()))?);
+        let mut file = Self { path, writer };
+        let mut version = Event::new();
+        version.set_file_version("brain.Event:2".into());
+        file.event(version, 0)?;
         if resumed_at > 0 {
             let mut start = SessionLog::new();
             start.set_status(SessionLog_SessionStatus::START);
             let mut event = Event::new();
             event.set_session_log(start);
-            writer.add_event(&event, resumed_at + 1);
+            file.event(event, resumed_at + 1)?;
         }
-        Ok(Self { folder: folder.to_path_buf(), writer })
+        Ok(file)
     }
 
     /// The scalars of a line of metrics.
@@ -42,22 +58,22 @@ impl EventFile {
     /// # Errors
     /// If the file can no longer be written.
     pub fn scalars(&mut self, metrics: &Metrics) -> Result<()> {
-        let mut add = |tag: &str, value: f64| self.writer.add_summary(scalar(tag, value as f32), metrics.step);
+        let mut add = |tag: &str, value: f64| self.summary(scalar(tag, value as f32), metrics.step);
         if let Some(train) = &metrics.train {
-            add("train/loss", train.loss);
-            add("train/ce", train.ce);
+            add("train/loss", train.loss)?;
+            add("train/ce", train.ce)?;
             if let Some(kl) = train.kl {
-                add("train/kl", kl);
+                add("train/kl", kl)?;
             }
-            add("train/lr", train.lr);
-            add("train/grad_norm", train.grad_norm);
-            add("train/epoch", train.epoch);
-            add("train/tokens_per_second", train.tokens_per_second);
+            add("train/lr", train.lr)?;
+            add("train/grad_norm", train.grad_norm)?;
+            add("train/epoch", train.epoch)?;
+            add("train/tokens_per_second", train.tokens_per_second)?;
         }
         if let Some(perplexity) = metrics.valid_perplexity {
-            add("valid/perplexity", perplexity);
+            add("valid/perplexity", perplexity)?;
         }
-        self.flush()
+        Ok(())
     }
 
     /// Latent weights and scales of every matrix in the bit plan.
@@ -69,13 +85,13 @@ impl EventFile {
         for (spec, scheme) in plan {
             let Some(scheme) = scheme else { continue };
             let name = spec.name.trim_end_matches(".weight");
-            self.histogram(&format!("weights/{name}"), &weights.read(spec), step);
-            self.histogram(&format!("scales/{name}"), weights.pack(spec, *scheme)?.scales(), step);
+            self.histogram(&format!("weights/{name}"), &weights.read(spec), step)?;
+            self.histogram(&format!("scales/{name}"), weights.pack(spec, *scheme)?.scales(), step)?;
         }
-        self.flush()
+        Ok(())
     }
 
-    fn histogram(&mut self, tag: &str, values: &[f32], step: usize) {
+    fn histogram(&mut self, tag: &str, values: &[f32], step: usize) -> Result<()> {
         const BUCKETS: usize = 50;
         let (min, max) =
             values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v as f64), high.max(*v as f64)));
@@ -88,12 +104,18 @@ impl EventFile {
             sum += value;
             squares += value * value;
         }
-        let summary = histogram_raw(tag, min, max, values.len() as f64, sum, squares, &limits, &counts);
-        self.writer.add_summary(summary, step);
+        self.summary(histogram_raw(tag, min, max, values.len() as f64, sum, squares, &limits, &counts), step)
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.writer.flush();
-        Ok(())
+    fn summary(&mut self, summary: Summary, step: usize) -> Result<()> {
+        let mut event = Event::new();
+        event.set_summary(summary);
+        self.event(event, step)
+    }
+
+    fn event(&mut self, mut event: Event, step: usize) -> Result<()> {
+        event.set_wall_time(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        event.set_step(step as i64);
+        self.writer.write(&event.write_to_bytes()?).with_context(|| format!("{}", self.path.display()))
     }
 }
