@@ -159,7 +159,8 @@ pub(crate) mod tests {
     #[test]
     fn a_sound_config_passes_and_each_fault_is_named() {
         tiny().validate().unwrap();
-        let faults: [(&str, fn(&mut ModelConfig)); 6] = [
+        type Spoil = fn(&mut ModelConfig);
+        let faults: [(&str, Spoil); 6] = [
             ("hidden_size", |c| c.hidden_size = 0),
             ("vocab_size", |c| c.vocab_size = usize::MAX),
             ("num_key_value_heads", |c| c.num_key_value_heads = 3),

@@ -1,10 +1,12 @@
-//! A trained student to an artifact: every weight of the bit plan rounded and packed, the rest as it is.
+//! A model to files: an artifact, with every weight of the bit plan rounded and packed and the rest as it is, or a
+//! Hugging Face directory.
 
 use std::path::Path;
 
 use anyhow::Result;
+use bitllama_core::weights::specs;
 use bitllama_formats::artifact::{self, Layout};
-use bitllama_formats::{Error, StoredWeight};
+use bitllama_formats::{Error, StoredWeight, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use tokenizers::Tokenizer;
@@ -34,4 +36,30 @@ pub fn export(
         Ok((spec.clone(), weight))
     });
     Ok(artifact::write(path, &llama.config, weights, tokenizer, layout, provenance)?)
+}
+
+/// Writes the stored weights of `llama` as a Hugging Face directory, whole or not at all.
+///
+/// # Errors
+/// A folder that cannot be written; a weight that `dtype` cannot hold.
+pub fn save_hf(path: &Path, llama: &Llama, tokenizer: &Tokenizer, dtype: hf::Dtype) -> Result<()> {
+    Ok(atomic::write_folder(path, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
+}
+
+/// As [`save_hf`], into a folder that exists.
+///
+/// # Errors
+/// As [`save_hf`].
+pub fn write_hf_into(
+    folder: &Path,
+    llama: &Llama,
+    tokenizer: &Tokenizer,
+    dtype: hf::Dtype,
+) -> std::result::Result<(), Error> {
+    let stored = Weights::of(llama);
+    let weights = specs(&llama.config).into_iter().map(|spec| {
+        let values = stored.read(&spec);
+        (spec, values)
+    });
+    hf::write_into(folder, &llama.config, weights, tokenizer, dtype)
 }

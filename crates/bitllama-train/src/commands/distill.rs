@@ -6,11 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
-use bitllama_core::weights::{parameter_count, specs};
+use bitllama_core::weights::parameter_count;
 use bitllama_formats::artifact::Layout;
 use bitllama_formats::{atomic, hf};
 use bitllama_nn::Llama;
-use bitllama_nn::weights::Weights;
 use bitllama_runtime::evaluate::Perplexity;
 use bitllama_runtime::text::own_bos;
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ use super::outcome::{Outcome, Row};
 use super::prepare::{Models, models, resume_point};
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
-use crate::export::export;
+use crate::export::{export, save_hf};
 use crate::monitor::progress::Log;
 use crate::recipe::{Recipe, dry_run, load};
 use crate::training::checkpoint::FOLDER;
@@ -238,12 +237,7 @@ fn finish_distill(
 
 fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexity) -> Result<()> {
     let folder = run.recipe.output.join("model");
-    let weights = Weights::of(student);
-    let weights = specs(&student.config).into_iter().map(|spec| {
-        let values = weights.read(&spec);
-        (spec, values)
-    });
-    hf::save(&folder, &student.config, weights, run.tokenizer, hf::Dtype::F16)?;
+    save_hf(&folder, student, run.tokenizer, hf::Dtype::F16)?;
     if args.json {
         let mut result = serde_json::to_value(perplexity)?;
         result["model"] = json!(folder);

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bitllama_core::size::StoredSize;
-use bitllama_formats::artifact;
+use bitllama_formats::{artifact, hf};
+use burn::module::Module;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::export::export;
+use crate::export::{export, save_hf};
 use crate::models;
 
 /// Pack a trained student into an artifact
@@ -17,10 +18,10 @@ pub struct Args {
     /// The checkpoint, or the folder of a run (then its best checkpoint)
     #[arg(long)]
     checkpoint: String,
-    /// Folder of the artifact; an artifact that is there is replaced
+    /// Folder to write; an artifact that is there is replaced
     #[arg(long)]
     output: PathBuf,
-    /// Keys of weights.npz
+    /// What to write
     #[arg(long, value_enum, default_value = "packed")]
     layout: Layout,
     /// Print one JSON object on standard output
@@ -28,13 +29,15 @@ pub struct Args {
     json: bool,
 }
 
-/// Keys of `weights.npz`
+/// What `export` writes
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Layout {
-    /// Every low-bit matrix truly packed
+    /// An artifact with every low-bit matrix truly packed
     Packed,
-    /// The keys and loose files of the older tools
+    /// An artifact with the keys and loose files of the older tools
     V2,
+    /// A Hugging Face directory of the rounded weights in f32, for tools that know no low-bit formats
+    Hf,
 }
 
 /// Runs the command.
@@ -46,25 +49,31 @@ pub fn run(args: Args) -> Result<()> {
     let plan = loaded
         .plan
         .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;
-    let layout = match args.layout {
-        Layout::Packed => artifact::Layout::Packed,
-        Layout::V2 => artifact::Layout::V2,
-    };
+    let (llama, tokenizer) = (&loaded.llama, &loaded.source.tokenizer);
     let provenance = json!({
         "checkpoint": loaded.source.path.file_name().map(|n| n.to_string_lossy()),
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });
-    export(&args.output, &loaded.llama, &plan, &loaded.source.tokenizer, layout, provenance)?;
+    match args.layout {
+        Layout::Packed => export(&args.output, llama, &plan, tokenizer, artifact::Layout::Packed, provenance)?,
+        Layout::V2 => export(&args.output, llama, &plan, tokenizer, artifact::Layout::V2, provenance)?,
+        Layout::Hf => save_hf(&args.output, &llama.valid().materialize(), tokenizer, hf::Dtype::F32)?,
+    }
     let size = StoredSize::of(&plan);
     if args.json {
         let result = json!({
-            "artifact": args.output, "bits_per_weight": size.bits_per_weight(), "bytes": size.bytes,
+            "output": args.output, "bits_per_weight": size.bits_per_weight(), "bytes": size.bytes,
             "parameters": size.parameters,
         });
         println!("{result}");
     } else {
-        println!("{}: {} bytes, {:.3} bits per weight", args.output.display(), size.bytes, size.bits_per_weight());
+        println!(
+            "{}: {} bytes packed, {:.3} bits per weight",
+            args.output.display(),
+            size.bytes,
+            size.bits_per_weight()
+        );
     }
     Ok(())
 }

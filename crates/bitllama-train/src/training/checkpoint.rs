@@ -6,14 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use bitllama_core::weights::specs;
 use bitllama_formats::{Error as FormatError, atomic, hf};
 use bitllama_nn::Llama;
-use bitllama_nn::weights::Weights;
 use burn::optim::ModuleOptimizer;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
+
+use crate::export::write_hf_into;
 
 /// Folder of the checkpoints within that of a run.
 pub const FOLDER: &str = "checkpoints";
@@ -74,12 +74,7 @@ pub fn write(
 ) -> Result<PathBuf> {
     let folder = checkpoints.join(format!("step-{:06}", state.step));
     atomic::write_folder(&folder, |temporary| {
-        let weights = Weights::of(model);
-        let weights = specs(&model.config).into_iter().map(|spec| {
-            let values = weights.read(&spec);
-            (spec, values)
-        });
-        hf::write_into(temporary, &model.config, weights, tokenizer, hf::Dtype::F32)?;
+        write_hf_into(temporary, model, tokenizer, hf::Dtype::F32)?;
         let path = temporary.join(OPTIMIZER);
         optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e.to_string())))?;
         let json = serde_json::to_vec_pretty(state).map_err(|e| FormatError::invalid(temporary.join(STATE), e))?;

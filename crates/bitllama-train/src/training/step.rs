@@ -99,7 +99,7 @@ impl Trainer<'_> {
             Tensor::from_data(TensorData::new(scored, [positions]), self.device),
             &self.recipe.distill,
         );
-        let kl = kl.map_or_else(|| Tensor::zeros([1], self.device), |kl| kl);
+        let kl = kl.unwrap_or_else(|| Tensor::zeros([1], self.device));
         let values = Tensor::cat(vec![loss.clone().inner(), ce.inner(), kl.inner()], 0);
         let grads = (loss / self.recipe.train.grad_accumulation as f64).backward();
         let values = values.into_data().convert::<f64>();

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Holds a finished run against other people's readers: NumPy opens the artifact and must find the weights that the Burn
+# model computes with, to the bit; TensorBoard's own reader opens the event files.
+#
+#   bash scripts/check-other-tools.sh [RUN]        (default: runs/quickstart)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+run=${1:-runs/quickstart}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet -r tests/python/requirements.txt
+
+train="cargo run --quiet --release -p bitllama-train --"
+# The rounded weights as the forward pass has them, taken from the Burn module.
+$train export --checkpoint "$run" --output "$work/hf" --layout hf
+$train export --checkpoint "$run" --output "$work/v2" --layout v2
+for artifact in "$run/artifact" "$work/v2"; do
+  "$work/venv/bin/python" tests/python/check_npz.py "$artifact" "$work/hf/model.safetensors"
+done
+"$work/venv/bin/python" tests/python/check_tensorboard.py "$run/tensorboard" "$run/metrics.jsonl"
