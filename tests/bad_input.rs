@@ -138,6 +138,24 @@ fn empty_text() {
     assert!(!run.exists());
 }
 
+#[test]
+fn a_loss_that_is_not_finite() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let fail = |sets: &[&str], flags: &[&str]| {
+        let args = short_run(&run, sets);
+        failure(&train(&args.iter().map(String::as_str).collect::<Vec<_>>()).args(flags).output().unwrap())
+    };
+    let message = fail(&["distill.temperature=1e-38"], &[]);
+    assert!(message.contains("step 1: the KL divergence is NaN"), "{message}");
+    assert!(message.contains("before the first checkpoint"), "{message}");
+
+    let args = short_run(&run, &["train.steps=3"]);
+    succeed(&mut train(&args.iter().map(String::as_str).collect::<Vec<_>>()));
+    let message = fail(&["train.lr=1e37", "train.steps=9", "train.checkpoint_every=9"], &["--resume"]);
+    assert!(message.contains("step 5: the cross-entropy is") && message.contains("step-000003"), "{message}");
+}
+
 /// A disk of 4 MB, where user namespaces allow to make one; the latent weights of a checkpoint alone take more.
 #[cfg(target_os = "linux")]
 #[test]

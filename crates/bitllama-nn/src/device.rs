@@ -34,6 +34,11 @@ pub fn compiled_in() -> Vec<&'static str> {
     features.into_iter().filter(|(_, enabled)| *enabled).map(|(name, _)| name).collect()
 }
 
+/// The backend to use where none is named: the first that is compiled in.
+pub fn default_name() -> &'static str {
+    compiled_in().first().copied().unwrap_or("flex")
+}
+
 /// The device of a name, without autodiff.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_formats::{Artifact, artifact};
+use bitllama_nn::device::default_name;
 use bitllama_runtime::Decoder;
 use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, Progress, compare, perplexity};
 use bitllama_runtime::text::{encode, own_bos};
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
     /// Device: flex, ndarray, tch, cuda:N or wgpu (artifacts always run on the CPU)
-    #[arg(long, default_value = "flex")]
+    #[arg(long, default_value = default_name())]
     device: String,
     /// Print one JSON object on standard output
     #[arg(long)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use bitllama_core::size::StoredSize;
 use bitllama_formats::{artifact, hf};
+use bitllama_nn::device::default_name;
 use burn::module::Module;
 use clap::ValueEnum;
 use serde_json::json;
@@ -45,7 +46,7 @@ enum Layout {
 /// # Errors
 /// A checkpoint that is missing or damaged; a folder that cannot be written.
 pub fn run(args: Args) -> Result<()> {
-    let loaded = models::load(&args.checkpoint, &bitllama_nn::device("flex")?)?;
+    let loaded = models::load(&args.checkpoint, &bitllama_nn::device(default_name())?)?;
     let plan = loaded
         .plan
         .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;

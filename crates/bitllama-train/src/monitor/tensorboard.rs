@@ -26,8 +26,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Starts a new event file in `folder`. After a resume TensorBoard is told to forget what a killed process had
-    /// written past the checkpoint.
+    /// Starts a new event file in `folder`. TensorBoard is told to forget what an earlier process had written after
+    /// `resumed_at`.
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -43,13 +43,11 @@ impl EventFile {
         let mut version = Event::new();
         version.set_file_version("brain.Event:2".into());
         file.event(version, 0)?;
-        if resumed_at > 0 {
-            let mut start = SessionLog::new();
-            start.set_status(SessionLog_SessionStatus::START);
-            let mut event = Event::new();
-            event.set_session_log(start);
-            file.event(event, resumed_at + 1)?;
-        }
+        let mut start = SessionLog::new();
+        start.set_status(SessionLog_SessionStatus::START);
+        let mut event = Event::new();
+        event.set_session_log(start);
+        file.event(event, resumed_at + 1)?;
         Ok(file)
     }
 

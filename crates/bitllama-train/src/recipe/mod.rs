@@ -245,7 +245,7 @@ mod defaults {
     use std::path::PathBuf;
 
     pub fn device() -> String {
-        bitllama_nn::device::compiled_in().first().copied().unwrap_or("flex").to_string()
+        bitllama_nn::device::default_name().to_string()
     }
     pub fn valid_fraction() -> f64 {
         0.05
