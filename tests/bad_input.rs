@@ -37,6 +37,10 @@ fn missing_files() {
     let folder = tempfile::tempdir().unwrap();
     let message = eval_failure(&folder.path().join("gone.gguf"), TEXT);
     assert!(message.contains("gone.gguf"), "{message}");
+    for name in ["models/nanoo", "models/gone.gguf", "../gone"] {
+        let message = eval_failure(Path::new(name), TEXT);
+        assert!(message.contains(&format!("{name}: no such file or folder")), "{message}");
+    }
     let message = eval_failure(&root().join("models/nano"), "no-such-text.txt");
     assert!(message.contains("no-such-text.txt"), "{message}");
     let message = failure(&train(&["distill", "--config", "no-such.toml"]).output().unwrap());
@@ -87,9 +91,11 @@ fn wrong_keys_and_values_of_a_recipe() {
     let line = text.lines().position(|l| l.starts_with("batch_size")).unwrap() + 1;
     assert!(message.contains(&format!("r.toml:{line}:")) && message.contains("`batch_size`"), "{message}");
 
+    let output = format!("output={}", folder.path().join("run").display());
     fs::write(&recipe, text.replace("layers.*", "layer.*")).unwrap();
-    let message = failure(&train(&["distill", "--config", recipe.to_str().unwrap()]).output().unwrap());
-    assert!(message.contains("`layer.*` matches no matrix"), "{message}");
+    let arguments = ["distill", "--config", recipe.to_str().unwrap(), "--set", &output];
+    let message = failure(&train(&arguments).output().unwrap());
+    assert!(message.contains("r.toml: ") && message.contains("`layer.*` matches no matrix"), "{message}");
 
     let output = train(&["distill", "--config", "recipes/quickstart.toml", "--device", "tch"]).output().unwrap();
     if !cfg!(feature = "tch") {

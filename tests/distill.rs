@@ -20,7 +20,8 @@ fn run_json(args: &[String]) -> serde_json::Value {
 fn a_run_leaves_a_table_an_artifact_and_its_records() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let result = run_json(&short_run(&run, &[]));
+    let sets = ["train.steps=30", "train.checkpoint_every=15", "train.batch_size=4", "train.lr=1e-3", "eval.chunks=10"];
+    let result = run_json(&short_run(&run, &sets));
     for row in ["teacher", "round_to_nearest", "student"] {
         assert!(result[row]["perplexity"].as_f64().unwrap() > 1.0, "{row}");
         assert!(result[row]["bits_per_weight"].as_f64().unwrap() > 0.0 && result[row]["bytes"].as_u64().unwrap() > 0);
@@ -31,7 +32,7 @@ fn a_run_leaves_a_table_an_artifact_and_its_records() {
         assert!(run.join(file).is_file(), "{file}");
     }
     let lines = metrics(&run);
-    assert_eq!(lines.iter().filter(|l| l.get("loss").is_some()).count(), 6);
+    assert_eq!(lines.iter().filter(|l| l.get("loss").is_some()).count(), 30);
     assert_eq!(lines.iter().filter(|l| l.get("valid_perplexity").is_some()).count(), 2);
     assert!(lines.iter().filter(|l| l.get("loss").is_some()).all(|l| l["ce"].is_f64() && l["kl"].is_f64()));
     let checkpoints = fs::read_dir(run.join("checkpoints")).unwrap().count();
@@ -63,7 +64,16 @@ fn an_earlier_run_is_neither_mixed_nor_lost() {
     assert_eq!(metrics(&run).iter().filter(|l| l.get("loss").is_some()).count(), 3);
     // Other data or another plan is another run.
     let message = common::failure(&train(&args).args(["--resume", "--set", "seed=7"]).output().unwrap());
-    assert!(message.contains("other data, seed or model"), "{message}");
+    assert!(message.contains("made with another seed"), "{message}");
+    let message =
+        common::failure(&train(&args).args(["--resume", "--set", "data.valid_fraction=0.3"]).output().unwrap());
+    assert!(message.contains("made with another data.valid_fraction"), "{message}");
+    // Nor does a start that fails cost anything.
+    let args = [&args[..], &["--overwrite", "--set", "data.train=[\"no/such\"]"]].concat();
+    common::failure(&train(&args).output().unwrap());
+    assert_eq!(metrics(&run).len(), 4);
+    let recorded = fs::read_to_string(run.join("recipe.toml")).unwrap();
+    assert!(recorded.contains("seed = 0") && run.join("artifact").is_dir(), "{recorded}");
 }
 
 fn start(args: &[String]) -> Child {

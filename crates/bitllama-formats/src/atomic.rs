@@ -11,7 +11,8 @@ use crate::{Error, Result};
 /// # Errors
 /// Those of `fill` and [`Error::Io`].
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let temporary = beside(path, ".tmp~");
+    // With the number of this process: another may be writing the same file into a shared cache.
+    let temporary = beside(path, &format!(".{}.tmp~", std::process::id()));
     let write = || {
         let mut file = BufWriter::new(File::create(&temporary).map_err(Error::io(&temporary))?);
         fill(&mut file)?;
@@ -62,6 +63,26 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
         remove_folder(&old)
     };
     write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+}
+
+/// Makes sure that a folder about to be replaced holds nothing but an older version of the same: a mistyped `--output`
+/// must not cost somebody a folder of other things. `marker` is a file that every version has.
+///
+/// # Errors
+/// [`Error::Invalid`] if `path` is a file, or a folder that is not empty and lacks `marker`.
+pub fn refuse_foreign(path: &Path, marker: &str) -> Result<()> {
+    if path.is_file() {
+        return Err(Error::invalid(path, "a file stands here, where a folder is to be written"));
+    }
+    let empty = match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
+        Err(e) => return Err(Error::io(path)(e)),
+    };
+    match empty || path.join(marker).is_file() {
+        true => Ok(()),
+        false => Err(Error::invalid(path, format!("the folder holds files but no {marker}, so it is not replaced"))),
+    }
 }
 
 fn remove_folder(path: &Path) -> Result<()> {

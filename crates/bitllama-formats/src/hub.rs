@@ -84,11 +84,32 @@ impl HubConfig {
     /// [`Error::Hub`] if it is neither, and those of [`HubConfig::fetch`].
     pub fn resolve(&self, text: &str) -> Result<PathBuf> {
         if Path::new(text).exists() {
-            Ok(text.into())
-        } else if looks_like_id(text) {
-            self.fetch(text)
-        } else {
-            Err(Error::Hub(format!("{text} is neither an existing path nor a hub id such as org/name")))
+            return Ok(text.into());
+        }
+        let local = match text.split_once(['/', '\\']) {
+            Some((folder, _)) if Path::new(folder).is_dir() => true,
+            _ => [".gguf", ".npz", ".safetensors"].iter().any(|end| text.ends_with(end)) && !text.contains(':'),
+        };
+        if !local && looks_like_id(text) {
+            return self.fetch(text);
+        }
+        Err(Error::invalid(text, "no such file or folder, and no hub id such as org/name"))
+    }
+
+    /// The local path of a model's `config.json`: that of an existing folder, or fetched alone by hub id. `None` for a
+    /// file, or an id that names one.
+    ///
+    /// # Errors
+    /// Those of [`HubConfig::resolve`].
+    pub fn resolve_config(&self, text: &str) -> Result<Option<PathBuf>> {
+        if Path::new(text).is_dir() {
+            return Ok(Some(Path::new(text).join(CONFIG)));
+        }
+        match Id::parse(text) {
+            Some(id) if !Path::new(text).exists() && id.file.is_none() => {
+                Session::new(self, &id)?.required(CONFIG, "").map(Some)
+            }
+            _ => Ok(None),
         }
     }
 }

@@ -292,7 +292,7 @@ fn what_does_not_exist_or_cannot_be_reached_is_one_line() {
         assert!(message.contains(expected) && !message.contains('\n'), "{message}");
     }
     let message = hub.config().resolve("no/such/path").unwrap_err().to_string();
-    assert!(message.contains("no/such/path is neither an existing path nor a hub id"), "{message}");
+    assert!(message.contains("no/such/path: no such file or folder"), "{message}");
     let local = hub.cache.path().to_str().unwrap();
     assert_eq!(hub.config().resolve(local).unwrap(), hub.cache.path());
 }

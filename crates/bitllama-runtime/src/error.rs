@@ -86,3 +86,28 @@ pub enum Error {
     #[error(transparent)]
     Model(BoxError),
 }
+
+/// An error and its causes for a person, outermost first, on one line. A cause that the error above it already tells is
+/// left out.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(if line.is_empty() { "" } else { ": " });
+            line.push_str(&text);
+        }
+        next = error.source();
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn errors_take_one_line_and_say_nothing_twice() {
+        let source = bitllama_formats::Error::io("a/b")(std::io::Error::other("no\nspace"));
+        assert_eq!(super::one_line(&super::Error::Format(source)), "a/b: no space");
+    }
+}

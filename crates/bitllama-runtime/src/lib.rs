@@ -28,7 +28,7 @@ pub mod sampling;
 mod testing;
 pub mod text;
 
-pub use error::{BoxError, Error, Result};
+pub use error::{BoxError, Error, Result, one_line};
 pub use generate::{Generation, Stop, generate};
 pub use kv_cache::KvCache;
 pub use matrix::Matrix;

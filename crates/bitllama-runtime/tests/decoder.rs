@@ -208,7 +208,7 @@ fn generation_is_deterministic_streams_all_text_and_stops() {
         generation
     };
     let greedy = run(20, Sampling::default());
-    assert_eq!((greedy.stop, greedy.tokens.len(), greedy.prompt_tokens), (Stop::MaxTokens, 20, 7));
+    assert_eq!((greedy.stop, greedy.tokens.len(), greedy.prompt_tokens), (Stop::MaxTokens, 20, 6));
     assert_eq!(greedy.tokens, run(20, Sampling::default()).tokens);
     let mut cache = decoder.new_cache();
     let prompt = bitllama_runtime::text::encode(&tokenizer, Some(256), "héllo").unwrap();

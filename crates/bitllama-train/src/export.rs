@@ -41,8 +41,9 @@ pub fn export(
 /// Writes the stored weights of `llama` as a Hugging Face directory, whole or not at all.
 ///
 /// # Errors
-/// A folder that cannot be written; a weight that `dtype` cannot hold.
+/// A folder that cannot be written, or holds other things; a weight that `dtype` cannot hold.
 pub fn save_hf(path: &Path, llama: &Llama, tokenizer: &Tokenizer, dtype: hf::Dtype) -> Result<()> {
+    atomic::refuse_foreign(path, hf::CONFIG)?;
     Ok(atomic::write_folder(path, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
 }
 

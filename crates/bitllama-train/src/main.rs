@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bitllama_runtime::one_line;
 use bitllama_train::commands::{distill, eval, export};
 use clap::{Parser, Subcommand};
 
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", one_line(error.as_ref()));
         ExitCode::FAILURE
     })
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use bitllama_core::weights::{Kind, WeightSpec};
 use bitllama_core::{BitPlan, ModelConfig, Scheme};
-use bitllama_formats::{Model, hub, model};
+use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
@@ -25,6 +25,17 @@ pub type ResolvedPlan = Vec<(WeightSpec, Option<Scheme>)>;
 pub fn open(name: &str) -> Result<Model> {
     let path = resolve(name)?;
     Ok(model::open(&path)?)
+}
+
+/// The architecture of a model; of a hub id only `config.json` is fetched.
+///
+/// # Errors
+/// As [`open`].
+pub fn config(name: &str) -> Result<ModelConfig> {
+    match hub::HubConfig::from_env().resolve_config(name)? {
+        Some(path) => Ok(hf::read_config(&path)?),
+        None => Ok(open(name)?.config),
+    }
 }
 
 /// The local path of a model name.

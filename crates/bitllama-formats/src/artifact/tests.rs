@@ -256,7 +256,7 @@ fn only_artifacts_are_replaced() {
     write_model(&folder, &config(true), &weights, Layout::V2).unwrap();
     fs::remove_file(folder.join(MANIFEST_FILE)).unwrap();
     let refused = message(write_model(&folder, &config(true), &weights, Layout::Packed));
-    assert!(refused.contains("is no artifact"), "{refused}");
+    assert!(refused.contains("no manifest.json"), "{refused}");
     assert!(folder.join(WEIGHTS_FILE).exists());
 }
 

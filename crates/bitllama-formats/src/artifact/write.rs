@@ -31,7 +31,7 @@ pub fn write(
     provenance: Value,
 ) -> Result<()> {
     config.validate().map_err(|e| Error::invalid(folder, e))?;
-    refuse_foreign(folder)?;
+    atomic::refuse_foreign(folder, MANIFEST_FILE)?;
     atomic::write_folder(folder, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);
         let mut entries = HashMap::new();
@@ -67,22 +67,6 @@ pub fn write(
         let text = tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
         write_file(&path, |file| file.write_all(text.as_bytes()))
     })
-}
-
-/// A mistyped `--out` must not cost somebody a folder of other things.
-fn refuse_foreign(folder: &Path) -> Result<()> {
-    if folder.is_file() {
-        return Err(Error::invalid(folder, "a file stands here, an artifact is a folder"));
-    }
-    let empty = match fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
-        Err(e) => return Err(Error::io(folder)(e)),
-    };
-    match empty || folder.join(MANIFEST_FILE).is_file() {
-        true => Ok(()),
-        false => Err(Error::invalid(folder, "the folder holds files and is no artifact, so it is not replaced")),
-    }
 }
 
 fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>) -> Result<(), String> {

@@ -74,7 +74,8 @@ pub fn open(folder: &Path) -> Result<Model> {
     Ok(Model { path: folder.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
 }
 
-/// Reads a `tokenizer.json`.
+/// Reads a `tokenizer.json`. Truncation and padding, which published files often ask for, are switched off: whole texts
+/// are tokenized here.
 ///
 /// # Errors
 /// [`Error`] if the file is missing, or is no tokenizer.
@@ -83,7 +84,10 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     // `tokenizers` panics on what is no JSON.
     let _: serde::de::IgnoredAny =
         serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))?;
-    Tokenizer::from_bytes(bytes).map_err(|e| Error::invalid(path, one_line(&e.to_string())))
+    let fault = |e: tokenizers::Error| Error::invalid(path, one_line(&e.to_string()));
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(fault)?;
+    tokenizer.with_padding(None).with_truncation(None).map_err(fault)?;
+    Ok(tokenizer)
 }
 
 /// Writes a directory that [`open`] and `transformers` read; one that stood there is replaced, and on any error stays as

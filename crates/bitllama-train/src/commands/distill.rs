@@ -1,14 +1,15 @@
 //! `distill` and `pretrain`: train a student by a recipe, with or without a teacher.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::ModelConfig;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::artifact::Layout;
-use bitllama_formats::{atomic, hf};
+use bitllama_formats::{Model, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_runtime::evaluate::Perplexity;
 use bitllama_runtime::text::own_bos;
@@ -22,7 +23,7 @@ use crate::data::{self, Split};
 use crate::export::{export, save_hf};
 use crate::monitor::progress::Log;
 use crate::recipe::{Recipe, dry_run, load};
-use crate::training::checkpoint::FOLDER;
+use crate::training::checkpoint::{CheckpointState, FOLDER, Fingerprint};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
 
@@ -74,6 +75,7 @@ pub fn pretrain(args: Args) -> Result<ExitCode> {
     let recipe = read(&args)?;
     ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
     ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
+    ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.config.display());
     train(&args, &recipe)
 }
 
@@ -85,6 +87,8 @@ fn read(args: &Args) -> Result<Recipe> {
     Ok(recipe)
 }
 
+const BASELINE: &str = "baseline.json";
+
 /// Figures of the models before training; kept so that a resumed run need not take them again.
 #[derive(Serialize, Deserialize)]
 struct Baseline {
@@ -93,16 +97,24 @@ struct Baseline {
 }
 
 fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
+    let at_recipe = || format!("{}", args.config.display());
     if args.dry_run {
-        dry_run::print(recipe, args.json)?;
+        dry_run::print(recipe, args.json).with_context(at_recipe)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let device = bitllama_nn::device(&recipe.device)?;
-    let start = claim_output(args, recipe)?;
-    let models = models(recipe, &device, start.as_ref().map(|(_, folder)| folder.as_path()))?;
-    let config = models.student.config.clone();
-    let Split { train, valid } = data::load(recipe, &models.tokenizer, &config)?;
-    let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
+    let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
+    let start = earlier_run(args, recipe)?;
+    let models = models(recipe, &device, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
+    let Models { teacher, teacher_llama, student, tokenizer, plan } = models;
+    let config = student.config.clone();
+    let Split { train, valid } = data::load(recipe, &tokenizer, &config)?;
+    ensure!(
+        valid.token_count() >= recipe.eval_ctx(),
+        "{}: {} held-out tokens are fewer than one chunk of {}; hold out more with `data.valid_fraction` or lower `eval.ctx`",
+        args.config.display(),
+        valid.token_count(),
+        recipe.eval_ctx()
+    );
     say(
         args,
         &format!(
@@ -114,39 +126,48 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
             valid.document_count(),
         ),
     );
+    let provenance = provenance(recipe, teacher.as_ref(), json!({ "train": train.hashes, "valid": valid.hashes }))?;
+    let fingerprint = fingerprint(recipe, &provenance, &config)?;
+    if let Some((state, folder)) = &start {
+        state.ensure_same(folder, &fingerprint)?;
+    }
     let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
-    let provenance = provenance(recipe, hashes)?;
     let tracked = device.clone().autodiff();
     let run = Run {
         recipe,
-        teacher: models.teacher_llama.as_ref(),
+        teacher: teacher_llama.as_ref(),
         device: &tracked,
-        plan: &models.plan,
-        tokenizer: &models.tokenizer,
+        plan: &plan,
+        tokenizer: &tokenizer,
         valid: &valid.all_tokens(),
-        eval_bos: own_bos(&models.tokenizer, config.bos_token_id)?,
+        eval_bos: own_bos(&tokenizer, config.bos_token_id)?,
         log: args.log,
-        fingerprint: fingerprint(recipe, &provenance),
+        fingerprint,
     };
+    if start.is_none() {
+        clear(&recipe.output)?;
+    }
     fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
     write_json(recipe, "run.json", &provenance)?;
     atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
-    let baseline = match &models.teacher_llama {
-        Some(teacher) => Some(baseline(args, &run, teacher, &models.student, start.is_some())?),
+    let baseline = match &teacher_llama {
+        Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some())?),
         None => None,
     };
 
     interrupt::listen()?;
-    match run.train(models.student.clone(), rows, start)? {
+    match run.train(student, rows, start)? {
         LoopOutcome::Interrupted(folder) => {
             say(args, &format!("stopped; `--resume` goes on from {}", folder.display()));
             Ok(ExitCode::from(interrupt::EXIT_CODE as u8))
         }
         LoopOutcome::Finished { best, perplexity } => {
-            let student = restored(&best, &models.student, &models.plan, &tracked)?;
-            match baseline {
-                Some(baseline) => finish_distill(args, &run, &models, &student, baseline, perplexity, provenance)?,
-                None => finish_pretrain(args, &run, &student, perplexity)?,
+            let student = restored(&best, &config, &plan, &tracked)?;
+            match (baseline, &teacher) {
+                (Some(baseline), Some(teacher)) => {
+                    finish_distill(args, &run, teacher, &student, baseline, perplexity, provenance)?;
+                }
+                _ => finish_pretrain(args, &run, &student, perplexity)?,
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -154,10 +175,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
 }
 
 /// Makes sure that a run neither mixes with nor destroys an earlier one; the checkpoint to resume from.
-fn claim_output(
-    args: &Args,
-    recipe: &Recipe,
-) -> Result<Option<(crate::training::checkpoint::CheckpointState, PathBuf)>> {
+fn earlier_run(args: &Args, recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
     let found = resume_point(recipe)?;
     if args.resume {
         if found.is_none() {
@@ -165,33 +183,40 @@ fn claim_output(
         }
         return Ok(found);
     }
-    let Some((state, _)) = found else { return Ok(None) };
-    if !args.overwrite {
-        bail!(
+    match found {
+        Some((state, _)) if !args.overwrite => bail!(
             "{}: holds a run of {} steps; pass `--resume` to go on with it, `--overwrite` to start anew, or set \
              another `output`",
             recipe.output.display(),
             state.step
-        );
+        ),
+        _ => Ok(None),
     }
-    let checkpoints = recipe.output.join(FOLDER);
-    for folder in [checkpoints, recipe.output.join("tensorboard")] {
-        if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+}
+
+/// Removes what an earlier run left, once nothing but the disk can stop the new one from starting.
+fn clear(output: &Path) -> Result<()> {
+    for name in [FOLDER, "tensorboard", "artifact", "model", "result.json", BASELINE] {
+        let path = output.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("{}", path.display()));
+            }
+            _ => {}
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 fn baseline(args: &Args, run: &Run, teacher: &Llama, student: &Llama, resumed: bool) -> Result<Baseline> {
-    const FILE: &str = "baseline.json";
     if resumed
-        && let Ok(bytes) = fs::read(run.recipe.output.join(FILE))
+        && let Ok(bytes) = fs::read(run.recipe.output.join(BASELINE))
         && let Ok(kept) = serde_json::from_slice(&bytes)
     {
         return Ok(kept);
     }
-    ensure!(!resumed, "{}: {FILE} is gone, start anew with `--overwrite`", run.recipe.output.display());
+    ensure!(!resumed, "{}: {BASELINE} is gone, start anew with `--overwrite`", run.recipe.output.display());
     let baseline = Baseline { teacher: run.evaluate(teacher)?, round_to_nearest: run.evaluate(student)? };
     say(
         args,
@@ -200,14 +225,14 @@ fn baseline(args: &Args, run: &Run, teacher: &Llama, student: &Llama, resumed: b
             baseline.teacher.perplexity, baseline.round_to_nearest.perplexity
         ),
     );
-    write_json(run.recipe, FILE, &serde_json::to_value(&baseline)?)?;
+    write_json(run.recipe, BASELINE, &serde_json::to_value(&baseline)?)?;
     Ok(baseline)
 }
 
 fn finish_distill(
     args: &Args,
     run: &Run,
-    models: &Models,
+    teacher: &Model,
     student: &Llama,
     baseline: Baseline,
     perplexity: Perplexity,
@@ -217,7 +242,6 @@ fn finish_distill(
     export(&artifact, student, run.plan, run.tokenizer, Layout::Packed, provenance)?;
     let size = StoredSize::of(run.plan);
     let low_bit = |perplexity| Row { perplexity, bits_per_weight: size.bits_per_weight(), bytes: size.bytes as u64 };
-    let teacher = models.teacher.as_ref().context("a distilled student has a teacher")?;
     let bytes = teacher.weights.stored_bytes();
     let bits_per_weight = bytes as f64 * 8.0 / parameter_count(&teacher.config) as f64;
     let outcome = Outcome::new(
@@ -254,29 +278,37 @@ fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexi
     Ok(())
 }
 
-/// What made a run: recipe, code, data.
-fn provenance(recipe: &Recipe, hashes: Value) -> Result<Value> {
+/// What made a run: recipe, code, teacher, data.
+fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Result<Value> {
     Ok(json!({
         "recipe": serde_json::to_value(recipe)?,
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
+        // For a hub id this is the folder of a commit.
+        "teacher": teacher.map(|t| json!({ "path": t.path, "bytes": t.weights.stored_bytes() })),
         "data_sha256": hashes,
     }))
 }
 
-/// What must be the same for a run to go on: everything that the next batch and the meaning of the weights depend on.
-fn fingerprint(recipe: &Recipe, provenance: &Value) -> String {
-    let train = &recipe.train;
-    format!(
-        "seed {} data {} rows {}x{}x{} bits {:?} distill {:?}",
-        recipe.seed,
-        provenance["data_sha256"],
-        train.batch_size,
-        train.grad_accumulation,
-        recipe.data.sequence_length,
-        recipe.bits,
-        recipe.distill
-    )
+/// What must be the same for a run to go on: everything that the next batch, the loss, the figures and the meaning of
+/// the weights depend on. Learning rate and length may change.
+fn fingerprint(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Result<Fingerprint> {
+    let (train, data) = (&recipe.train, &recipe.data);
+    let held_out = if data.valid.is_empty() { json!(data.valid_fraction) } else { Value::Null };
+    let parts = [
+        ("seed", json!(recipe.seed)),
+        ("data", provenance["data_sha256"].clone()),
+        ("data.valid_fraction", held_out),
+        ("data.sequence_length", json!(data.sequence_length)),
+        ("train.batch_size", json!(train.batch_size)),
+        ("train.grad_accumulation", json!(train.grad_accumulation)),
+        ("teacher", provenance["teacher"].clone()),
+        ("student", serde_json::to_value(config)?),
+        ("bits", json!(recipe.bits)),
+        ("distill", json!(recipe.distill())),
+        ("eval", json!([recipe.eval_ctx(), recipe.eval.chunks])),
+    ];
+    Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }
 
 fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {

@@ -60,6 +60,8 @@ pub fn run(args: Args) -> Result<()> {
     let bos = own_bos(&student.tokenizer, student.config.bos_token_id)?;
     let tokens = encode(&student.tokenizer, bos, &text)?;
     let options = Options { ctx: args.ctx, chunks: args.chunks, bos };
+    let limit = student.config.max_position_embeddings;
+    ensure!(args.ctx <= limit, "--ctx {} is longer than the context of {}, {limit} tokens", args.ctx, args.model);
     let progress = |p: Progress| eprintln!("[{}/{}] perplexity {:.4}", p.chunk, p.chunks, p.perplexity);
     let at_text = || format!("{}", args.text.display());
 

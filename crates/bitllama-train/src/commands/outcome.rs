@@ -24,8 +24,9 @@ pub struct Outcome {
     pub round_to_nearest: Row,
     /// The student after training, as exported.
     pub student: Row,
-    /// Share of the gap in log-perplexity between round-to-nearest and teacher that training closed.
-    pub gap_closed: f64,
+    /// Share of the gap in log-perplexity between round-to-nearest and teacher that training closed; `None` where there
+    /// is no gap beyond the error of its figures.
+    pub gap_closed: Option<f64>,
     /// Folder of the artifact.
     pub artifact: String,
 }
@@ -34,7 +35,9 @@ impl Outcome {
     /// Puts the rows together.
     pub fn new(teacher: Row, round_to_nearest: Row, student: Row, artifact: String) -> Self {
         let [worst, reached, best] = [round_to_nearest, student, teacher].map(|row| row.perplexity.nll);
-        let gap_closed = (worst - reached) / (worst - best);
+        let error = |row: Row| row.perplexity.error / row.perplexity.perplexity;
+        let gap = worst - best;
+        let gap_closed = (gap > error(teacher).hypot(error(round_to_nearest))).then(|| (worst - reached) / gap);
         Self { teacher, round_to_nearest, student, gap_closed, artifact }
     }
 
@@ -49,13 +52,16 @@ impl Outcome {
             let perplexity = format!("{:.3} ± {:.3}", row.perplexity.perplexity, row.perplexity.error);
             println!("{name:<20} {perplexity:>22} {:>12.3} {:>14}", row.bits_per_weight, row.bytes);
         }
+        if let Some(share) = self.gap_closed {
+            println!(
+                "\ntraining closed {:.1} % of the gap between round to nearest and teacher in log-perplexity",
+                100.0 * share
+            );
+        }
         println!(
-            "\ntraining closed {:.1} % of the gap between round to nearest and teacher in log-perplexity\n\
-             ({} held-out tokens scored)\n\ngenerate text with it:\n  cargo run --release --bin bitllama -- run \
-             --artifact {} --prompt \"It is a truth\" -n 64",
-            100.0 * self.gap_closed,
-            self.student.perplexity.tokens_scored,
-            self.artifact
+            "({} held-out tokens scored)\n\ngenerate text with it:\n  cargo run --release -p bitllama-runtime --bin \
+             bitllama -- run --artifact {} --prompt \"It is a truth\" -n 64",
+            self.student.perplexity.tokens_scored, self.artifact
         );
     }
 }

@@ -49,21 +49,25 @@ pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Re
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
     };
-    let tracked = device.clone().autodiff();
-    let (student, tokenizer) = match (&start, &recipe.student.config, &teacher) {
-        (Some(start), _, _) => (models::to_device(start, &tracked)?, start.tokenizer.clone()),
-        (None, Some(path), _) => {
-            let config = hf::read_config(path)?;
-            let tokenizer = tokenizer(recipe, &config, teacher.as_ref())?;
-            (models::random(&config, recipe.seed, &tracked)?, tokenizer)
-        }
-        (None, None, Some(teacher)) => (models::to_device(teacher, &tracked)?, teacher.tokenizer.clone()),
+    // The files whose weights the student starts from, or the config of one that starts from none.
+    let source = match (&start, &recipe.student.config, &teacher) {
+        (Some(model), _, _) | (None, None, Some(model)) => Ok(model),
+        (None, Some(path), _) => Err(hf::read_config(path)?),
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
+    let (config, tokenizer) = match &source {
+        Ok(model) => (model.config.clone(), model.tokenizer.clone()),
+        Err(config) => (config.clone(), tokenizer(recipe, config, teacher.as_ref())?),
+    };
     if let Some(teacher) = &teacher {
-        models::same_vocabulary(teacher, &tokenizer, student.config.vocab_size)?;
+        models::same_vocabulary(teacher, &tokenizer, config.vocab_size)?;
     }
-    let plan = recipe.bit_plan()?.resolve(&student.config)?;
+    let plan = recipe.plan_for(&config)?;
+    let tracked = device.clone().autodiff();
+    let student = match source {
+        Ok(model) => models::to_device(model, &tracked)?,
+        Err(config) => models::random(&config, recipe.seed, &tracked)?,
+    };
     let student = fake_quant::quantize(student, &plan);
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
     Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
@@ -103,13 +107,19 @@ fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> 
     Ok(tokenizer)
 }
 
-/// Byte-level BPE (as GPT-2's) on the training text, with one special token that begins and ends documents.
+/// Byte-level BPE (as GPT-2's) on the text of `data.train`, held-out documents included, with one special token that
+/// ends documents.
 fn train_tokenizer(recipe: &Recipe, config: &ModelConfig) -> Result<Tokenizer> {
     let mut texts = Vec::new();
     for file in documents::files(&recipe.data.train)? {
         let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
         texts.extend(documents::split(&file, &text, &recipe.data.text_field, &recipe.data.document_start)?);
     }
+    ensure!(
+        config.eos_token_ids == [0] && config.bos_token_id.is_none_or(|bos| bos == 0),
+        "a tokenizer that is trained here has one special token, of id 0: set eos_token_id (and bos_token_id, if any) to 0 \
+         in student.config, or name a `student.tokenizer`"
+    );
     let byte_level = ByteLevel::new(false, true, true);
     let mut tokenizer = TokenizerBuilder::new()
         .with_model(BPE::default())

@@ -15,7 +15,7 @@ use bitllama_runtime::text::own_bos;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::Tokenizer;
 
 use super::documents;
 use crate::recipe::Data;
@@ -131,16 +131,23 @@ fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
 }
 
 /// The tokens of each document of a file.
-fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Result<Vec<Encoding>> {
+fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let documents = documents::split(file, text, &options.text_field, &options.document_start)?;
-    tokenizer.encode_batch(documents, false).map_err(|e| anyhow!("{}: cannot be tokenized: {e}", file.display()))
+    let mut tokens = Vec::with_capacity(documents.len());
+    // In pieces: until its ids are taken, an encoding is many times larger than the text.
+    for piece in documents.chunks(1000) {
+        let encodings = tokenizer.encode_batch_fast(piece.to_vec(), false);
+        let encodings = encodings.map_err(|e| anyhow!("{}: cannot be tokenized: {e}", file.display()))?;
+        tokens.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
+    }
+    Ok(tokens)
 }
 
 fn write_shard(
     cache: &Path,
     key: &str,
     file: &Path,
-    documents: Vec<Encoding>,
+    documents: Vec<Vec<u32>>,
     [bos, eos]: [Option<u32>; 2],
     vocab_size: usize,
 ) -> Result<()> {
@@ -148,7 +155,7 @@ fn write_shard(
     for document in documents {
         let start = tokens.len();
         tokens.extend(bos);
-        tokens.extend_from_slice(document.get_ids());
+        tokens.extend_from_slice(&document);
         tokens.extend(eos);
         document_lengths.push(tokens.len() - start);
     }

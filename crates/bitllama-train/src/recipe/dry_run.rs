@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Recipe;
 use crate::models;
 
-/// Prints the answer; reads configs only, fetches nothing that the recipe gives a `config` for.
+/// Prints the answer. Reads configs only; fetches none that the recipe gives a `config` for.
 ///
 /// # Errors
 /// A config that is missing, a bit plan that does not fit the model.
@@ -18,17 +18,17 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
     let teacher = match &recipe.teacher {
         Some(teacher) => Some(match &teacher.config {
             Some(path) => hf::read_config(path)?,
-            None => models::open(&teacher.model)?.config,
+            None => models::config(&teacher.model)?,
         }),
         None => None,
     };
     let student = match (&recipe.student.config, &recipe.student.model, &teacher) {
         (Some(path), _, _) => hf::read_config(path)?,
-        (None, Some(name), _) => models::open(name)?.config,
+        (None, Some(name), _) => models::config(name)?,
         (None, None, Some(teacher)) => teacher.clone(),
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
-    let plan = recipe.bit_plan()?.resolve(&student)?;
+    let plan = recipe.plan_for(&student)?;
     let size = StoredSize::of(&plan);
     let memory = memory(recipe, &student, teacher.as_ref());
     let tokens = recipe.tokens_per_step() * recipe.train.steps;

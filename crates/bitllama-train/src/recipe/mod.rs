@@ -9,9 +9,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use bitllama_core::BitPlan;
+use anyhow::ensure;
+use bitllama_core::{BitPlan, ModelConfig};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+
+use crate::models::ResolvedPlan;
 
 pub mod dry_run;
 pub mod load;
@@ -36,9 +39,8 @@ pub struct Recipe {
     /// Bit plan: glob over parameter paths = scheme (or `f32`); the last rule that matches a weight decides.
     #[serde(default)]
     pub bits: IndexMap<String, String>,
-    /// Losses.
-    #[serde(default)]
-    pub distill: Distill,
+    /// Losses; of `distill` only.
+    pub distill: Option<Distill>,
     /// Text.
     pub data: Data,
     /// The loop.
@@ -73,7 +75,7 @@ pub struct Student {
 
 /// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher || student)` (Hinton et al. 2015,
 /// <https://arxiv.org/abs/1503.02531>).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
     /// Share of the cross-entropy, 0 to 1.
@@ -182,6 +184,11 @@ impl Recipe {
         BitPlan::new(self.bits.iter().map(|(glob, scheme)| (glob.as_str(), scheme.as_str())))
     }
 
+    /// The losses, by default those of [`Distill`].
+    pub fn distill(&self) -> Distill {
+        self.distill.unwrap_or_default()
+    }
+
     /// Tokens an evaluation chunk.
     pub fn eval_ctx(&self) -> usize {
         self.eval.ctx.unwrap_or(self.data.sequence_length)
@@ -203,7 +210,7 @@ impl Recipe {
                 faults.insert(key, must.to_string());
             }
         };
-        let (train, data, distill) = (&self.train, &self.data, &self.distill);
+        let (train, data, distill) = (&self.train, &self.data, self.distill());
         require((0.0..=1.0).contains(&distill.alpha), "distill.alpha", "must be between 0 and 1");
         require(
             distill.temperature > 0.0 && distill.temperature.is_finite(),
@@ -237,7 +244,24 @@ impl Recipe {
             "student.config",
             "cannot stand beside student.model: start weights come from one of them",
         );
+        require(
+            self.student.tokenizer.is_none() || self.student.config.is_some(),
+            "student.tokenizer",
+            "needs student.config: a student with start weights has its own tokenizer",
+        );
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// The bit plan resolved for a model, after checks of what the recipe asks of that model.
+    ///
+    /// # Errors
+    /// A rule that reaches no weight, rows or chunks longer than the model's context.
+    pub fn plan_for(&self, config: &ModelConfig) -> anyhow::Result<ResolvedPlan> {
+        let limit = config.max_position_embeddings;
+        for (key, tokens) in [("data.sequence_length", self.data.sequence_length), ("eval.ctx", self.eval_ctx())] {
+            ensure!(tokens <= limit, "`{key}` = {tokens} is longer than the model's context of {limit} tokens");
+        }
+        Ok(self.bit_plan()?.resolve(config)?)
     }
 }
 

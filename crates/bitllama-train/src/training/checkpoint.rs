@@ -2,12 +2,14 @@
 //! (f32), the optimizer's moments and the state. Written under a temporary name and renamed, so that a folder that is
 //! there is whole.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_formats::{Error as FormatError, atomic, hf};
 use bitllama_nn::Llama;
+use bitllama_runtime::one_line;
 use burn::optim::ModuleOptimizer;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -31,9 +33,12 @@ pub struct CheckpointState {
     pub best: Option<Best>,
     /// Bit plan, as in the recipe.
     pub bits: IndexMap<String, String>,
-    /// What must not change when a run goes on: seed, data, batch, architecture.
-    pub fingerprint: String,
+    /// What must not change when a run goes on, by name.
+    pub fingerprint: Fingerprint,
 }
+
+/// Names and values of all that the next batch, the loss and the meaning of the weights depend on.
+pub type Fingerprint = BTreeMap<String, serde_json::Value>;
 
 /// The best evaluation so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -58,6 +63,23 @@ impl CheckpointState {
         let state = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
         Ok(Some(state))
     }
+
+    /// Whether a run with `fingerprint` may go on from here.
+    ///
+    /// # Errors
+    /// If anything in it differs; the message names what.
+    pub fn ensure_same(&self, folder: &Path, fingerprint: &Fingerprint) -> Result<()> {
+        let names = self.fingerprint.keys().chain(fingerprint.keys());
+        let differing = names.filter(|name| self.fingerprint.get(*name) != fingerprint.get(*name));
+        let differing: BTreeSet<&str> = differing.map(String::as_str).collect();
+        ensure!(
+            differing.is_empty(),
+            "{}: made with another {}; `--resume` needs the same",
+            folder.display(),
+            differing.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
+    }
 }
 
 /// Writes a checkpoint and removes those that are neither among the newest `keep` nor the best.
@@ -76,7 +98,7 @@ pub fn write(
     atomic::write_folder(&folder, |temporary| {
         write_hf_into(temporary, model, tokenizer, hf::Dtype::F32)?;
         let path = temporary.join(OPTIMIZER);
-        optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e.to_string())))?;
+        optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e)))?;
         let json = serde_json::to_vec_pretty(state).map_err(|e| FormatError::invalid(temporary.join(STATE), e))?;
         atomic::write_bytes(&temporary.join(STATE), &json)
     })?;
@@ -96,7 +118,7 @@ pub fn write(
 /// If the file is missing or damaged.
 pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer> {
     let path = folder.join(OPTIMIZER);
-    fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e.to_string())))
+    fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
 }
 
 /// The newest checkpoint of a run.
@@ -134,8 +156,4 @@ fn list(checkpoints: &Path) -> Result<Vec<(usize, PathBuf)>> {
     }
     found.sort();
     Ok(found)
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

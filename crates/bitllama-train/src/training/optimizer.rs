@@ -58,6 +58,24 @@ pub fn clip_global_norm(model: &Llama, grads: &mut GradientsParams, limit: f64) 
     norm
 }
 
+/// Whether every parameter is a finite number. One reading of the device.
+pub fn all_finite(model: &Llama) -> bool {
+    let mut sums = Sums(Vec::new());
+    model.visit(&mut sums);
+    let total: f32 = Tensor::cat(sums.0, 0).sum().into_scalar();
+    total == 0.0
+}
+
+/// For each parameter the sum of `x - x`, which is 0 unless an element is infinite or no number.
+struct Sums(Vec<Tensor<1>>);
+
+impl ModuleVisitor for Sums {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.base().inner();
+        self.0.push((value.clone() - value).sum());
+    }
+}
+
 struct Squares<'a> {
     grads: &'a GradientsParams,
     sums: Vec<Tensor<1>>,

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bitllama_core::ModelConfig;
 use bitllama_nn::Llama;
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
-use burn::module::Module;
 use burn::tensor::Device;
 use tokenizers::Tokenizer;
 
-use super::checkpoint::{self, Best, CheckpointState};
+use super::checkpoint::{self, Best, CheckpointState, Fingerprint};
 use super::interrupt;
-use super::optimizer::adamw;
+use super::optimizer::{adamw, all_finite};
 use super::step::Trainer;
 use crate::data::batches::Rows;
 use crate::evaluate::Scored;
@@ -40,7 +40,7 @@ pub struct Run<'a> {
     /// How to report on standard error.
     pub log: Log,
     /// What must not change when a run goes on.
-    pub fingerprint: String,
+    pub fingerprint: Fingerprint,
 }
 
 /// How the loop ended.
@@ -80,11 +80,6 @@ impl Run<'_> {
         let mut optimizer = adamw(&student, train);
         let (mut done, mut best, mut last) = (0, None, None);
         if let Some((state, folder)) = start {
-            ensure!(
-                state.fingerprint == self.fingerprint,
-                "{}: made with other data, seed or model than the recipe names now; `--resume` needs the same",
-                folder.display()
-            );
             optimizer = checkpoint::read_optimizer(&folder, optimizer)?;
             (done, best, last) = (state.step, state.best, Some(folder));
         }
@@ -97,10 +92,7 @@ impl Run<'_> {
         let mut newest = None;
         for step in done + 1..=train.steps {
             let report;
-            (student, report) = trainer.step(student, step).map_err(|e| match &last {
-                Some(folder) => e.context(format!("stopped; the last good checkpoint is {}", folder.display())),
-                None => e.context("stopped before the first checkpoint"),
-            })?;
+            (student, report) = trainer.step(student, step).map_err(|e| stopped(e, last.as_deref()))?;
             steps_since += 1;
             if step % train.log_every == 0 || step == train.steps || step == 1 {
                 let speed = (steps_since * self.recipe.tokens_per_step()) as f64 / since.elapsed().as_secs_f64();
@@ -115,7 +107,8 @@ impl Run<'_> {
             let paused = Instant::now();
             let mut result = None;
             if due {
-                let evaluation = self.evaluate(&student)?;
+                let evaluation = self.evaluate(&student).with_context(|| format!("step {step}"));
+                let evaluation = evaluation.map_err(|e| stopped(e, last.as_deref()))?;
                 if best.is_none_or(|b: Best| evaluation.perplexity < b.perplexity) {
                     best = Some(Best { step, perplexity: evaluation.perplexity });
                 }
@@ -124,6 +117,9 @@ impl Run<'_> {
                     monitor.histograms(step, &student, self.plan)?;
                 }
                 result = Some(evaluation);
+            }
+            if !all_finite(&student) {
+                return Err(stopped(anyhow!("step {step}: the weights are not finite"), last.as_deref()));
             }
             let state = CheckpointState {
                 step,
@@ -154,21 +150,27 @@ impl Run<'_> {
         };
         let perplexity = match (best, newest) {
             (Some(best), Some((step, result))) if best.step == step => result,
-            _ => self.evaluate(&restored(&folder, student, self.plan, self.device)?)?,
+            _ => self.evaluate(&restored(&folder, &student.config, self.plan, self.device)?)?,
         };
         Ok(Outcome::Finished { best: folder, perplexity })
+    }
+}
+
+/// Says what is left of a run that cannot go on.
+fn stopped(error: anyhow::Error, last: Option<&Path>) -> anyhow::Error {
+    match last {
+        Some(folder) => error.context(format!("stopped; the last good checkpoint is {}", folder.display())),
+        None => error.context("stopped before the first checkpoint"),
     }
 }
 
 /// The student of a checkpoint, fake-quantized, on `device`.
 ///
 /// # Errors
-/// If the checkpoint is damaged or of another architecture than `like`.
-pub fn restored(folder: &Path, like: &Llama, plan: &ResolvedPlan, device: &Device) -> Result<Llama> {
+/// If the checkpoint is damaged or of another architecture than `config`.
+pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device: &Device) -> Result<Llama> {
     let source = bitllama_formats::model::open(folder)?;
-    ensure!(source.config == like.config, "{}: its architecture is not that of the recipe", folder.display());
+    ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
-    let quantized = bitllama_nn::fake_quant::quantize(llama, plan);
-    debug_assert_eq!(quantized.num_params(), like.num_params());
-    Ok(quantized)
+    Ok(bitllama_nn::fake_quant::quantize(llama, plan))
 }

@@ -97,7 +97,7 @@ impl Trainer<'_> {
             teacher,
             Tensor::from_data(TensorData::new(targets, [positions]), self.device),
             Tensor::from_data(TensorData::new(scored, [positions]), self.device),
-            &self.recipe.distill,
+            &self.recipe.distill(),
         );
         let kl = kl.unwrap_or_else(|| Tensor::zeros([1], self.device));
         let values = Tensor::cat(vec![loss.clone().inner(), ce.inner(), kl.inner()], 0);

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use bitllama_runtime::one_line;
 use clap::{Args, Parser, Subcommand};
 
 /// Run low-bit Llama-family models
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is closed there is nobody left to tell.
-            let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
+            let _ = writeln!(io::stderr(), "error: {}", one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -61,21 +62,6 @@ fn main() -> ExitCode {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// The error and its causes, outermost first, on one line. A cause that the error above it already tells is left out.
-fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(|cause| cause.to_string()) {
-        if line.ends_with(&cause) {
-            continue;
-        }
-        if !line.is_empty() {
-            line.push_str(": ");
-        }
-        line.push_str(&cause);
-    }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Writes `value` as one line of JSON to stdout.
@@ -92,12 +78,5 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn errors_take_one_line_and_say_nothing_twice() {
-        let source = io::Error::other("no\nspace");
-        let error = bitllama_formats::Error::io("a/b")(source);
-        assert_eq!(one_line(&anyhow::Error::new(error).context("cannot go on")), "cannot go on: a/b: no space");
     }
 }
