@@ -109,3 +109,60 @@ fn epoch(corpus: &Corpus, sequence_length: usize, seed: u64, number: u64) -> Epo
     rows.shuffle(&mut seeded(seed, "order of rows", number));
     Epoch { number, documents, starts, rows }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::data::tokens::tests::{EOS, corpus};
+
+    /// Documents of 1 to 12 words, numbered so that a token tells its document and place.
+    fn numbered() -> (tempfile::TempDir, Corpus) {
+        let words = |d: usize| (0..1 + d * 5 % 12).map(move |i| (d * 20 + i).to_string()).collect::<Vec<_>>();
+        let text: Vec<String> = (0..30).map(|d| format!("# \n{}\n", words(d).join(" "))).collect();
+        corpus(&text.concat())
+    }
+
+    #[test]
+    fn rows_keep_documents_apart_and_see_each_token_once() {
+        let (_folder, corpus) = numbered();
+        let mut rows = Rows::new(corpus.clone(), 16, 0).unwrap();
+        let count = rows.rows_per_epoch();
+        let epoch = rows.batch(0, count);
+        assert_eq!(epoch.inputs.len(), count * 16);
+        let mut seen = HashSet::new();
+        for at in 0..epoch.inputs.len() {
+            let (input, target) = (epoch.inputs[at], epoch.targets[at]);
+            assert_eq!(epoch.scored[at], input != EOS, "the last token of a document has no target in it");
+            if at % 16 != 15 {
+                assert_eq!(epoch.inputs[at + 1], target);
+                assert_eq!(epoch.documents[at] == epoch.documents[at + 1], epoch.scored[at]);
+            }
+            assert!(input == EOS || seen.insert(input), "token {input} twice");
+            assert!(input == EOS || target == EOS || target == input + 1, "a target is what follows in the document");
+        }
+        assert!(seen.len() + 30 + 16 > corpus.token_count(), "only the rest of the last row is left out");
+    }
+
+    #[test]
+    fn any_step_can_be_asked_for_and_the_seed_decides() {
+        let (_folder, corpus) = numbered();
+        let rows = |seed| Rows::new(corpus.clone(), 8, seed).unwrap();
+        let n = rows(0).rows_per_epoch() as u64;
+        let mut straight = rows(0);
+        let all: Vec<Batch> = (0..3 * n).map(|row| straight.batch(row, 1)).collect();
+        assert_eq!(rows(0).batch(2 * n + 1, 1), all[2 * n as usize + 1], "without the steps before");
+        assert_ne!(all[0..n as usize], all[n as usize..2 * n as usize], "every epoch has its own order");
+        assert_ne!(rows(1).batch(0, 4), rows(0).batch(0, 4));
+        let mut across = rows(0);
+        assert_eq!(across.batch(n - 1, 2).inputs[8..], all[n as usize].inputs[..]);
+    }
+
+    #[test]
+    fn too_little_text_is_refused() {
+        let (_folder, corpus) = corpus("one two three");
+        let message = Rows::new(corpus, 16, 0).err().unwrap().to_string();
+        assert!(message.contains("fewer than one row of 16"), "{message}");
+    }
+}

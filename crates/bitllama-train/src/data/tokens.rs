@@ -173,3 +173,74 @@ fn write_shard(
     atomic::write_bytes(&cache.join(format!("{key}.json")), &index)?;
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+
+    use tokenizers::models::wordlevel::WordLevel;
+    use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+
+    use super::*;
+
+    /// Ends every document of [`corpus`].
+    pub(crate) const EOS: u32 = 999;
+
+    /// A vocabulary of the numbers 0 to 997, each its own token, and `?` for all other words.
+    fn tokenizer() -> Tokenizer {
+        let vocab = (0..998).map(|i| (i.to_string(), i)).chain([("?".to_string(), 998)]).collect();
+        let model = WordLevel::builder().vocab(vocab).unk_token("?".into()).build().unwrap();
+        let mut tokenizer = Tokenizer::new(model);
+        tokenizer.with_pre_tokenizer(Some(WhitespaceSplit));
+        tokenizer
+    }
+
+    fn config() -> ModelConfig {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/nano.json");
+        let nano = bitllama_formats::hf::read_config(&path).unwrap();
+        ModelConfig { vocab_size: 1000, bos_token_id: None, eos_token_ids: vec![EOS], ..nano }
+    }
+
+    fn load(folder: &Path) -> Result<Corpus> {
+        let options = format!("train = []\ndocument_start = [\"#\"]\ncache = {:?}", folder.join("cache"));
+        Corpus::load(&[folder.join("text.txt")], &toml::from_str(&options).unwrap(), &tokenizer(), &config())
+    }
+
+    /// The tokens of a text in which lines that start with `#` begin documents. `#` itself is no word of them.
+    pub(crate) fn corpus(text: &str) -> (tempfile::TempDir, Corpus) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("text.txt"), text.replace("# \n", "#\n")).unwrap();
+        let corpus = load(folder.path()).unwrap();
+        // The `#` of a document is its first token, `?`; tests count without it.
+        let documents =
+            corpus.documents.iter().map(|(shard, start, length)| match corpus.shards[*shard].tokens()[*start] {
+                998 => (*shard, start + 1, length - 1),
+                _ => (*shard, *start, *length),
+            });
+        let documents = documents.collect();
+        (folder, Corpus { documents, ..corpus })
+    }
+
+    #[test]
+    fn a_source_is_tokenized_once_and_a_changed_one_anew() {
+        let (folder, first) = corpus("# \n1 2 3\n# \n4 5\n");
+        assert_eq!((first.document(0), first.document(1)), (&[1, 2, 3, EOS][..], &[4, 5, EOS][..]));
+        assert_eq!((first.token_count(), first.all_tokens().len()), (7, 7));
+        let cache = folder.path().join("cache");
+        let modified = |key: &str| fs::metadata(cache.join(format!("{key}.tokens"))).unwrap().modified().unwrap();
+        let before = modified(&first.hashes[0]);
+        let again = load(folder.path()).unwrap();
+        assert_eq!((again.hashes.clone(), modified(&first.hashes[0])), (first.hashes.clone(), before));
+
+        fs::write(folder.path().join("text.txt"), "#\n1 2 4\n").unwrap();
+        let changed = load(folder.path()).unwrap();
+        assert_ne!(changed.hashes, first.hashes);
+        assert_eq!(changed.document(0), [998, 1, 2, 4, EOS]);
+        let key = changed.hashes[0].clone();
+        drop(changed);
+
+        // A shard that a kill or a full disk cut short is made anew.
+        fs::write(cache.join(format!("{key}.tokens")), [0; 6]).unwrap();
+        assert_eq!(load(folder.path()).unwrap().document(0), [998, 1, 2, 4, EOS]);
+    }
+}
