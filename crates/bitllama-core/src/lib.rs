@@ -20,6 +20,7 @@ pub mod rope;
 pub mod rounding;
 pub mod scheme;
 pub mod size;
+mod unpack;
 pub mod weights;
 
 pub use bit_plan::BitPlan;

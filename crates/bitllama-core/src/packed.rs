@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use crate::{DenseMatrix, Error, Scheme};
+use crate::{DenseMatrix, Error, Scheme, unpack};
 
 /// A packed matrix `[rows, columns]` = `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,7 +127,7 @@ impl PackedMatrix {
                     *code = (field(self.scheme, packed, column) as i32 - zero_point) as f32;
                 }
             }
-            None => unpack_row(self.scheme, packed, out),
+            None => unpack::codes(self.scheme, packed, out),
         }
     }
 
@@ -171,37 +171,6 @@ fn put_field(scheme: Scheme, row: &mut [u8], column: usize, field: u8) {
     row[bit / 8] |= shifted as u8;
     if shifted > 0xff {
         row[bit / 8 + 1] |= (shifted >> 8) as u8;
-    }
-}
-
-/// Codes of a whole packed row. Each byte (three bytes for `int3`) is taken apart at once, so that the loop has no
-/// division and no bounds check inside.
-fn unpack_row(scheme: Scheme, packed: &[u8], out: &mut [f32]) {
-    match scheme {
-        Scheme::Binary => unpack::<8, 1>(packed, out, |b, i| ((b[0] >> (7 - i) & 1) as i32 * 2 - 1) as f32),
-        Scheme::Ternary => unpack::<4, 1>(packed, out, |b, i| ((b[0] >> (2 * i) & 3) as i32 - 1) as f32),
-        Scheme::Int2 => unpack::<4, 1>(packed, out, |b, i| ((b[0] >> (2 * i) & 3) as i32 - 2) as f32),
-        Scheme::Int3 => unpack::<8, 3>(packed, out, |b, i| {
-            let word = u32::from_le_bytes([b[0], b[1], b[2], 0]);
-            ((word >> (3 * i) & 7) as i32 - 4) as f32
-        }),
-        Scheme::Int4 => unpack::<2, 1>(packed, out, |b, i| ((b[0] >> (4 * i) & 15) as i32 - 8) as f32),
-        Scheme::Int8 => unpack::<1, 1>(packed, out, |b, _| (b[0] as i32 - 128) as f32),
-    }
-}
-
-/// `CODES` codes out of every `BYTES` bytes; a short last group is padded with zero bytes.
-fn unpack<const CODES: usize, const BYTES: usize>(
-    packed: &[u8],
-    out: &mut [f32],
-    code: impl Fn(&[u8; BYTES], usize) -> f32,
-) {
-    for (group, codes) in packed.chunks(BYTES).zip(out.chunks_mut(CODES)) {
-        let mut bytes = [0u8; BYTES];
-        bytes[..group.len()].copy_from_slice(group);
-        for (i, x) in codes.iter_mut().enumerate() {
-            *x = code(&bytes, i);
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use bitllama_core::PackedMatrix;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use crate::{BLOCK_ROWS, unpack};
+use crate::BLOCK_ROWS;
 
 /// [`crate::matmul`] for `n` activation rows. Shapes are checked by the caller.
 pub(crate) fn packed(weight: &PackedMatrix, n: usize, x: &[f32], out: &mut [f32]) {
@@ -16,7 +16,7 @@ pub(crate) fn packed(weight: &PackedMatrix, n: usize, x: &[f32], out: &mut [f32]
         let first = block * BLOCK_ROWS;
         tile.resize(BLOCK_ROWS.min(rows - first) * columns, 0.0);
         for (row, weights) in (first..).zip(tile.chunks_exact_mut(columns)) {
-            unpack::weights_into(weight, row, weights);
+            weight.dequantize_row_into(row, weights);
         }
         product(tile, columns, n, x, first, &out);
     });

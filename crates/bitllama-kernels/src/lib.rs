@@ -7,7 +7,6 @@
 //! |---|---|
 //! | [`scalar`] | portable products of one activation row with packed rows: the reference for every other file |
 //! | `batch` | products of many activation rows: blocks of weights become `f32` tiles for the `gemm` crate |
-//! | [`unpack`] | packed rows to `f32` codes, by table |
 //!
 //! A file per instruction set stands beside `scalar.rs`, has the same functions, and is chosen at run time where
 //! [`scalar`] is called below. Its results need not be bit-equal to the reference, but within float rounding of it.
@@ -17,7 +16,6 @@
 
 mod batch;
 pub mod scalar;
-pub mod unpack;
 
 use bitllama_core::PackedMatrix;
 use rayon::prelude::*;

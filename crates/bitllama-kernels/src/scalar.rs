@@ -5,8 +5,6 @@
 
 use bitllama_core::PackedMatrix;
 
-use crate::unpack;
-
 /// Independent accumulators of [`dot`].
 pub const LANES: usize = 16;
 
@@ -36,7 +34,7 @@ pub fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
 pub fn packed_rows(weight: &PackedMatrix, first: usize, x: &[f32], codes: &mut Vec<f32>, out: &mut [f32]) {
     codes.resize(weight.columns(), 0.0);
     for (row, y) in (first..).zip(out) {
-        unpack::codes_into(weight, row, codes);
+        weight.codes_into(row, codes);
         *y = weight.scales()[row] * dot(codes, x);
     }
 }

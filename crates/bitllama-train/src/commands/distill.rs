@@ -130,6 +130,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let fingerprint = fingerprint(recipe, &provenance, &config)?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;
+        say(args, &format!("going on after step {} from {}", state.step, folder.display()));
     }
     let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();

@@ -59,8 +59,8 @@ impl Outcome {
             );
         }
         println!(
-            "({} held-out tokens scored)\n\ngenerate text with it:\n  cargo run --release -p bitllama-runtime --bin \
-             bitllama -- run --artifact {} --prompt \"It is a truth\" -n 64",
+            "({} held-out tokens scored)\n\ngenerate text with it:\n  cargo run --release --bin bitllama -- \
+             run --artifact {} --prompt \"It is a truth\" -n 64",
             self.student.perplexity.tokens_scored, self.artifact
         );
     }

@@ -1,7 +1,7 @@
 //! Packed rows to `f32` codes, by table: a byte is looked up and gives all of its codes at once. The same numbers as
-//! [`PackedMatrix::codes_into`], several times as fast; every table fits into L1.
+//! [`crate::packed::field`] gives one by one, many times as fast; every table fits into L1.
 
-use bitllama_core::{PackedMatrix, Scheme};
+use crate::Scheme;
 
 static BINARY: [[f32; 8]; 256] = table(Scheme::Binary);
 static TERNARY: [[f32; 4]; 256] = table(Scheme::Ternary);
@@ -10,15 +10,9 @@ static INT2: [[f32; 4]; 256] = table(Scheme::Int2);
 static INT3: [[f32; 2]; 64] = table(Scheme::Int3);
 static INT4: [[f32; 2]; 256] = table(Scheme::Int4);
 
-/// Writes the codes of one row, as numbers that the row's scale multiplies, into `out` (`[in_features]`).
-pub fn codes_into(weight: &PackedMatrix, row: usize, out: &mut [f32]) {
-    assert_eq!(out.len(), weight.columns());
-    if weight.zero_points().is_some() {
-        // Files of other tools only.
-        return weight.codes_into(row, out);
-    }
-    let packed = weight.row(row);
-    match weight.scheme() {
+/// The codes of a packed row into `out` (`[columns]`).
+pub(crate) fn codes(scheme: Scheme, packed: &[u8], out: &mut [f32]) {
+    match scheme {
         Scheme::Binary => by_byte(&BINARY, packed, out),
         Scheme::Ternary => by_byte(&TERNARY, packed, out),
         Scheme::Int2 => by_byte(&INT2, packed, out),
@@ -26,13 +20,6 @@ pub fn codes_into(weight: &PackedMatrix, row: usize, out: &mut [f32]) {
         Scheme::Int4 => by_byte(&INT4, packed, out),
         Scheme::Int8 => out.iter_mut().zip(packed).for_each(|(code, byte)| *code = (*byte as i32 - 128) as f32),
     }
-}
-
-/// Writes the weights of one row into `out` (`[in_features]`).
-pub fn weights_into(weight: &PackedMatrix, row: usize, out: &mut [f32]) {
-    codes_into(weight, row, out);
-    let scale = weight.scales()[row];
-    out.iter_mut().for_each(|x| *x *= scale);
 }
 
 fn by_byte<const CODES: usize>(table: &[[f32; CODES]; 256], packed: &[u8], out: &mut [f32]) {
@@ -91,25 +78,18 @@ const fn table<const CODES: usize, const VALUES: usize>(scheme: Scheme) -> [[f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::{field, row_bytes};
 
     #[test]
-    fn the_same_codes_as_the_reference_for_any_bytes_and_length() {
+    fn the_same_codes_as_field_by_field_for_any_bytes_and_length() {
         for scheme in Scheme::ALL {
             for columns in 1..70 {
-                let row_bytes = bitllama_core::packed::row_bytes(scheme, columns);
-                for (zero_points, start) in [(None, 0), (None, 131), (Some(vec![3, 1]), 7)] {
-                    let bytes: Vec<u8> = (0..2 * row_bytes).map(|i| (i * 89 + start) as u8).collect();
-                    let weight =
-                        PackedMatrix::new(scheme, [2, columns], bytes.into(), vec![0.5, 2.0], zero_points).unwrap();
-                    let (mut codes, mut expected) = (vec![f32::NAN; columns], vec![0.0; columns]);
-                    for row in 0..2 {
-                        codes_into(&weight, row, &mut codes);
-                        weight.codes_into(row, &mut expected);
-                        assert_eq!(codes, expected, "{scheme}, {columns} columns");
-                        weights_into(&weight, row, &mut codes);
-                        weight.dequantize_row_into(row, &mut expected);
-                        assert_eq!(codes, expected, "{scheme}, {columns} columns");
-                    }
+                for start in [0, 131] {
+                    let bytes: Vec<u8> = (0..row_bytes(scheme, columns)).map(|i| (i * 89 + start) as u8).collect();
+                    let mut out = vec![f32::NAN; columns];
+                    codes(scheme, &bytes, &mut out);
+                    let expected = (0..columns).map(|column| scheme.code_of(field(scheme, &bytes, column)) as f32);
+                    assert_eq!(out, expected.collect::<Vec<_>>(), "{scheme}, {columns} columns");
                 }
             }
         }
