@@ -37,6 +37,7 @@ fn tiny_models_give_the_logits_of_transformers() {
             let expected = numbers(logits);
             for (engine, got) in [("Burn", burn.logits(&tokens)), ("runtime", runtime.logits(&tokens))] {
                 let largest = largest_difference(&got.unwrap(), &expected);
+                println!("{name} in {engine}: largest difference {largest:.1e}");
                 assert!(largest <= 1e-3, "{name} in {engine}: {largest}");
             }
         }

@@ -4,8 +4,8 @@
     python tests/python/check_npz.py ARTIFACT DEQUANTIZED.safetensors
 
 The second file holds the weights in f32 that the artifact is to stand for, under Hugging Face's names, with or without
-`model.` in front. Equality is bit for bit. That other programs can read our files by what the manifest says of them is
-a promise to users, so it is checked with nothing of ours. Checked as well: every array starts at a multiple of 64 bytes
+`model.` in front. Equality is exact; only the sign of a zero may differ, which no code has. That other programs can read
+our files by what the manifest says of them is a promise to users, so it is checked with nothing of ours. Checked as well: every array starts at a multiple of 64 bytes
 of the NPZ and can be mapped where it lies; the copies at the manifest's root; loose files, where there are any.
 Exit code 1 if any check fails.
 """
@@ -36,7 +36,7 @@ def read_safetensors(path):
         if name == "__metadata__":
             continue
         if tensor["dtype"] != "F32":
-            sys.exit(f"{path}: {name} is {tensor['dtype']}, F32 is needed for a comparison bit for bit")
+            sys.exit(f"{path}: {name} is {tensor['dtype']}, F32 is needed for an exact comparison")
         start, end = (8 + length + offset for offset in tensor["data_offsets"])
         weights[name.removeprefix("model.")] = np.frombuffer(data[start:end], "<f4").reshape(tensor["shape"])
     return weights
@@ -154,7 +154,7 @@ def main(folder, reference):
             check(name, False, f"no {error}")
             continue
         same = found.dtype == np.float32 and found.shape == wanted.shape and list(wanted.shape) == entry["shape"]
-        same = same and np.array_equal(found.view(np.uint32), wanted.view(np.uint32))
+        same = same and np.array_equal(found, wanted)
         check(name, same, f"{entry['scheme']} {found.shape} differs from the reference {wanted.shape}")
         check_loose_files(folder, name, entry, npz)
     for name in expected:
