@@ -379,7 +379,7 @@ fn no_damage_brings_the_reader_down() {
 }
 
 /// Writes an artifact of every scheme with the weights it stands for beside it, for `tests/python/check_npz.py`:
-/// `BITLLAMA_CHECK_DIR=/tmp/x cargo test -p bitllama-formats writes_for_the_python_checker -- --ignored`.
+/// `BITLLAMA_CHECK_DIR=FOLDER cargo test -p bitllama-formats writes_for_the_python_checker -- --ignored`.
 #[test]
 #[ignore = "writes files for another program"]
 fn writes_for_the_python_checker() {
