@@ -4,7 +4,8 @@ mod common;
 
 use std::fs;
 
-use bitllama_formats::model;
+use bitllama_core::weights::specs;
+use bitllama_formats::{hf, model};
 use bitllama_runtime::evaluate::LogitModel;
 use bitllama_train::evaluate::Scored;
 use bitllama_train::models::to_device;
@@ -56,12 +57,25 @@ fn smollm2_gives_the_logits_of_transformers() {
     let encoded = source.tokenizer.encode(golden["text"].as_str().unwrap(), false).unwrap();
     assert_eq!(encoded.get_ids(), tokens, "the tokenizer rebuilt from the GGUF");
 
+    // The same weights as a Hugging Face directory.
+    let folder = tempfile::tempdir().unwrap();
+    let weights = specs(&source.config).into_iter().map(|spec| {
+        let values = source.weights.read(&spec).unwrap();
+        (spec, values)
+    });
+    hf::save(&folder.path().join("hf"), &source.config, weights, &source.tokenizer, hf::Dtype::F32).unwrap();
+    let directory = model::open(&folder.path().join("hf")).unwrap();
+
     let device = Device::flex();
-    let mut burn = Scored::new(&to_device(&source, &device).unwrap(), &device);
+    let burn = |source| Scored::new(&to_device(source, &device).unwrap(), &device).logits(&tokens);
     let mut runtime = bitllama_runtime::Decoder::from_model(&source).unwrap();
     let ids: Vec<usize> = numbers(&golden["last_ids"]).iter().map(|id| *id as usize).collect();
     let expected = numbers(&golden["last_logits"]);
-    for (engine, got) in [("Burn", burn.logits(&tokens)), ("runtime", runtime.logits(&tokens))] {
+    for (engine, got) in [
+        ("Burn, GGUF", burn(&source)),
+        ("Burn, Hugging Face directory", burn(&directory)),
+        ("runtime, GGUF", runtime.logits(&tokens)),
+    ] {
         let got = got.unwrap();
         let last = &got[got.len() - source.config.vocab_size..];
         let chosen: Vec<f32> = ids.iter().map(|id| last[*id]).collect();
