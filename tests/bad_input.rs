@@ -128,6 +128,12 @@ fn models_whose_parts_do_not_fit() {
     fs::write(model.join("tokenizer.json"), json.to_string()).unwrap();
     let message = eval_failure(&model, TEXT);
     assert!(message.contains("1025 tokens") && message.contains("1024"), "{message}");
+
+    // JSON, but no tokenizer.
+    json["decoder"] = 5.into();
+    fs::write(model.join("tokenizer.json"), json.to_string()).unwrap();
+    let message = eval_failure(&model, TEXT);
+    assert!(message.contains("tokenizer.json"), "{message}");
 }
 
 #[test]

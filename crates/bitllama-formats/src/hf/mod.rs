@@ -8,6 +8,7 @@ mod read;
 mod write;
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use bitllama_core::ModelConfig;
 use bitllama_core::weights::WeightSpec;
@@ -85,9 +86,22 @@ pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let _: serde::de::IgnoredAny =
         serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))?;
     let fault = |e: tokenizers::Error| Error::invalid(path, one_line(&e.to_string()));
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(fault)?;
+    let mut tokenizer =
+        parse_tokenizer(&bytes).unwrap_or_else(|| Err("a part of it has the wrong form".into())).map_err(fault)?;
     tokenizer.with_padding(None).with_truncation(None).map_err(fault)?;
     Ok(tokenizer)
+}
+
+/// `None` where `tokenizers` panics, as it does on a value of the wrong kind; its message is kept from the user.
+fn parse_tokenizer(bytes: &[u8]) -> Option<tokenizers::Result<Tokenizer>> {
+    // The hook is the process's: two readers at once must not put each other's back.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _guard = HOOK.lock();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    std::panic::set_hook(hook);
+    parsed.ok()
 }
 
 /// Writes a directory that [`open`] and `transformers` read; one that stood there is replaced, and on any error stays as
