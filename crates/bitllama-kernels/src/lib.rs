@@ -15,6 +15,7 @@
 //! thread in a fixed order, so results do not depend on the number of threads.
 
 mod batch;
+pub mod pool;
 pub mod scalar;
 
 use bitllama_core::PackedMatrix;
