@@ -1,8 +1,10 @@
 //! The NPZ keys of each scheme in each layout: the one table that writer and reader share.
 
 use bitllama_core::Scheme;
+use bitllama_core::panel::PANEL_ROWS;
 
 use super::Layout;
+use crate::npz::Dtype;
 
 /// How a low-bit matrix stands under the keys `NAME` + suffix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,17 +13,19 @@ pub(super) struct Form {
     pub suffix: &'static str,
     pub scheme: Scheme,
     pub cells: Cells,
-    /// Of the scales, f32 `[out]`.
+    /// Of the scales, f32 `[out]`; beside panels also `[out, groups]`.
     pub scales: &'static str,
-    /// Of the zero points, i32 `[out]`.
+    /// Of the zero points, i32, as many as scales.
     pub zero_point: Option<&'static str>,
 }
 
 /// The elements of the codes' array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cells {
-    /// u8 `[out, row_bytes]`: the rows of a `PackedMatrix`.
-    Packed,
+    /// u8 `[panels, blocks, block_bytes]`: the bytes of a `PackedMatrix`, see `bitllama_core::panel`.
+    Panels,
+    /// u8 `[out, ceil(in / 8)]`: fields of one bit as `numpy.packbits` packs them.
+    Bits,
     /// i8 `[out, in]`: codes.
     Codes,
     /// u8 `[out, in]`: fields; the zero points tell which one is 0.
@@ -32,13 +36,14 @@ pub(super) enum Cells {
 pub(super) const FULL: &str = "_fp32";
 
 /// Where a reader finds several, the first is taken.
-pub(super) const FORMS: [Form; 11] = [
-    packed("_1bit", Scheme::Binary),
-    packed("_ternary_packed", Scheme::Ternary),
-    packed("_q2_packed", Scheme::Int2),
-    packed("_q3_packed", Scheme::Int3),
-    packed("_q4_packed", Scheme::Int4),
-    packed("_q8_packed", Scheme::Int8),
+pub(super) const FORMS: [Form; 12] = [
+    panels("_1bit_panels", Scheme::Binary),
+    panels("_ternary_panels", Scheme::Ternary),
+    panels("_q2_panels", Scheme::Int2),
+    panels("_q3_panels", Scheme::Int3),
+    panels("_q4_panels", Scheme::Int4),
+    panels("_q8_panels", Scheme::Int8),
+    ONE_BIT,
     Form { suffix: "_ternary", scheme: Scheme::Ternary, cells: Cells::Codes, scales: "_scales", zero_point: None },
     fields("_q2", Scheme::Int2, "_q2_scales", "_q2_zero_point"),
     fields("_q4", Scheme::Int4, "_q4_scales", "_q4_zero_point"),
@@ -46,12 +51,24 @@ pub(super) const FORMS: [Form; 11] = [
     INT3_AS_Q4,
 ];
 
+/// Signs, which the older tools packed from the start.
+pub(super) const ONE_BIT: Form = Form {
+    suffix: "_1bit",
+    scheme: Scheme::Binary,
+    cells: Cells::Bits,
+    scales: "_scales",
+    zero_point: Some("_zero_point"),
+};
+
 /// The older tools know no three bits, but 0 ..= 7 are four-bit values as well. Only a manifest tells the two apart;
 /// without one such a matrix reads as `int4` with a zero point of 4, which are the same weights.
 pub(super) const INT3_AS_Q4: Form = fields("_q4", Scheme::Int3, "_q4_scales", "_q4_zero_point");
 
-const fn packed(suffix: &'static str, scheme: Scheme) -> Form {
-    Form { suffix, scheme, cells: Cells::Packed, scales: "_scales", zero_point: Some("_zero_point") }
+/// Keys under which version 0.1.0 wrote packed rows for a while. Nothing reads them any more.
+pub(super) const ROW_MAJOR: [&str; 5] = ["_ternary_packed", "_q2_packed", "_q3_packed", "_q4_packed", "_q8_packed"];
+
+const fn panels(suffix: &'static str, scheme: Scheme) -> Form {
+    Form { suffix, scheme, cells: Cells::Panels, scales: "_scales", zero_point: Some("_zero_point") }
 }
 
 const fn fields(suffix: &'static str, scheme: Scheme, scales: &'static str, zero_point: &'static str) -> Form {
@@ -61,21 +78,33 @@ const fn fields(suffix: &'static str, scheme: Scheme, scales: &'static str, zero
 impl Form {
     /// The form of a scheme in a layout.
     pub fn of(layout: Layout, scheme: Scheme) -> Form {
-        let fits = |form: &&Form| form.scheme == scheme && (layout == Layout::Packed) == (form.cells == Cells::Packed);
-        match (layout, scheme) {
-            // One bit a code was packed from the start.
-            (_, Scheme::Binary) => FORMS[0],
-            _ => *FORMS.iter().find(fits).unwrap_or(&FORMS[0]),
+        let fits = |form: &&Form| form.scheme == scheme && (layout == Layout::Packed) == (form.cells == Cells::Panels);
+        *FORMS.iter().find(fits).unwrap_or(&FORMS[0])
+    }
+
+    /// Element type and shape of the codes of a matrix.
+    pub fn array(&self, [rows, columns]: [usize; 2]) -> (Dtype, Vec<usize>) {
+        match self.cells {
+            Cells::Panels => {
+                let blocks = columns.div_ceil(self.scheme.block_columns());
+                (Dtype::U8, vec![rows.div_ceil(PANEL_ROWS), blocks, self.scheme.block_bytes()])
+            }
+            Cells::Bits => (Dtype::U8, vec![rows, columns.div_ceil(8)]),
+            Cells::Codes => (Dtype::I8, vec![rows, columns]),
+            Cells::Fields => (Dtype::U8, vec![rows, columns]),
         }
     }
 
     /// `packed_format` of the manifest.
     pub fn packed_format(&self) -> String {
-        match (self.cells, self.scheme) {
-            (Cells::Packed, Scheme::Binary) => "numpy.packbits(msb_first,row-major)".into(),
-            (Cells::Packed, scheme) => format!("bits{}(lsb_first,row-major)", scheme.code_bits()),
-            (Cells::Codes, _) => "int8(row-major)".into(),
-            (Cells::Fields, _) => "uint8(row-major)".into(),
+        match self.cells {
+            Cells::Panels => {
+                let (bits, columns) = (self.scheme.code_bits(), self.scheme.block_columns());
+                format!("panels16(rows={PANEL_ROWS},columns={columns},bits={bits})")
+            }
+            Cells::Bits => "numpy.packbits(msb_first,row-major)".into(),
+            Cells::Codes => "int8(row-major)".into(),
+            Cells::Fields => "uint8(row-major)".into(),
         }
     }
 
@@ -107,10 +136,17 @@ mod tests {
             for layout in [Layout::Packed, Layout::V2] {
                 let form = Form::of(layout, scheme);
                 assert_eq!(form.scheme, scheme);
-                assert_eq!(form.cells == Cells::Packed, layout == Layout::Packed || scheme == Scheme::Binary);
+                assert_eq!(form.cells == Cells::Panels, layout == Layout::Packed);
+                let (dtype, shape) = form.array([17, 33]);
+                let bytes = shape.iter().product::<usize>() * dtype.size();
+                if layout == Layout::Packed {
+                    assert_eq!(Some(bytes), scheme.packed_bytes([17, 33]));
+                }
             }
         }
+        assert_eq!(Form::of(Layout::V2, Scheme::Binary), ONE_BIT);
         assert_eq!(Form::of(Layout::V2, Scheme::Int3), INT3_AS_Q4);
+        assert!(FORMS.iter().all(|form| !ROW_MAJOR.contains(&form.suffix)));
     }
 
     #[test]

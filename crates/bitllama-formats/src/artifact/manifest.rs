@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bitllama_core::panel::{PANEL_ROWS, VECTOR_BYTES};
 use bitllama_core::size::StoredSize;
 use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, Scheme};
 use serde_json::{Map, Value, json};
@@ -14,8 +15,9 @@ const FORMAT_VERSION: u32 = 2;
 
 /// The entry of a low-bit matrix that stands under `name`.
 ///
-/// `npz_key`, `scheme`, `code_min` and `code_step` say everything about the codes:
+/// `npz_key`, `packed_format`, `code_min` and `code_step` say everything about the codes:
 /// `weight = (code_min + code_step * field) * scale`, or `(field - zero_point) * scale` where there are zero points.
+/// With `group_size`, scales and zero points are `[out, groups]`, one for so many columns; without, `[out]`.
 pub(super) fn packed_entry(
     name: &str,
     config: &ModelConfig,
@@ -37,14 +39,18 @@ pub(super) fn packed_entry(
         "code_step": scheme.code_of(1) - scheme.code_of(0),
     });
     let mut set = |key: &str, value: Value| entry[key] = value;
+    if matrix.groups() > 1 {
+        set("group_size", json!(matrix.group_size()));
+    }
     let has_zero_points = form.cells == Cells::Fields || matrix.zero_points().is_some();
     if let Some(suffix) = form.zero_point.filter(|_| has_zero_points) {
         set("npz_zero_point_key", json!(format!("{name}{suffix}")));
     }
     if !matches!(scheme, Scheme::Binary | Scheme::Ternary) {
+        let kind = if matrix.groups() > 1 { "pergroup_int" } else { "perrow_int" };
         set(
             "quantization",
-            json!({ "type": "perrow_int", "bits": form.bit_width(), "symmetric": matrix.zero_points().is_none() }),
+            json!({ "type": kind, "bits": form.bit_width(), "symmetric": matrix.zero_points().is_none() }),
         );
     }
     if name.contains(".self_attn.") {
@@ -115,7 +121,7 @@ pub(super) fn manifest(
         },
         "architecture": architecture(config),
         "model_config": config,
-        "quantization": quantization(infos),
+        "quantization": quantization(layout, infos),
         "provenance": provenance,
         "weights": entries.clone(),
     });
@@ -163,7 +169,7 @@ fn architecture(config: &ModelConfig) -> Value {
     })
 }
 
-fn quantization(infos: &[WeightInfo]) -> Value {
+fn quantization(layout: Layout, infos: &[WeightInfo]) -> Value {
     let mut schemes: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
     for info in infos {
         let sum = schemes.entry(info.scheme.map_or("f32", Scheme::name)).or_default();
@@ -190,9 +196,20 @@ fn quantization(infos: &[WeightInfo]) -> Value {
         "parameters": size.parameters,
         "bytes": size.bytes,
         "bits_per_weight": size.bits_per_weight(),
-        "scale": { "type": "per-row", "dtype": "float32" },
+        "scale": {
+            "type": if infos.iter().any(|info| info.group_size.is_some()) { "per-group" } else { "per-row" },
+            "dtype": "float32",
+        },
         "activation_dtype": "float32",
-        "packing": {
+        "packing": packing(layout),
+    })
+}
+
+/// How codes become bytes. What it says of panels is for programs as much as for people: `tests/python/check_npz.py`
+/// unpacks them by it, knowing nothing else.
+fn packing(layout: Layout) -> Value {
+    if layout == Layout::V2 {
+        return json!({
             "1bit": {
                 "layout": "row-major",
                 "endianness": "msb_first",
@@ -200,6 +217,82 @@ fn quantization(infos: &[WeightInfo]) -> Value {
                 "bits_per_chunk": 8,
             },
             "integer": { "layout": "row-major", "endianness": "lsb_first", "rows": "byte-aligned" },
+        });
+    }
+    let schemes: Map<String, Value> = Scheme::ALL
+        .into_iter()
+        .map(|scheme| {
+            let parts: Vec<Value> = parts(scheme)
+                .iter()
+                .map(|[bits, shift, vectors]| json!({ "bits": bits, "shift": shift, "vectors": vectors }))
+                .collect();
+            let block = json!({
+                "bits": scheme.code_bits(),
+                "block_columns": scheme.block_columns(),
+                "block_bytes": scheme.block_bytes(),
+                "parts": parts,
+            });
+            (scheme.name().to_string(), block)
+        })
+        .collect();
+    json!({
+        "panels16": {
+            "array": "uint8 [panels, blocks, block_bytes]",
+            "panel_rows": PANEL_ROWS,
+            "vector_bytes": VECTOR_BYTES,
+            "lane_columns": LANE_COLUMNS,
+            "schemes": schemes,
+            "description": [
+                "Row r lies in panel r // panel_rows, column c in block c // block_columns; below, r and c count \
+                 within these.",
+                "A block is the vectors of its parts, one after the other, of vector_bytes bytes each. A vector of a \
+                 part of b bits holds vc = lane_columns * 8 / b columns.",
+                "Of the field (r, c), a part holds b bits: in its vector c // vc, in the byte lane_columns * r + \
+                 c % lane_columns, from the bit b * (c % vc // lane_columns) up, bit 0 being the least significant.",
+                "The field is the sum of these bits of every part, each shifted left by the part's shift.",
+                "Rows and columns of the last panel and block that are beyond the shape are fields of 0.",
+            ],
         },
     })
+}
+
+/// Columns whose bits lie in neighbouring bytes.
+const LANE_COLUMNS: usize = VECTOR_BYTES / PANEL_ROWS;
+
+/// The parts of a block: bits of a field in it, how far they are shifted within the field, and vectors.
+fn parts(scheme: Scheme) -> Vec<[usize; 3]> {
+    match scheme {
+        Scheme::Int3 => vec![[2, 0, 2], [1, 2, 1]],
+        _ => vec![[scheme.code_bits() as usize, 0, 1]],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitllama_core::panel;
+
+    use super::*;
+
+    #[test]
+    fn the_description_of_panels_finds_what_the_core_finds() {
+        for scheme in Scheme::ALL {
+            let columns = 2 * scheme.block_columns();
+            let panel: Vec<u8> = (0..scheme.panel_bytes(columns)).map(|i| (i * 167 % 251) as u8).collect();
+            for (row, column) in (0..PANEL_ROWS).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+                let mut block = &panel[column / scheme.block_columns() * scheme.block_bytes()..];
+                let c = column % scheme.block_columns();
+                let mut found = 0;
+                for [bits, shift, vectors] in parts(scheme) {
+                    let vector_columns = LANE_COLUMNS * 8 / bits;
+                    assert_eq!(vectors * vector_columns, scheme.block_columns());
+                    let byte =
+                        block[c / vector_columns * VECTOR_BYTES + LANE_COLUMNS * row + c % LANE_COLUMNS] as usize;
+                    let up = bits * (c % vector_columns / LANE_COLUMNS);
+                    found += (byte >> up & ((1 << bits) - 1)) << shift;
+                    block = &block[vectors * VECTOR_BYTES..];
+                }
+                assert_eq!(found as u8, panel::field(scheme, &panel, row, column), "{scheme} {row} {column}");
+            }
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! The exported model: `weights.npz`, `manifest.json` and `tokenizer.json` in one folder.
 //!
 //! The format is a superset of "manifest v2", which earlier tools for these models read and write. [`Layout::Packed`]
-//! adds keys for truly packed codes; [`Layout::V2`] writes what those tools know and nothing that they would trip
-//! over. [`Artifact::open`] reads both, and what those tools wrote themselves.
+//! adds keys for packed codes, laid out as kernels read them ([`bitllama_core::panel`]); [`Layout::V2`] writes what
+//! those tools know and nothing that they would trip over. [`Artifact::open`] reads both, and what those tools wrote
+//! themselves.
 //!
 //! | file | subject |
 //! |---|---|
@@ -12,7 +13,7 @@
 //! | `write.rs` | a folder written whole or not at all |
 //! | `read.rs` | a folder opened, every weight checked against the architecture |
 //! | `files.rs` | the arrays of an artifact: NPZ members and loose files |
-//! | `codes.rs` | one code a byte, to bits and back |
+//! | `codes.rs` | codes of the older tools, to panels and back; what can be wrong inside panels |
 
 mod codes;
 mod config;
@@ -54,7 +55,7 @@ pub enum StoredWeight {
 /// Which keys `weights.npz` has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
-    /// Every matrix truly packed.
+    /// Every matrix packed, in the panels that a memory map hands to the kernels as they stand.
     #[default]
     Packed,
     /// The keys and loose files of the older tools (format version 2).
@@ -70,6 +71,8 @@ pub struct WeightInfo {
     pub shape: Vec<usize>,
     /// Number format; `None` is f32.
     pub scheme: Option<Scheme>,
+    /// Columns that share a scale; `None` is one scale a row.
+    pub group_size: Option<usize>,
     /// Bytes of packed codes, scales and zero points, or of the f32 values: what the weight takes once loaded. In
     /// files of [`Layout::V2`] a code takes a byte of its own.
     pub bytes: usize,
@@ -105,11 +108,13 @@ impl Artifact {
         }
     }
 
-    /// Reads the whole NPZ and holds every array against its checksum, which [`Artifact::weight`] does not do.
+    /// Reads everything: holds every array of the NPZ against its checksum, and looks into the packed codes for fields
+    /// that mean nothing and for rows or columns beyond a shape that are not zero. [`Artifact::weight`] does neither.
     ///
     /// # Errors
     /// [`Error`](crate::Error) with the first array that is damaged.
     pub fn verify(&self) -> Result<()> {
-        self.files.npz.as_ref().map_or(Ok(()), Npz::verify)
+        self.files.npz.as_ref().map_or(Ok(()), Npz::verify)?;
+        self.weights.iter().try_for_each(|weight| self.files.verify(weight))
     }
 }

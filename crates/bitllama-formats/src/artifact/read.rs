@@ -6,14 +6,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use bitllama_core::packed::row_bytes;
+use bitllama_core::panel::COLUMN_UNIT;
 use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
-use bytes::Bytes;
+use bitllama_core::{ModelConfig, Scheme};
 use serde_json::Value;
 
 use super::files::{Files, Part};
-use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, artifact_name};
+use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, artifact_name};
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::npz::{Dtype, Npz};
 use crate::{Error, Result, hf};
@@ -29,6 +28,8 @@ enum Place {
         form: Form,
         codes: Part,
         scales: Part,
+        /// Scales of a row.
+        groups: usize,
         zero_points: Option<Vec<i32>>,
     },
     Full(Part),
@@ -55,6 +56,7 @@ impl Artifact {
             }
             false => (Files::open(path)?, path.join(MANIFEST_FILE)),
         };
+        files.refuse_row_major()?;
         let mut notes = Vec::new();
         let config = config::read(&files.manifest, &files, &mut notes)
             .map_err(|reason| Error::invalid(&manifest_path, reason))?;
@@ -76,7 +78,7 @@ impl Artifact {
         Ok(Self { path: path.to_path_buf(), config, tokenizer, manifest, notes, weights, files })
     }
 
-    /// One weight; packed bytes stay in the memory map.
+    /// One weight. The bytes of panels stay in the memory map, unread: [`Artifact::verify`] looks into them.
     ///
     /// # Errors
     /// [`Error`] if the architecture has no such weight of that shape, or its bytes are damaged.
@@ -96,6 +98,18 @@ impl Artifact {
 }
 
 impl Files {
+    /// What was written in the days when packed codes were row-major cannot be told from damage later on.
+    fn refuse_row_major(&self) -> Result<()> {
+        let Some(npz) = &self.npz else { return Ok(()) };
+        match npz.keys().find(|key| ROW_MAJOR.iter().any(|suffix| key.ends_with(suffix))) {
+            None => Ok(()),
+            Some(key) => {
+                let reason = "written by an earlier version in row-major packing; export the run again";
+                Err(Error::invalid(npz.path(), format!("{key}: {reason}")))
+            }
+        }
+    }
+
     /// Weights that the architecture has no place for: biases change the results, so they are an error; others are
     /// noted.
     fn check_names(&self, config: &ModelConfig, notes: &mut Vec<String>) -> Result<(), String> {
@@ -136,16 +150,13 @@ impl Files {
                 Place::Full(codes)
             }
             (Some((Some(form), codes)), &[rows, columns]) => {
-                let (dtype, width) = match form.cells {
-                    Cells::Packed => (Dtype::U8, row_bytes(form.scheme, columns)),
-                    Cells::Codes => (Dtype::I8, columns),
-                    Cells::Fields => (Dtype::U8, columns),
-                };
-                self.expect(&codes, &self.header(&codes)?, &[dtype], &[rows, width])?;
+                let (dtype, shape) = form.array([rows, columns]);
+                self.expect(&codes, &self.header(&codes)?, &[dtype], &shape)?;
                 self.check_members(&name, [rows, columns])?;
                 let scales = self.scales(&name, &form, &codes)?;
-                let zero_points = self.zero_points(&name, &form, &codes, rows)?;
-                Place::Packed { form, codes, scales, zero_points }
+                let groups = self.groups(&name, &form, &scales, [rows, columns])?;
+                let zero_points = self.zero_points(&name, &form, &codes, rows * groups)?;
+                Place::Packed { form, codes, scales, groups, zero_points }
             }
             (Some((Some(form), codes)), _) => {
                 let reason = format!("a weight of shape {:?} cannot be {}", spec.shape, form.scheme);
@@ -161,14 +172,16 @@ impl Files {
                 return Err(Error::invalid(npz, reason));
             }
         };
-        let (scheme, bytes) = match (&place, &spec.shape[..]) {
-            (Place::Packed { form, zero_points, .. }, &[rows, columns]) => {
-                let constants = 1 + zero_points.is_some() as usize;
-                (Some(form.scheme), rows * (row_bytes(form.scheme, columns) + constants * size_of::<f32>()))
+        let (scheme, group_size, bytes) = match (&place, &spec.shape[..]) {
+            (Place::Packed { form, groups, zero_points, .. }, &[rows, columns]) => {
+                let constants = (1 + zero_points.is_some() as usize) * rows * groups;
+                let codes = form.scheme.packed_bytes([rows, columns]).unwrap_or(usize::MAX);
+                let bytes = codes.saturating_add(constants * size_of::<f32>());
+                (Some(form.scheme), (*groups > 1).then(|| columns / groups), bytes)
             }
-            _ => (None, spec.len() * size_of::<f32>()),
+            _ => (None, None, spec.len() * size_of::<f32>()),
         };
-        let info = WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, bytes };
+        let info = WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, group_size, bytes };
         Ok(Located { info, place })
     }
 
@@ -210,8 +223,7 @@ impl Files {
             let [rows, columns] = spec.shape[..] else {
                 return Err(Error::invalid(path, format!("a weight of shape {:?} cannot be binary", spec.shape)));
             };
-            let shape = [rows, row_bytes(Scheme::Binary, columns)];
-            return Ok(Some((Some(FORMS[0]), Part::Raw(path, shape))));
+            return Ok(Some((Some(ONE_BIT), Part::Raw(path, [rows, columns.div_ceil(8)]))));
         }
         for field in ["ternary", "q"] {
             if let Some(path) = self.loose(entry, field)? {
@@ -245,8 +257,34 @@ impl Files {
         text.map(Part::Text).ok_or_else(|| self.damaged(codes, format!("the manifest names no {field} for {name}")))
     }
 
-    /// Zero points, unless they are those that a symmetric matrix has anyway.
-    fn zero_points(&self, name: &str, form: &Form, codes: &Part, rows: usize) -> Result<Option<Vec<i32>>> {
+    /// How many scales a row has: one, or beside panels as many as the array and the manifest agree on.
+    fn groups(&self, name: &str, form: &Form, scales: &Part, [rows, columns]: [usize; 2]) -> Result<usize> {
+        if form.cells != Cells::Panels {
+            return Ok(1);
+        }
+        let header = self.header(scales)?;
+        let groups = match header.shape[..] {
+            [_, groups] => groups,
+            _ => 1,
+        };
+        let shape = if header.shape.len() == 2 { vec![rows, groups] } else { vec![rows] };
+        self.expect(scales, &header, &[Dtype::F32], &shape)?;
+        let size = columns.checked_div(groups).unwrap_or(0);
+        if groups != 1 && (size * groups != columns || size == 0 || !size.is_multiple_of(COLUMN_UNIT)) {
+            let reason = format!("{groups} scales a row of {columns} are no groups of a multiple of {COLUMN_UNIT}");
+            return Err(self.damaged(scales, reason));
+        }
+        let stated = self.entry(name).and_then(|entry| entry.get("group_size")).filter(|stated| !stated.is_null());
+        if let Some(stated) = stated
+            && *stated != size
+        {
+            return Err(self.damaged(scales, format!("groups of {size} columns found, {stated} expected")));
+        }
+        Ok(groups)
+    }
+
+    /// Zero points, as many as scales, unless they are those that a symmetric matrix has anyway.
+    fn zero_points(&self, name: &str, form: &Form, codes: &Part, scales: usize) -> Result<Option<Vec<i32>>> {
         let Some(suffix) = form.zero_point else { return Ok(None) };
         let part = match codes {
             Part::Member(_) => {
@@ -254,7 +292,7 @@ impl Files {
                 let there = self.npz.as_ref().is_some_and(|npz| npz.contains(&key));
                 (there || form.cells == Cells::Fields).then_some(Part::Member(key))
             }
-            _ if form.cells == Cells::Packed => None,
+            _ if form.cells != Cells::Fields => None,
             _ => {
                 let entry = self.entry(name).unwrap_or(&Value::Null);
                 let path = self.loose(entry, "q_zero_point")?;
@@ -266,8 +304,8 @@ impl Files {
         let points: Option<Vec<i32>> =
             array.to_i64().and_then(|points| points.into_iter().map(|point| i32::try_from(point).ok()).collect());
         let points = points.ok_or_else(|| self.damaged(&part, "zero points must be whole numbers of 32 bits"))?;
-        if points.len() != rows {
-            return Err(self.damaged(&part, format!("{} zero points for {rows} rows", points.len())));
+        if points.len() != scales {
+            return Err(self.damaged(&part, format!("{} zero points for {scales} scales", points.len())));
         }
         // Beyond this a difference to a field would not be exact in f32.
         if points.iter().any(|point| point.unsigned_abs() >= 1 << 24) {
@@ -293,17 +331,26 @@ impl Files {
         Ok(())
     }
 
+    /// Loads a weight and looks into it.
+    pub(super) fn verify(&self, located: &Located) -> Result<()> {
+        match (self.load(located)?, &located.place) {
+            (StoredWeight::Packed(matrix), Place::Packed { codes, .. }) => {
+                codes::check_panels(&matrix).map_err(|reason| self.damaged(codes, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn load(&self, located: &Located) -> Result<StoredWeight> {
         let shape = &located.info.shape;
         match (&located.place, &shape[..]) {
-            (Place::Packed { form, codes, scales, zero_points }, &[rows, columns]) => {
-                let array = self.array(codes)?;
-                let packed = unfold(form, columns, array.data).map_err(|reason| self.damaged(codes, reason))?;
+            (Place::Packed { form, codes, scales, groups, zero_points }, &[rows, columns]) => {
                 let values = self.array(scales)?.to_f32().unwrap_or_default();
-                if values.len() != rows || !values.iter().all(|scale| scale.is_finite()) {
-                    return Err(self.damaged(scales, format!("{rows} finite scales are expected")));
+                if values.len() != rows * groups || !values.iter().all(|scale| scale.is_finite()) {
+                    return Err(self.damaged(scales, format!("{} finite scales are expected", rows * groups)));
                 }
-                PackedMatrix::new(form.scheme, [rows, columns], packed, values, zero_points.clone())
+                let data = self.array(codes)?.data;
+                codes::pack((form.scheme, form.cells), [rows, columns], data, values, zero_points.clone())
                     .map(StoredWeight::Packed)
                     .map_err(|e| self.damaged(codes, e))
             }
@@ -321,17 +368,5 @@ fn three_bits(form: Form, entry: &Value) -> Form {
     match form.suffix == INT3_AS_Q4.suffix && entry["scheme"] == Scheme::Int3.name() {
         true => INT3_AS_Q4,
         false => form,
-    }
-}
-
-/// Packed rows, out of whatever cells a file has.
-fn unfold(form: &Form, columns: usize, data: Bytes) -> Result<Bytes, String> {
-    match form.cells {
-        Cells::Packed => codes::check_packed(form.scheme, columns, &data).map(|()| data),
-        Cells::Fields => codes::pack_fields(form.scheme, columns, data.iter().copied()).map(Bytes::from),
-        Cells::Codes => {
-            let fields = data.iter().map(|code| code.wrapping_add(1));
-            codes::pack_fields(form.scheme, columns, fields).map(Bytes::from)
-        }
     }
 }

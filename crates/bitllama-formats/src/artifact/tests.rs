@@ -11,9 +11,9 @@ use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
 
 use super::*;
-use crate::{Error, Result};
+use crate::{Error, Result, npz};
 
-/// Odd sizes, so that every row ends inside a byte in every scheme.
+/// Odd sizes, so that every row ends inside a byte, a block and a panel in every scheme.
 fn config(tied: bool) -> ModelConfig {
     ModelConfig {
         vocab_size: 11,
@@ -36,6 +36,12 @@ fn config(tied: bool) -> ModelConfig {
         bos_token_id: Some(1),
         eos_token_ids: vec![2, 3],
     }
+}
+
+/// Sizes that have groups of 32 columns, and rows that do not fill panels.
+fn wide() -> ModelConfig {
+    let heads = ModelConfig { num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, ..config(false) };
+    ModelConfig { hidden_size: 64, intermediate_size: 96, ..heads }
 }
 
 fn tokenizer(tokens: u32) -> Tokenizer {
@@ -73,6 +79,39 @@ fn model(config: &ModelConfig, schemes: &[Option<Scheme>]) -> Vec<(WeightSpec, S
         .collect()
 }
 
+/// The codes of `weights` with other scales: `count(rows, columns)` of them, and zero points if `points`.
+fn rescaled(
+    mut weights: Vec<(WeightSpec, StoredWeight)>,
+    count: impl Fn(usize, usize) -> usize,
+    points: bool,
+) -> Vec<(WeightSpec, StoredWeight)> {
+    for (_, weight) in &mut weights {
+        if let StoredWeight::Packed(m) = weight {
+            let shape = [m.rows(), m.columns()];
+            let count = count(shape[0], shape[1]);
+            let scales = (0..count).map(|i| 0.125 + i as f32 / 3.0).collect();
+            let points = points.then(|| (0..count as i32).map(|i| i % 11 - 3).collect());
+            *m = PackedMatrix::new(m.scheme(), shape, m.bytes().clone(), scales, points).unwrap();
+        }
+    }
+    weights
+}
+
+/// Rewrites the NPZ with the array `key` replaced, or added.
+fn replace_array(folder: &Path, key: &str, dtype: npz::Dtype, shape: &[usize], data: &[u8]) {
+    let path = folder.join(WEIGHTS_FILE);
+    let old = Npz::open(&path).unwrap();
+    let mut new = npz::NpzWriter::new(std::io::Cursor::new(Vec::new()), &path);
+    for other in old.keys().filter(|other| *other != key) {
+        let array = old.array(other).unwrap();
+        new.array(other, array.dtype, &array.shape, &array.data).unwrap();
+    }
+    new.array(key, dtype, shape, data).unwrap();
+    let bytes = new.finish().unwrap().into_inner();
+    drop(old);
+    fs::write(&path, bytes).unwrap();
+}
+
 fn write_model(
     folder: &Path,
     config: &ModelConfig,
@@ -86,8 +125,14 @@ fn write_model(
 fn assert_holds(folder: &Path, weights: &[(WeightSpec, StoredWeight)]) -> Artifact {
     let artifact = Artifact::open(folder).unwrap();
     for (spec, weight) in weights {
+        let info = artifact.weights().find(|info| info.name == spec.name).unwrap();
         assert_eq!(artifact.weight(spec).unwrap(), *weight, "{}", spec.name);
+        if let StoredWeight::Packed(matrix) = weight {
+            let group_size = (matrix.groups() > 1).then(|| matrix.group_size());
+            assert_eq!((info.bytes, info.group_size), (matrix.stored_bytes(), group_size), "{}", spec.name);
+        }
     }
+    artifact.verify().unwrap();
     artifact
 }
 
@@ -149,6 +194,101 @@ fn packed_codes_stay_in_the_map_and_are_aligned() {
 }
 
 #[test]
+fn groups_survive_and_are_checked() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let grouped = |rows, columns| rows * columns / 32;
+    for points in [false, true] {
+        for scheme in Scheme::ALL {
+            let weights = rescaled(model(&wide(), &[Some(scheme)]), grouped, points);
+            write_model(&folder, &wide(), &weights, Layout::Packed).unwrap();
+            let artifact = assert_holds(&folder, &weights);
+            let manifest = &artifact.manifest;
+            assert_eq!(manifest["quantization"]["scale"]["type"], "per-group");
+            assert_eq!(manifest["weights"]["lm_head.weight"]["group_size"], 32);
+        }
+    }
+    let weights = rescaled(model(&wide(), &[Some(Scheme::Int4)]), grouped, false);
+    let older = message(write_model(&folder, &wide(), &weights, Layout::V2));
+    assert!(older.contains("int4 with several scales a row cannot be written for the older tools"), "{older}");
+
+    let refused = |shape: &[usize]| {
+        write_model(&folder, &wide(), &weights, Layout::Packed).unwrap();
+        let data = vec![0; shape.iter().product::<usize>() * 4];
+        replace_array(&folder, "lm_head.weight_scales", npz::Dtype::F32, shape, &data);
+        message(Artifact::open(&folder))
+    };
+    assert!(refused(&[11, 4]).contains("4 scales a row of 64 are no groups of a multiple of 32"));
+    assert!(refused(&[11, 0]).contains("0 scales a row"));
+    assert!(refused(&[12, 2]).contains("[12, 2] of <f4 found, [11, 2] of <f4 expected"));
+    assert!(refused(&[22]).contains("[22] of <f4 found, [11] of <f4 expected"));
+    assert!(refused(&[11, 1]).contains("groups of 64 columns found, 32 expected"));
+    // Where nothing says otherwise, the second dimension of one is no group.
+    let rows = |rows, _| rows;
+    let weights = rescaled(weights, rows, false);
+    write_model(&folder, &wide(), &weights, Layout::Packed).unwrap();
+    let scales: Vec<u8> = (0..11).flat_map(|i| (0.125 + i as f32 / 3.0).to_le_bytes()).collect();
+    replace_array(&folder, "lm_head.weight_scales", npz::Dtype::F32, &[11, 1], &scales);
+    let artifact = assert_holds(&folder, &weights);
+    assert_eq!(artifact.manifest["quantization"]["scale"]["type"], "per-row");
+    assert!(artifact.manifest["weights"]["lm_head.weight"].get("group_size").is_none());
+}
+
+#[test]
+fn both_layouts_hold_the_same_weights() {
+    let root = tempfile::tempdir().unwrap();
+    let (packed, v2) = (root.path().join("packed"), root.path().join("v2"));
+    for config in [config(true), wide()] {
+        let weights = model(&config, &Scheme::ALL.map(Some));
+        write_model(&packed, &config, &weights, Layout::Packed).unwrap();
+        write_model(&v2, &config, &weights, Layout::V2).unwrap();
+        let (packed, v2) = (assert_holds(&packed, &weights), assert_holds(&v2, &weights));
+        assert!(packed.weights().eq(v2.weights()));
+    }
+}
+
+#[test]
+fn weights_are_handed_out_unread_and_verified_on_request() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let damaged = |scheme: Scheme, suffix: &str, shape: [usize; 3], at: usize, byte: u8| {
+        write_model(&folder, &config(true), &model(&config(true), &[Some(scheme)]), Layout::Packed).unwrap();
+        let key = format!("transformer.layers.1.mlp.up_proj.weight{suffix}");
+        let mut data = vec![0; shape.iter().product()];
+        data[at] = byte;
+        replace_array(&folder, &key, npz::Dtype::U8, &shape, &data);
+        let artifact = Artifact::open(&folder).unwrap();
+        for spec in weights::specs(&artifact.config) {
+            artifact.weight(&spec).unwrap();
+        }
+        let found = message(artifact.verify());
+        assert!(found.contains(&key), "{found}");
+        found
+    };
+    // 19 x 13: the second panel has three rows, the block of 16 columns three too many.
+    let three = damaged(Scheme::Ternary, "_ternary_panels", [2, 1, 64], 64 + 4 * 2, 3);
+    assert!(three.contains("row 18 holds the value 3"), "{three}");
+    let rows = damaged(Scheme::Ternary, "_ternary_panels", [2, 1, 64], 64 + 4 * 3, 1);
+    assert!(rows.contains("spare rows after row 18"), "{rows}");
+    let columns = damaged(Scheme::Int2, "_q2_panels", [2, 1, 64], 4 * 5 + 1, 0x40);
+    assert!(columns.contains("spare columns of row 5"), "{columns}");
+}
+
+#[test]
+fn row_major_packing_is_refused_with_what_to_do() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    for suffix in forms::ROW_MAJOR {
+        write_model(&folder, &config(true), &model(&config(true), &[None]), Layout::Packed).unwrap();
+        let key = format!("transformer.layers.0.mlp.up_proj.weight{suffix}");
+        replace_array(&folder, &key, npz::Dtype::U8, &[19, 4], &[0; 19 * 4]);
+        let refused = message(Artifact::open(&folder));
+        let advice = "written by an earlier version in row-major packing; export the run again";
+        assert!(refused.ends_with(&format!("{key}: {advice}")), "{refused}");
+    }
+}
+
+#[test]
 fn loose_files_alone_are_enough_for_v2() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("artifact");
@@ -194,17 +334,7 @@ fn a_lone_npz_reads_with_what_it_says() {
 fn zero_points_survive_where_the_layout_has_room_for_them() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("artifact");
-    let with_points = |scheme| {
-        let mut weights = model(&config(true), &[Some(scheme)]);
-        for (_, weight) in &mut weights {
-            if let StoredWeight::Packed(m) = weight {
-                let points = (0..m.rows() as i32).collect();
-                let shape = [m.rows(), m.columns()];
-                *m = PackedMatrix::new(scheme, shape, m.bytes().clone(), m.scales().to_vec(), Some(points)).unwrap();
-            }
-        }
-        weights
-    };
+    let with_points = |scheme| rescaled(model(&config(true), &[Some(scheme)]), |rows, _| rows, true);
     for layout in [Layout::Packed, Layout::V2] {
         let weights = with_points(Scheme::Int4);
         write_model(&folder, &config(true), &weights, layout).unwrap();
@@ -294,25 +424,13 @@ fn damaged_manifests_are_refused_with_a_reason() {
 
 #[test]
 fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
-    use crate::npz::{Dtype, Npz, NpzWriter};
+    use crate::npz::Dtype;
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("artifact");
     let weights = model(&config(true), &[Some(Scheme::Ternary)]);
-    // Rewrites the NPZ with one array replaced.
     let refused = |key: &str, dtype: Dtype, shape: &[usize], fill: u8| {
         write_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
-        let path = folder.join(WEIGHTS_FILE);
-        let old = Npz::open(&path).unwrap();
-        let mut new = NpzWriter::new(std::io::Cursor::new(Vec::new()), &path);
-        for other in old.keys().filter(|other| *other != key) {
-            let array = old.array(other).unwrap();
-            new.array(other, array.dtype, &array.shape, &array.data).unwrap();
-        }
-        let bytes = vec![fill; shape.iter().product::<usize>() * dtype.size()];
-        new.array(key, dtype, shape, &bytes).unwrap();
-        let bytes = new.finish().unwrap().into_inner();
-        drop(old);
-        fs::write(&path, bytes).unwrap();
+        replace_array(&folder, key, dtype, shape, &vec![fill; shape.iter().product::<usize>() * dtype.size()]);
         match Artifact::open(&folder) {
             Err(e) => e.to_string(),
             Ok(artifact) => weights
@@ -322,18 +440,16 @@ fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
                 .to_string(),
         }
     };
-    let key = "transformer.layers.1.mlp.up_proj.weight_ternary_packed";
-    let shape = refused(key, Dtype::U8, &[19, 5], 0);
+    let key = "transformer.layers.1.mlp.up_proj.weight_ternary_panels";
+    let shape = refused(key, Dtype::U8, &[1, 2, 64], 0);
     assert!(shape.contains(WEIGHTS_FILE) && shape.contains(key), "{shape}");
-    assert!(shape.contains("[19, 5] of |u1 found, [19, 4] of |u1 expected"), "{shape}");
-    let dtype = refused(key, Dtype::I8, &[19, 4], 0);
-    assert!(dtype.contains("[19, 4] of |i1 found"), "{dtype}");
-    let fields = refused(key, Dtype::U8, &[19, 4], 3);
-    assert!(fields.contains("no field of ternary"), "{fields}");
-    let spare = refused(key, Dtype::U8, &[19, 4], 0x80);
-    assert!(spare.contains("spare bits of row 0"), "{spare}");
+    assert!(shape.contains("[1, 2, 64] of |u1 found, [2, 1, 64] of |u1 expected"), "{shape}");
+    let dtype = refused(key, Dtype::I8, &[2, 1, 64], 0);
+    assert!(dtype.contains("[2, 1, 64] of |i1 found"), "{dtype}");
     let scales = refused("transformer.layers.1.mlp.up_proj.weight_scales", Dtype::F32, &[18], 0);
-    assert!(scales.contains("19 finite scales"), "{scales}");
+    assert!(scales.contains("[18] of <f4 found, [19] of <f4 expected"), "{scales}");
+    let points = refused("transformer.layers.1.mlp.up_proj.weight_zero_point", Dtype::I32, &[18], 0);
+    assert!(points.contains("18 zero points for 19 scales"), "{points}");
     let scales = refused("transformer.layers.1.mlp.up_proj.weight_scales", Dtype::F32, &[19], 0xff);
     assert!(scales.contains("19 finite scales"), "{scales}");
     let axis = refused("transformer.layers.1.mlp.up_proj.weight_pc_axis", Dtype::I32, &[], 1);
@@ -353,6 +469,7 @@ fn no_damage_brings_the_reader_down() {
             artifact.weight(&spec)?;
         }
         artifact.size();
+        drop(artifact.verify());
         Ok(())
     };
     for layout in [Layout::Packed, Layout::V2] {
@@ -378,16 +495,22 @@ fn no_damage_brings_the_reader_down() {
     }
 }
 
-/// Writes an artifact of every scheme with the weights it stands for beside it, for `tests/python/check_npz.py`:
+/// Writes artifacts of every scheme with the weights they stand for beside them, for `tests/python/check_npz.py`:
 /// `BITLLAMA_CHECK_DIR=FOLDER cargo test -p bitllama-formats writes_for_the_python_checker -- --ignored`.
 #[test]
 #[ignore = "writes files for another program"]
 fn writes_for_the_python_checker() {
     let root = std::env::var_os("BITLLAMA_CHECK_DIR").expect("BITLLAMA_CHECK_DIR names a folder");
-    for (name, layout) in [("packed", Layout::Packed), ("v2", Layout::V2)] {
+    let all = |config: &ModelConfig| model(config, &Scheme::ALL.map(Some));
+    let grouped = |points| rescaled(all(&wide()), |rows, columns| rows * columns / 32, points);
+    let artifacts = [
+        ("packed", Layout::Packed, config(false), all(&config(false))),
+        ("v2", Layout::V2, config(false), all(&config(false))),
+        ("grouped", Layout::Packed, wide(), grouped(false)),
+        ("grouped_zero_points", Layout::Packed, wide(), grouped(true)),
+    ];
+    for (name, layout, config, weights) in artifacts {
         let folder = Path::new(&root).join(name);
-        let config = config(false);
-        let weights = model(&config, &Scheme::ALL.map(Some));
         write_model(&folder, &config, &weights, layout).unwrap();
         let dense: HashMap<String, (Vec<usize>, Vec<f32>)> = weights
             .into_iter()

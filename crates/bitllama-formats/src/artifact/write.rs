@@ -5,9 +5,8 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use bitllama_core::packed::row_bytes;
 use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
@@ -109,49 +108,59 @@ impl<W: Write + io::Seek> Writer<'_, W> {
     /// Writes a weight and gives back what it is, and its entry of the manifest.
     fn weight(mut self, spec: &WeightSpec, weight: &StoredWeight) -> Result<(WeightInfo, Value)> {
         let name = artifact_name(&spec.name);
-        let info = |scheme, bytes| WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, bytes };
+        let info = |scheme, group_size, bytes| WeightInfo {
+            name: spec.name.clone(),
+            shape: spec.shape.clone(),
+            scheme,
+            group_size,
+            bytes,
+        };
         match weight {
             StoredWeight::Full(values) => {
                 let bytes = bytemuck::cast_slice(values);
                 self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;
-                Ok((info(None, bytes.len()), manifest::full_entry(&name, self.layout, &spec.shape)))
+                Ok((info(None, None, bytes.len()), manifest::full_entry(&name, self.layout, &spec.shape)))
             }
             StoredWeight::Packed(matrix) => {
                 let form = Form::of(self.layout, matrix.scheme());
                 self.matrix(&name, &form, matrix)?;
-                let constants = matrix.rows() * (1 + matrix.zero_points().is_some() as usize);
                 let entry = manifest::packed_entry(&name, self.config, self.layout, &form, matrix);
-                Ok((info(Some(matrix.scheme()), matrix.bytes().len() + constants * size_of::<f32>()), entry))
+                let group_size = (matrix.groups() > 1).then(|| matrix.group_size());
+                Ok((info(Some(matrix.scheme()), group_size, matrix.stored_bytes()), entry))
             }
         }
     }
 
     fn matrix(&mut self, name: &str, form: &Form, matrix: &PackedMatrix) -> Result<()> {
         let (scheme, rows, columns) = (matrix.scheme(), matrix.rows(), matrix.columns());
-        let zero_point_suffix = match (self.layout, matrix.zero_points(), form.cells) {
-            (Layout::V2, Some(_), Cells::Packed | Cells::Codes) => {
-                let reason = format!("{name}: {scheme} with zero points cannot be written for the older tools");
-                return Err(Error::invalid(self.folder.join(WEIGHTS_FILE), reason));
-            }
-            (_, None, Cells::Packed | Cells::Codes) => None,
+        let refused = |what: &str| {
+            let reason = format!("{name}: {scheme} with {what} cannot be written for the older tools");
+            Err(Error::invalid(self.folder.join(WEIGHTS_FILE), reason))
+        };
+        if self.layout == Layout::V2 && matrix.groups() > 1 {
+            return refused("several scales a row");
+        }
+        let zero_point_suffix = match (form.cells, matrix.zero_points()) {
+            (Cells::Bits | Cells::Codes, Some(_)) => return refused("zero points"),
+            (Cells::Panels | Cells::Bits | Cells::Codes, None) => None,
             _ => form.zero_point,
         };
-        let (dtype, width) = match form.cells {
-            Cells::Packed => (Dtype::U8, row_bytes(scheme, columns)),
-            Cells::Codes => (Dtype::I8, columns),
-            Cells::Fields => (Dtype::U8, columns),
+        let (dtype, shape) = form.array([rows, columns]);
+        self.both(name, form.suffix, dtype, &shape, &|out| write_cells(out, form, matrix))?;
+        let constants = match matrix.groups() {
+            1 => vec![rows],
+            groups => vec![rows, groups],
         };
-        self.both(name, form.suffix, dtype, &[rows, width], &|out| write_cells(out, form, matrix))?;
         let scales: &[u8] = bytemuck::cast_slice(matrix.scales());
-        self.both(name, form.scales, Dtype::F32, &[rows], &|out| out.write_all(scales))?;
+        self.both(name, form.scales, Dtype::F32, &constants, &|out| out.write_all(scales))?;
         if let Some(suffix) = zero_point_suffix {
             let symmetric = || vec![-scheme.code_of(0); rows];
             let points = matrix.zero_points().map_or_else(symmetric, <[i32]>::to_vec);
             let points: &[u8] = bytemuck::cast_slice(&points);
-            self.both(name, suffix, Dtype::I32, &[rows], &|out| out.write_all(points))?;
+            self.both(name, suffix, Dtype::I32, &constants, &|out| out.write_all(points))?;
         }
         self.npz.ints(&format!("{name}_shape"), &[2], &[rows as i32, columns as i32])?;
-        if scheme == Scheme::Binary {
+        if form.cells == Cells::Bits {
             self.npz.ints(&format!("{name}_pc_axis"), &[], &[0])?;
         }
         if self.layout == Layout::V2 {
@@ -189,17 +198,14 @@ impl<W: Write + io::Seek> Writer<'_, W> {
 }
 
 fn write_cells(out: &mut dyn Write, form: &Form, matrix: &PackedMatrix) -> io::Result<()> {
-    if form.cells == Cells::Packed {
+    if form.cells == Cells::Panels {
         return out.write_all(matrix.bytes());
     }
-    let mut row = vec![0; matrix.columns()];
-    for r in 0..matrix.rows() {
-        codes::row_fields(matrix, r, &mut row);
-        if form.cells == Cells::Codes {
-            // As two's complement: 255 is the i8 -1.
-            row.iter_mut().for_each(|field| *field = field.wrapping_sub(1));
-        }
-        out.write_all(&row)?;
+    let (mut fields, mut cells) = (vec![0; matrix.columns()], Vec::new());
+    for row in 0..matrix.rows() {
+        cells.clear();
+        codes::unpack_row(matrix, form.cells, row, &mut fields, &mut cells);
+        out.write_all(&cells)?;
     }
     Ok(())
 }

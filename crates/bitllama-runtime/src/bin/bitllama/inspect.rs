@@ -1,11 +1,10 @@
 //! `bitllama inspect`: what an artifact holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use bitllama_core::packed::field;
 use bitllama_core::weights::specs;
 use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
 use bitllama_formats::{Artifact, StoredWeight};
@@ -13,7 +12,7 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Describe an artifact: architecture, weights by scheme, bits per weight
+/// Check an artifact and describe it: architecture, weights by scheme, bits per weight
 #[derive(Debug, Args)]
 pub struct Options {
     /// Artifact to describe
@@ -59,11 +58,15 @@ struct Codes {
     level_usage: Vec<f64>,
     scale_min: f32,
     scale_max: f32,
+    /// Columns that share a scale, where that is not a whole row.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    group_sizes: BTreeSet<usize>,
 }
 
 /// Runs the command.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let artifact = Artifact::open(&options.artifact)?;
+    artifact.verify()?;
     let report = describe(&artifact)?;
     if options.json {
         return crate::print_json(&report);
@@ -116,25 +119,26 @@ fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
 struct Counts {
     levels: Vec<u64>,
     scales: Option<(f32, f32)>,
+    group_sizes: BTreeSet<usize>,
 }
 
 impl Counts {
     fn add(&mut self, packed: &PackedMatrix) {
-        let (scheme, levels) = (packed.scheme(), packed.scheme().levels() as usize);
-        // A field beyond the levels can only be damage (ternary has three in two bits); it counts as the last.
-        let count_row = |mut counts: Vec<u64>, row: usize| {
-            let bytes = packed.row(row);
-            for column in 0..packed.columns() {
-                counts[(field(scheme, bytes, column) as usize).min(levels - 1)] += 1;
-            }
-            counts
+        let levels = packed.scheme().levels() as usize;
+        let empty = || (vec![0u64; levels], vec![0u8; packed.columns()]);
+        // A field beyond the levels can only be damage (ternary has three in two bits), which `verify` finds.
+        let count_row = |(mut counts, mut fields): (Vec<u64>, Vec<u8>), row: usize| {
+            packed.fields_into(row, &mut fields);
+            fields.iter().for_each(|field| counts[(*field as usize).min(levels - 1)] += 1);
+            (counts, fields)
         };
         let sum = |mut a: Vec<u64>, b: Vec<u64>| {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
             a
         };
         let rows = (0..packed.rows()).into_par_iter();
-        let counted = rows.fold(|| vec![0; levels], count_row).reduce(|| vec![0; levels], sum);
+        let counted = rows.fold(empty, count_row).map(|(counts, _)| counts).reduce(|| vec![0; levels], sum);
+        self.group_sizes.extend((packed.groups() > 1).then(|| packed.group_size()));
         self.levels.resize(levels, 0);
         self.levels.iter_mut().zip(counted).for_each(|(all, new)| *all += new);
         for scale in packed.scales() {
@@ -146,7 +150,12 @@ impl Counts {
     fn finish(self) -> Codes {
         let total = self.levels.iter().sum::<u64>().max(1) as f64;
         let (scale_min, scale_max) = self.scales.unwrap_or_default();
-        Codes { level_usage: self.levels.iter().map(|n| *n as f64 / total).collect(), scale_min, scale_max }
+        Codes {
+            level_usage: self.levels.iter().map(|n| *n as f64 / total).collect(),
+            scale_min,
+            scale_max,
+            group_sizes: self.group_sizes,
+        }
     }
 }
 
@@ -199,7 +208,7 @@ fn table(report: &Report) -> String {
 }
 
 fn describe_codes(codes: &Codes) -> String {
-    let Codes { level_usage, scale_min, scale_max } = codes;
+    let Codes { level_usage, scale_min, scale_max, group_sizes } = codes;
     // 256 percentages would tell nobody anything.
     let usage = if level_usage.len() <= 16 {
         level_usage.iter().map(|share| format!("{:.0}", share * 100.0)).collect::<Vec<_>>().join("/") + " %"
@@ -207,5 +216,9 @@ fn describe_codes(codes: &Codes) -> String {
         let used = level_usage.iter().filter(|share| **share > 0.0).count();
         format!("{used} of {} levels used", level_usage.len())
     };
-    format!("{usage}, scales {scale_min:.3e} .. {scale_max:.3e}")
+    let groups = match group_sizes.iter().map(usize::to_string).collect::<Vec<_>>() {
+        none if none.is_empty() => String::new(),
+        sizes => format!(", groups of {}", sizes.join(", ")),
+    };
+    format!("{usage}, scales {scale_min:.3e} .. {scale_max:.3e}{groups}")
 }
