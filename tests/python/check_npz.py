@@ -5,9 +5,10 @@
 
 The second file holds the weights in f32 that the artifact is to stand for, under Hugging Face's names, with or without
 `model.` in front. Equality is exact; only the sign of a zero may differ, which no code has. That other programs can read
-our files by what the manifest says of them is a promise to users, so it is checked with nothing of ours. Checked as well: every array starts at a multiple of 64 bytes
-of the NPZ and can be mapped where it lies; the copies at the manifest's root; loose files, where there are any.
-Exit code 1 if any check fails.
+our files by what the manifest says of them is a promise to users, so it is checked with nothing of ours. Checked as well:
+every array starts at a multiple of 64 bytes of the NPZ and can be mapped where it lies; rows and columns that panels have
+beyond a matrix's shape are zero; the copies at the manifest's root; loose files, where there are any. Exit code 1 if any
+check fails.
 """
 
 import json
@@ -69,33 +70,60 @@ def array_offsets(path):
     return offsets
 
 
-def fields(codes, packed_format, columns):
-    """The unsigned fields of packed codes, [out, in]; codes themselves for `int8`."""
+def panel_fields(codes, layout, scheme):
+    """The fields of all rows and columns of panels, those beyond a matrix's shape included."""
+    block, rows, lane = layout["schemes"][scheme], layout["panel_rows"], layout["lane_columns"]
+    panels, blocks, _ = codes.shape
+    # [panel, block, vector, row, byte of the row's lane]
+    vectors = codes.reshape(panels, blocks, -1, rows, lane)
+    fields, first = 0, 0
+    for part in block["parts"]:
+        bits, of_part = part["bits"], vectors[:, :, first : first + part["vectors"]]
+        first += part["vectors"]
+        planes = [of_part >> bit & (1 << bits) - 1 for bit in range(0, 8, bits)]
+        # [panel, row, block, vector, plane, byte]: the last four are the columns
+        ordered = np.stack(planes, axis=-2).transpose(0, 3, 1, 2, 4, 5)
+        fields = fields + (ordered.reshape(panels * rows, -1).astype(np.int32) << part["shift"])
+    assert first == vectors.shape[2] and fields.shape[1] == blocks * block["block_columns"]
+    return fields
+
+
+def fields(codes, manifest, entry):
+    """The unsigned fields of packed codes, [out, in]."""
+    rows, columns = entry["shape"]
+    packed_format = entry["packed_format"]
+    layout = packed_format.partition("(")[0]
+    if layout == "panels16":
+        every = panel_fields(codes, manifest["quantization"]["packing"][layout], entry["scheme"])
+        check(entry["npz_key"], not every[rows:].any() and not every[:, columns:].any(), "its padding is not zero")
+        return every[:rows, :columns]
     if packed_format == "numpy.packbits(msb_first,row-major)":
         return np.unpackbits(codes, axis=1)[:, :columns].astype(np.int32)
-    if packed_format.startswith("bits"):
-        bits = int(packed_format[4])
-        stream = np.unpackbits(codes, axis=1, bitorder="little")[:, : columns * bits]
-        return stream.reshape(len(codes), columns, bits).astype(np.int32) @ (1 << np.arange(bits, dtype=np.int32))
     if packed_format == "uint8(row-major)":
         return codes.astype(np.int32)
     raise ValueError(f"packed_format {packed_format}")
 
 
-def dequantize(npz, entry):
+def dequantize(npz, manifest, entry):
     codes = npz[entry["npz_key"]]
     if entry["scheme"] == "f32":
         return codes
-    scales = npz[entry["npz_scales_key"]]
+
+    def for_each_column(constants):
+        """[out] or [out, groups] to what multiplies [out, in]."""
+        if "group_size" in entry:
+            return np.repeat(constants, entry["group_size"], axis=1)
+        return constants[:, None]
+
     if entry["packed_format"] == "int8(row-major)":
         values = codes.astype(np.int32)
     else:
-        values = fields(codes, entry["packed_format"], entry["shape"][1])
+        values = fields(codes, manifest, entry)
         if "npz_zero_point_key" in entry:
-            values = values - npz[entry["npz_zero_point_key"]][:, None]
+            values = values - for_each_column(npz[entry["npz_zero_point_key"]])
         else:
             values = entry["code_min"] + entry["code_step"] * values
-    return values.astype(np.float32) * scales[:, None]
+    return values.astype(np.float32) * for_each_column(npz[entry["npz_scales_key"]])
 
 
 def check_loose_files(folder, name, entry, npz):
@@ -149,7 +177,7 @@ def main(folder, reference):
             check(name, False, "not in the reference")
             continue
         try:
-            found = dequantize(npz, entry)
+            found = dequantize(npz, manifest, entry)
         except KeyError as error:
             check(name, False, f"no {error}")
             continue
