@@ -8,6 +8,7 @@
 //! | [`scheme`] | the low-bit number formats and their codes |
 //! | [`rounding`] | the one rounding function of each scheme |
 //! | [`packed`] | codes packed into bits |
+//! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
 
@@ -16,11 +17,11 @@
 pub mod bit_plan;
 pub mod config;
 pub mod packed;
+pub mod panel;
 pub mod rope;
 pub mod rounding;
 pub mod scheme;
 pub mod size;
-mod unpack;
 pub mod weights;
 
 pub use bit_plan::BitPlan;

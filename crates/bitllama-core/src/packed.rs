@@ -1,13 +1,9 @@
-//! Codes packed into bits: the in-memory and on-disk form of a low-bit matrix.
-//!
-//! Rows start at byte boundaries and the spare bits of a row's last byte are zero. Within a row:
-//! - `binary`: one bit a code, most significant bit first (NumPy's `packbits`; 1 is +1);
-//! - all others: [`Scheme::code_bits`] bits a code, least significant bit first, as one stream (a 3-bit field may
-//!   cross into the next byte; for 4 bits the low nibble is the even element).
+//! Codes packed into bits: the in-memory and on-disk form of a low-bit matrix. [`crate::panel`] says where each bit is.
 
 use bytes::Bytes;
 
-use crate::{DenseMatrix, Error, Scheme, unpack};
+use crate::panel::{self, COLUMN_UNIT, PANEL_ROWS};
+use crate::{DenseMatrix, Error, Scheme};
 
 /// A packed matrix `[rows, columns]` = `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,15 +16,12 @@ pub struct PackedMatrix {
     zero_points: Option<Vec<i32>>,
 }
 
-/// Bytes that one packed row of `columns` codes takes.
-pub const fn row_bytes(scheme: Scheme, columns: usize) -> usize {
-    (columns * scheme.code_bits() as usize).div_ceil(8)
-}
-
 impl PackedMatrix {
-    /// Takes packed bytes as they stand, for instance out of a memory map.
+    /// Takes packed panels as they stand, for instance out of a memory map.
     ///
-    /// `zero_points` are for files of other tools only: there the weight is `(field - zero_point) * scale`.
+    /// `scales` is `[rows, groups]`: one scale a row, or one for each group of `columns / groups` columns, which must be
+    /// a multiple of [`COLUMN_UNIT`]. `zero_points`, of the same shape, are for files of other tools only: there the
+    /// weight is `(field - zero_point) * scale`.
     ///
     /// # Errors
     /// [`Error::Packed`] if the bytes, scales or zero points are not as many as the shape asks for.
@@ -39,10 +32,8 @@ impl PackedMatrix {
         scales: Vec<f32>,
         zero_points: Option<Vec<i32>>,
     ) -> Result<Self, Error> {
-        let expected = columns
-            .checked_mul(scheme.code_bits() as usize)
-            .map(|bits| bits.div_ceil(8))
-            .and_then(|row| row.checked_mul(rows))
+        let expected = scheme
+            .packed_bytes([rows, columns])
             .filter(|bytes| *bytes > 0)
             .ok_or_else(|| Error::Packed(format!("a shape of {rows} x {columns} is empty or too large")))?;
         if bytes.len() != expected {
@@ -51,33 +42,63 @@ impl PackedMatrix {
                 bytes.len()
             )));
         }
-        if scales.len() != rows || zero_points.as_ref().is_some_and(|z| z.len() != rows) {
-            return Err(Error::Packed(format!("{rows} rows need as many scales and zero points")));
+        check_scales([rows, columns], scales.len())?;
+        if zero_points.as_ref().is_some_and(|z| z.len() != scales.len()) {
+            return Err(Error::Packed(format!("{} scales need as many zero points", scales.len())));
         }
         Ok(Self { scheme, rows, columns, bytes, scales, zero_points })
     }
 
-    /// Packs `codes` (`[rows, columns]`, whole numbers in range) with one scale a row.
+    /// Packs `codes` (`[rows, columns]`, whole numbers in range) with `scales` (`[rows, groups]`).
     ///
     /// # Errors
     /// [`Error::Packed`] if a code is outside the scheme's range, or the lengths do not match.
     pub fn pack(scheme: Scheme, codes: &DenseMatrix, scales: Vec<f32>) -> Result<Self, Error> {
-        let (rows, columns) = (scales.len(), codes.columns);
-        if columns == 0 || codes.data.len() != rows * columns {
-            return Err(Error::Packed(format!("{} codes are not {rows} rows of {columns}", codes.data.len())));
+        let columns = codes.columns;
+        if columns == 0 || !codes.data.len().is_multiple_of(columns) {
+            return Err(Error::Packed(format!("{} codes are no rows of {columns}", codes.data.len())));
         }
         let (low, high) = scheme.code_range();
-        let stride = row_bytes(scheme, columns);
-        let mut bytes = vec![0u8; rows * stride];
-        for (row, out) in codes.data.chunks_exact(columns).zip(bytes.chunks_exact_mut(stride)) {
-            for (column, code) in row.iter().enumerate() {
+        let shape = [codes.data.len() / columns, columns];
+        Self::from_fields(scheme, shape, scales, None, |row, out| {
+            for (field, code) in out.iter_mut().zip(&codes.data[row * columns..]) {
                 if !(code.fract() == 0.0 && *code >= low as f32 && *code <= high as f32) {
                     return Err(Error::Packed(format!("{code} is no code of {scheme}")));
                 }
-                put_field(scheme, out, column, scheme.field_of(*code as i32));
+                *field = scheme.field_of(*code as i32);
+            }
+            Ok(())
+        })
+    }
+
+    /// Packs fields, one a byte. `fields` writes those of a row into its second argument (`[columns]`).
+    ///
+    /// # Errors
+    /// Whatever `fields` fails with; [`Error::Packed`] if a field is outside the scheme's levels, or for a wrong shape.
+    pub fn from_fields<E: From<Error>>(
+        scheme: Scheme,
+        [rows, columns]: [usize; 2],
+        scales: Vec<f32>,
+        zero_points: Option<Vec<i32>>,
+        mut fields: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        check_scales([rows, columns], scales.len())?;
+        let len = scheme.packed_bytes([rows, columns]).unwrap_or(0);
+        let mut bytes = vec![0u8; len];
+        let mut row_fields = vec![0u8; columns];
+        for (index, panel) in bytes.chunks_exact_mut(scheme.panel_bytes(columns).max(1)).enumerate() {
+            for (row, global) in (index * PANEL_ROWS..rows).take(PANEL_ROWS).enumerate() {
+                fields(global, &mut row_fields)?;
+                for (column, field) in row_fields.iter().enumerate() {
+                    if *field as u32 >= scheme.levels() {
+                        let message = format!("the value {field} in column {column} is no field of {scheme}");
+                        return Err(Error::Packed(message).into());
+                    }
+                    panel::put_field(scheme, panel, row, column, *field);
+                }
             }
         }
-        Self::new(scheme, [rows, columns], bytes.into(), scales, None)
+        Ok(Self::new(scheme, [rows, columns], bytes.into(), scales, zero_points)?)
     }
 
     /// Number format of the codes.
@@ -95,47 +116,72 @@ impl PackedMatrix {
         self.columns
     }
 
-    /// All packed rows, one after the other.
+    /// Columns that share a scale: all of a row, or a multiple of [`COLUMN_UNIT`].
+    pub fn group_size(&self) -> usize {
+        self.columns / self.groups()
+    }
+
+    /// Scales of a row.
+    pub fn groups(&self) -> usize {
+        self.scales.len() / self.rows
+    }
+
+    /// All panels, one after the other.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// One scale a row.
+    /// Scales, `[rows, groups]`.
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// Zero points of an asymmetric matrix, one a row, counted in packed fields.
+    /// Zero points of an asymmetric matrix, `[rows, groups]`, counted in packed fields.
     pub fn zero_points(&self) -> Option<&[i32]> {
         self.zero_points.as_deref()
     }
 
-    /// The packed bytes of one row.
-    pub fn row(&self, row: usize) -> &[u8] {
-        let stride = row_bytes(self.scheme, self.columns);
-        &self.bytes[row * stride..(row + 1) * stride]
+    /// Bytes of codes, scales and zero points.
+    pub fn stored_bytes(&self) -> usize {
+        let constants = 1 + self.zero_points.is_some() as usize;
+        self.bytes.len() + constants * self.scales.len() * size_of::<f32>()
     }
 
-    /// Writes the codes of one row, as numbers that `scale` multiplies, into `out` (`[columns]`).
-    pub fn codes_into(&self, row: usize, out: &mut [f32]) {
+    /// The packed bytes of one panel.
+    pub fn panel(&self, panel: usize) -> &[u8] {
+        let stride = self.scheme.panel_bytes(self.columns);
+        &self.bytes[panel * stride..(panel + 1) * stride]
+    }
+
+    /// Writes the packed fields of one row, one a byte, into `out` (`[columns]`).
+    pub fn fields_into(&self, row: usize, out: &mut [u8]) {
         assert_eq!(out.len(), self.columns);
-        let packed = self.row(row);
+        panel::row_fields(self.scheme, self.panel(row / PANEL_ROWS), row % PANEL_ROWS, out);
+    }
+
+    /// Writes the codes of one row, as numbers that its scales multiply, into `out` (`[columns]`).
+    pub fn codes_into(&self, row: usize, out: &mut [f32]) {
+        let mut fields = vec![0; self.columns];
+        self.fields_into(row, &mut fields);
         match &self.zero_points {
+            None => out.iter_mut().zip(fields).for_each(|(out, field)| *out = self.scheme.code_of(field) as f32),
             Some(zero_points) => {
-                let zero_point = zero_points[row];
-                for (column, code) in out.iter_mut().enumerate() {
-                    *code = (field(self.scheme, packed, column) as i32 - zero_point) as f32;
+                let zero_points = &zero_points[row * self.groups()..][..self.groups()];
+                let groups = out.chunks_mut(self.group_size()).zip(fields.chunks(self.group_size()));
+                for ((out, fields), zero_point) in groups.zip(zero_points) {
+                    out.iter_mut().zip(fields).for_each(|(out, field)| *out = (*field as i32 - zero_point) as f32);
                 }
             }
-            None => unpack::codes(self.scheme, packed, out),
         }
     }
 
     /// Writes the weights of one row into `out` (`[columns]`).
     pub fn dequantize_row_into(&self, row: usize, out: &mut [f32]) {
         self.codes_into(row, out);
-        let scale = self.scales[row];
-        out.iter_mut().for_each(|x| *x *= scale);
+        let scales = &self.scales[row * self.groups()..][..self.groups()];
+        for (out, scale) in out.chunks_mut(self.group_size()).zip(scales) {
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
     }
 
     /// All weights, `[rows, columns]`.
@@ -148,30 +194,18 @@ impl PackedMatrix {
     }
 }
 
-/// The packed field of element `column` of a row.
-pub fn field(scheme: Scheme, row: &[u8], column: usize) -> u8 {
-    let bits = scheme.code_bits() as usize;
-    if let Scheme::Binary = scheme {
-        return row[column / 8] >> (7 - column % 8) & 1;
+/// Whether `scales` are one a row, or one for each group of columns.
+fn check_scales([rows, columns]: [usize; 2], scales: usize) -> Result<(), Error> {
+    if rows == 0 || columns == 0 || scales == 0 || !scales.is_multiple_of(rows) {
+        return Err(Error::Packed(format!("{scales} scales do not fit {rows} rows of {columns} columns")));
     }
-    let bit = column * bits;
-    let low = row[bit / 8] as u16;
-    let high = row.get(bit / 8 + 1).copied().unwrap_or(0) as u16;
-    let mask = (1u16 << bits) - 1;
-    ((low | high << 8) >> (bit % 8) & mask) as u8
-}
-
-fn put_field(scheme: Scheme, row: &mut [u8], column: usize, field: u8) {
-    if let Scheme::Binary = scheme {
-        row[column / 8] |= field << (7 - column % 8);
-        return;
+    let groups = scales / rows;
+    if groups > 1 && (!columns.is_multiple_of(groups) || !(columns / groups).is_multiple_of(COLUMN_UNIT)) {
+        let message =
+            format!("{groups} scales a row of {columns} columns are no groups of a multiple of {COLUMN_UNIT}");
+        return Err(Error::Packed(message));
     }
-    let bit = column * scheme.code_bits() as usize;
-    let shifted = (field as u16) << (bit % 8);
-    row[bit / 8] |= shifted as u8;
-    if shifted > 0xff {
-        row[bit / 8 + 1] |= (shifted >> 8) as u8;
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -182,39 +216,49 @@ mod tests {
     use crate::quantize;
 
     #[test]
-    fn binary_is_numpy_packbits() {
-        let codes = DenseMatrix { data: vec![1., -1., 1., 1., -1., -1., -1., -1., 1.], columns: 9 };
-        let packed = PackedMatrix::pack(Scheme::Binary, &codes, vec![1.0]).unwrap();
-        assert_eq!(packed.bytes().as_ref(), [0b1011_0000, 0b1000_0000]);
-    }
-
-    #[test]
-    fn int4_puts_the_even_element_in_the_low_nibble() {
-        let codes = DenseMatrix { data: vec![-8., 7., 0.], columns: 3 };
+    fn int4_stacks_columns_four_apart() {
+        let codes = DenseMatrix { data: vec![-8., 7., 0., 1., -7., 6.], columns: 6 };
         let packed = PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0]).unwrap();
-        assert_eq!(packed.bytes().as_ref(), [0xf0, 0x08]);
+        assert_eq!(packed.bytes()[..4], [0x10, 0xef, 0x08, 0x09]);
+        assert_eq!(packed.bytes().len(), 64);
+        assert!(packed.bytes()[4..].iter().all(|byte| *byte == 0));
     }
 
     #[test]
     fn wrong_sizes_and_codes_are_refused() {
         let two = DenseMatrix { data: vec![2.0], columns: 1 };
         assert!(PackedMatrix::pack(Scheme::Ternary, &two, vec![1.0]).is_err());
-        let short = PackedMatrix::new(Scheme::Int4, [2, 4], Bytes::from_static(&[0; 3]), vec![1.0; 2], None);
+        let short = PackedMatrix::new(Scheme::Int4, [2, 4], Bytes::from_static(&[0; 63]), vec![1.0; 2], None);
         assert!(short.is_err());
         let huge = PackedMatrix::new(Scheme::Int8, [usize::MAX, 2], Bytes::new(), vec![], None);
         assert!(huge.is_err());
+        let codes = DenseMatrix { data: vec![1.0; 96], columns: 96 };
+        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0; 3]).is_ok());
+        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0; 2]).is_err());
+        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![]).is_err());
     }
 
     #[test]
     fn zero_points_shift_the_fields() {
-        let packed =
-            PackedMatrix::new(Scheme::Int2, [1, 4], Bytes::from_static(&[0b1110_0100]), vec![0.5], Some(vec![1]));
+        let packed = PackedMatrix::from_fields(Scheme::Int2, [1, 4], vec![0.5], Some(vec![1]), |_, out| {
+            out.copy_from_slice(&[0, 1, 2, 3]);
+            Ok::<_, Error>(())
+        });
         assert_eq!(packed.unwrap().dequantize().data, [-0.5, 0.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn groups_have_scales_of_their_own() {
+        let codes = DenseMatrix { data: vec![1.0; 2 * 64], columns: 64 };
+        let packed = PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        assert_eq!((packed.group_size(), packed.groups()), (32, 2));
+        let weights = packed.dequantize().data;
+        assert_eq!((weights[31], weights[32], weights[64], weights[127]), (1.0, 2.0, 3.0, 4.0));
     }
 
     proptest! {
         #[test]
-        fn packing_loses_nothing(rows in 1usize..5, columns in 1usize..40, seed in 0u32..1000, which in 0usize..6) {
+        fn packing_loses_nothing(rows in 1usize..40, columns in 1usize..80, seed in 0u32..1000, which in 0usize..6) {
             let scheme = Scheme::ALL[which];
             let data: Vec<f32> = (0..rows * columns)
                 .map(|i| ((i as u32).wrapping_mul(2654435761).wrapping_add(seed * 97) % 2001) as f32 / 1000.0 - 1.0)
@@ -225,9 +269,6 @@ mod tests {
             for r in 0..rows {
                 packed.codes_into(r, &mut row);
                 prop_assert_eq!(&row, &q.codes.data[r * columns..(r + 1) * columns]);
-                for (c, code) in row.iter().enumerate() {
-                    prop_assert_eq!(scheme.code_of(field(scheme, packed.row(r), c)) as f32, *code);
-                }
             }
             prop_assert_eq!(packed.dequantize(), q.dequantize());
         }

@@ -1,7 +1,7 @@
-//! True bits per weight: everything that a model needs is counted, scales, embeddings and head included.
+//! True bits per weight: everything that a model needs is counted, scales, embeddings and head included, and the rows
+//! that a matrix lacks to whole panels.
 
 use crate::Scheme;
-use crate::packed::row_bytes;
 use crate::weights::WeightSpec;
 
 /// Stored size of a model.
@@ -30,7 +30,9 @@ impl StoredSize {
 
 fn weight_bytes(weight: &WeightSpec, scheme: Option<Scheme>) -> usize {
     match (scheme, weight.shape.as_slice()) {
-        (Some(scheme), [rows, columns]) => rows * (row_bytes(scheme, *columns) + size_of::<f32>()),
+        (Some(scheme), [rows, columns]) => {
+            scheme.packed_bytes([*rows, *columns]).unwrap_or(usize::MAX) + rows * size_of::<f32>()
+        }
         _ => weight.len() * size_of::<f32>(),
     }
 }
@@ -45,10 +47,12 @@ mod tests {
     fn scales_and_full_precision_weights_count() {
         let weights = BitPlan::uniform(Scheme::Int8).resolve(&tiny()).unwrap();
         let size = StoredSize::of(&weights);
-        // Per block: q 16x16, k and v 8x16, o 16x16, gate and up 24x16, down 16x24; 5 norms of 16; embedding 32x16.
-        let (codes, rows) = (2 * (256 + 128 + 128 + 256 + 3 * 384), 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16));
+        // Per block: q and o 16x16, k and v 8x16, gate and up 24x16, down 16x24; 5 norms of 16; embedding 32x16. Panels
+        // have 16 rows: k and v take as much as q, gate and up as 32 rows.
+        let codes = 2 * (4 * 256 + 2 * 32 * 16 + 16 * 24);
+        let (linear, rows) = (2 * (256 + 128 + 128 + 256 + 3 * 384), 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16));
         assert_eq!(size.bytes, codes + rows * 4 + (5 * 16 + 32 * 16) * 4);
-        assert_eq!(size.parameters, codes + 5 * 16 + 32 * 16);
+        assert_eq!(size.parameters, linear + 5 * 16 + 32 * 16);
         assert!(size.bits_per_weight() > 8.0);
     }
 }

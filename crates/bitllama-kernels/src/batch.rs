@@ -1,77 +1,76 @@
-//! Products of many activation rows at once. A block of weight rows is unpacked to an `f32` tile, which the `gemm` crate
-//! multiplies with all activations: unpacking then costs little beside the product, and `gemm` brings its own choice of
-//! instruction set at run time.
+//! Products of many rows of f32 activations at once. Weights become an `f32` tile, which the `gemm` crate multiplies with
+//! all activations: unpacking then costs little beside the product, and `gemm` brings its own choice of instruction set
+//! at run time.
 
-use bitllama_core::PackedMatrix;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use bitllama_core::panel::PANEL_ROWS;
 use gemm::Parallelism;
-use rayon::prelude::*;
 
-use crate::BLOCK_ROWS;
+use crate::out::Out;
+use crate::product::by_isa;
+use crate::{Isa, Weight};
 
-/// [`crate::matmul`] for `n` activation rows. Shapes are checked by the caller.
-pub(crate) fn packed(weight: &PackedMatrix, n: usize, x: &[f32], out: &mut [f32]) {
-    let (rows, columns) = (weight.rows(), weight.columns());
-    let out = SharedOut::new(out, rows);
-    (0..rows.div_ceil(BLOCK_ROWS)).into_par_iter().for_each_init(Vec::new, |tile, block| {
-        let first = block * BLOCK_ROWS;
-        tile.resize(BLOCK_ROWS.min(rows - first) * columns, 0.0);
-        for (row, weights) in (first..).zip(tile.chunks_exact_mut(columns)) {
-            weight.dequantize_row_into(row, weights);
+/// Rows of activations from which on this is faster than products one by one.
+pub(crate) const FROM: usize = 5;
+/// Panels of a tile. With 1536 columns it takes 384 KiB: it stays in L2.
+pub(crate) const PANELS: usize = 4;
+
+/// Products of `rows` of `weight`, at most [`PANELS`] panels at a time, with all rows of `x`.
+///
+/// # Safety
+/// `isa` is available, `x` has the columns of `weight`, `out` is the whole output, and nobody else writes these rows.
+pub(crate) unsafe fn packed(isa: Isa, weight: &Weight, rows: Range<usize>, x: &[f32], out: Out) {
+    const STRIDE: usize = PANELS * PANEL_ROWS;
+    thread_local!(static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    let columns = weight.columns();
+    TILE.with_borrow_mut(|tile| {
+        tile.resize(columns * STRIDE, 0.0);
+        for first in rows.clone().step_by(STRIDE) {
+            let count = STRIDE.min(rows.end - first);
+            for panel in 0..count.div_ceil(PANEL_ROWS) {
+                let (index, to) = (first / PANEL_ROWS + panel, tile[panel * PANEL_ROWS..].as_mut_ptr());
+                // SAFETY: `tile` is `[columns, STRIDE]`, of which a panel takes PANEL_ROWS from `panel * PANEL_ROWS` on.
+                unsafe { by_isa!(isa, unpack_panel(weight, index, to, STRIDE)) };
+            }
+            // SAFETY: the tile holds `count` weights for each column; the rest is the caller's promise.
+            unsafe { gemm(x, columns, tile.as_ptr(), [STRIDE as isize, 1], out.at(0, first), count) };
         }
-        product(tile, columns, n, x, first, &out);
     });
 }
 
-/// [`crate::matmul_full`] for `n` activation rows. Shapes are checked by the caller.
-pub(crate) fn full(weight: &[f32], columns: usize, n: usize, x: &[f32], out: &mut [f32]) {
-    let out = SharedOut::new(out, weight.len() / columns);
-    weight
-        .par_chunks(BLOCK_ROWS * columns)
-        .enumerate()
-        .for_each(|(block, tile)| product(tile, columns, n, x, block * BLOCK_ROWS, &out));
+/// Products of the rows of `tile` (`[count, columns]`) with all rows of `x` (`[n, columns]`), from the place `out` on.
+///
+/// # Safety
+/// `out` has `count` rows from its place on, for each row of `x`, and nobody else writes them.
+pub(crate) unsafe fn gemm_rows(x: &[f32], columns: usize, tile: &[f32], out: Out, count: usize) {
+    assert_eq!(tile.len(), count * columns);
+    // SAFETY: as asserted and promised.
+    unsafe { gemm(x, columns, tile.as_ptr(), [1, columns as isize], out, count) }
 }
 
-/// An output `[n, rows]` that several threads fill, each one some of its columns.
-struct SharedOut<'a> {
-    data: *mut f32,
-    len: usize,
-    rows: usize,
-    borrowed: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: the pointer is only written through in `product`, whose callers give each task columns of its own.
-unsafe impl Send for SharedOut<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for SharedOut<'_> {}
-
-impl<'a> SharedOut<'a> {
-    fn new(out: &'a mut [f32], rows: usize) -> Self {
-        Self { data: out.as_mut_ptr(), len: out.len(), rows, borrowed: std::marker::PhantomData }
-    }
-}
-
-/// `out[.., first + r] = x * tile[r]` for the rows `r` of `tile` (`[rows of the tile, columns]`).
-fn product(tile: &[f32], columns: usize, n: usize, x: &[f32], first: usize, out: &SharedOut) {
-    let tile_rows = tile.len() / columns;
-    assert!(x.len() == n * columns && out.len == n * out.rows && first + tile_rows <= out.rows);
-    // SAFETY: by the assertion, every element addressed lies in its buffer: `x` is read as [n, columns], `tile` as
-    // [columns, tile_rows] (its transpose), and `out` is written at `t * out.rows + first + r` for t < n and
-    // r < tile_rows. No other task writes these columns, as blocks do not overlap; `out` is not read.
+/// `out[t, r] = sum of x[t, c] * tile[c * strides[0] + r * strides[1]]`.
+///
+/// # Safety
+/// All elements addressed are within `tile`, and within `out`, where nobody else writes them.
+unsafe fn gemm(x: &[f32], columns: usize, tile: *const f32, strides: [isize; 2], out: Out, count: usize) {
+    // SAFETY: `x` is `[n, columns]`; the rest as promised by the caller. The output is not read.
     unsafe {
         gemm::gemm(
-            n,
-            tile_rows,
+            x.len() / columns,
+            count,
             columns,
-            out.data.add(first.min(out.len)),
+            out.as_ptr(),
             1,
-            out.rows as isize,
+            out.stride(),
             false,
             x.as_ptr(),
             1,
             columns as isize,
-            tile.as_ptr(),
-            columns as isize,
-            1,
+            tile,
+            strides[1],
+            strides[0],
             0.0f32,
             1.0f32,
             false,

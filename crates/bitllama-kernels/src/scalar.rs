@@ -1,68 +1,156 @@
-//! The portable kernels: plain loops that the compiler vectorizes for whatever it builds for.
-//!
-//! Accumulation is in `f32` with [`LANES`] independent sums, which both lets the loop vectorize (float addition may
-//! not be reordered otherwise) and keeps the rounding error near that of a pairwise sum.
+//! Portable code: the reference for every other instruction set.
 
-use bitllama_core::PackedMatrix;
+use std::ops::Range;
 
-/// Independent accumulators of [`dot`].
-pub const LANES: usize = 16;
+use crate::activations::Activations;
+use crate::out::Out;
+use crate::simd::{self, Popcount, Simd};
+use crate::weight::Weight;
 
-/// The sum of `a[i] * b[i]` over the shorter of the two.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_lanes.iter().zip(b_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+pub(crate) struct Scalar;
+
+/// Rows of a register. Four numbers are what compilers make of plain loops anywhere.
+const ROWS: usize = 4;
+
+fn each<T>(f: impl FnMut(usize) -> T) -> [T; ROWS] {
+    std::array::from_fn(f)
 }
 
-/// `y[i] += a * x[i]` over the shorter of the two.
-pub fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
+impl Simd for Scalar {
+    const ROWS: usize = ROWS;
+    const STACKED: bool = false;
+    type Bytes = [[u8; 4]; ROWS];
+    type Ints = [i32; ROWS];
+    type Partial = [i32; ROWS];
+    type Floats = [f32; ROWS];
+
+    #[inline(always)]
+    unsafe fn load(bytes: *const u8) -> Self::Bytes {
+        unsafe { bytes.cast::<Self::Bytes>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn broadcast(x: *const i8) -> Self::Bytes {
+        [unsafe { x.cast::<[u8; 4]>().read_unaligned() }; ROWS]
+    }
+    #[inline(always)]
+    unsafe fn and(bytes: Self::Bytes, mask: u8) -> Self::Bytes {
+        bytes.map(|row| row.map(|byte| byte & mask))
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
+        each(|row| std::array::from_fn(|i| a[row][i] | b[row][i]))
+    }
+    #[inline(always)]
+    unsafe fn shift_right<const BITS: u32>(bytes: Self::Bytes) -> Self::Bytes {
+        bytes.map(|row| row.map(|byte| byte >> BITS))
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const BITS: u32>(bytes: Self::Bytes) -> Self::Bytes {
+        bytes.map(|row| row.map(|byte| byte << BITS))
+    }
+    #[inline(always)]
+    unsafe fn partial_zero() -> Self::Partial {
+        [0; ROWS]
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Partial, fields: Self::Bytes, x: Self::Bytes) -> Self::Partial {
+        each(|row| sum[row] + (0..4).map(|i| fields[row][i] as i32 * (x[row][i] as i8) as i32).sum::<i32>())
+    }
+    fn depth(_: u32) -> usize {
+        usize::MAX
+    }
+    #[inline(always)]
+    unsafe fn add_partial(sum: Self::Ints, partial: Self::Partial) -> Self::Ints {
+        each(|row| sum[row] + partial[row])
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: Self::Ints, fields: Self::Bytes, x: Self::Bytes) -> Self::Ints {
+        unsafe { Self::dot(sum, fields, x) }
+    }
+    #[inline(always)]
+    unsafe fn int_splat(value: i32) -> Self::Ints {
+        [value; ROWS]
+    }
+    #[inline(always)]
+    unsafe fn int_load(values: *const i32) -> Self::Ints {
+        unsafe { values.cast::<Self::Ints>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn int_add(a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        each(|row| a[row].wrapping_add(b[row]))
+    }
+    #[inline(always)]
+    unsafe fn int_mul(a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        each(|row| a[row].wrapping_mul(b[row]))
+    }
+    #[inline(always)]
+    unsafe fn int_shift_right(a: Self::Ints, by: u32) -> Self::Ints {
+        a.map(|a| a >> by)
+    }
+    #[inline(always)]
+    unsafe fn lane_field(bytes: Self::Bytes, shift: u32, mask: i32) -> Self::Ints {
+        bytes.map(|row| (u32::from_le_bytes(row) >> shift) as i32 & mask)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: Self::Ints) -> Self::Floats {
+        a.map(|a| a as f32)
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::Floats {
+        [value; ROWS]
+    }
+    #[inline(always)]
+    unsafe fn load_floats(values: *const f32) -> Self::Floats {
+        unsafe { values.cast::<Self::Floats>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(values: *mut f32, floats: Self::Floats) {
+        unsafe { values.cast::<Self::Floats>().write_unaligned(floats) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|row| a[row] + b[row])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|row| a[row] * b[row])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        each(|row| a[row] * b[row] + c[row])
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}
+
+impl Popcount for Scalar {
+    #[inline(always)]
+    unsafe fn add_differences(sum: Self::Ints, bytes: Self::Bytes, x: u32) -> Self::Ints {
+        each(|row| sum[row] + (u32::from_le_bytes(bytes[row]) ^ x).count_ones() as i32)
     }
 }
 
-/// Products of the packed rows from `first` on with one activation row `x` (`[in_features]`), one for each element of
-/// `out`. Codes are summed as they are, and the row's scale multiplies the sum once. `codes` is scratch space.
-pub fn packed_rows(weight: &PackedMatrix, first: usize, x: &[f32], codes: &mut Vec<f32>, out: &mut [f32]) {
-    codes.resize(weight.columns(), 0.0);
-    for (row, y) in (first..).zip(out) {
-        weight.codes_into(row, codes);
-        *y = weight.scales()[row] * dot(codes, x);
-    }
+/// See [`simd::integer_panels`].
+pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
+    unsafe { simd::integer_panels::<Scalar>(weight, panels, x, out) }
 }
 
-/// Products of `f32` rows (`[out.len(), in_features]`) with one activation row `x` (`[in_features]`).
-pub fn full_rows(rows: &[f32], x: &[f32], out: &mut [f32]) {
-    for (row, y) in rows.chunks_exact(x.len()).zip(out) {
-        *y = dot(row, x);
-    }
+/// See [`simd::float_panels`].
+pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
+    unsafe { simd::float_panels::<Scalar>(weight, panels, x, x_sums, out) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// See [`simd::unpack_panel`].
+pub(crate) unsafe fn unpack_panel(weight: &Weight, index: usize, out: *mut f32, stride: usize) {
+    unsafe { simd::unpack_panel::<Scalar>(weight, index, out, stride) }
+}
 
-    #[test]
-    fn dot_counts_whole_lanes_and_the_rest() {
-        for len in [0, 1, LANES - 1, LANES, LANES + 1, 3 * LANES + 5] {
-            let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            let sum: usize = (0..len).map(|i| i * i).sum();
-            assert_eq!(dot(&a, &a), sum as f32, "{len}");
-        }
-    }
+/// See [`simd::sign_panels`].
+pub(crate) unsafe fn sign_panels(weight: &Weight, panels: Range<usize>, signs: &[u32], scales: &[f32], out: Out) {
+    unsafe { simd::sign_panels::<Scalar>(weight, panels, signs, scales, out) }
+}
 
-    #[test]
-    fn add_scaled_adds() {
-        let mut y = [1.0, 2.0];
-        add_scaled(2.0, &[10.0, 20.0], &mut y);
-        assert_eq!(y, [21.0, 42.0]);
-    }
+/// See [`crate::activations::quantize_row_portable`].
+pub(crate) unsafe fn quantize_row(x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
+    crate::activations::quantize_row_portable(x, out, outliers)
 }

@@ -1,94 +1,244 @@
-//! Every product against dequantized weights multiplied in f64.
+//! Every kernel against sums of `f64`, code by code; every instruction set against the portable one, bit by bit.
 
-use bitllama_core::{DenseMatrix, PackedMatrix, Scheme, quantize};
-use bitllama_kernels::{matmul, matmul_full};
+use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme};
+use bitllama_kernels::{Activations, Input, Isa, Matrix, Pool, Precision, Signs, Weight, products};
 use proptest::prelude::*;
 
-/// Numbers between -1 and 1 that look random and depend on `seed` alone.
-fn noise(len: usize, seed: u64) -> Vec<f32> {
+/// Whole numbers that look random, `0 .. limit`.
+fn numbers(seed: u64, limit: u64) -> impl FnMut() -> u64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % limit
+    }
+}
+
+fn floats(seed: u64, len: usize) -> Vec<f32> {
+    let mut next = numbers(seed, 20_001);
+    (0..len).map(|_| next() as f32 / 10_000.0 - 1.0).collect()
+}
+
+fn random_weight(
+    scheme: Scheme,
+    [rows, columns]: [usize; 2],
+    groups: usize,
+    zero_points: bool,
+    seed: u64,
+) -> PackedMatrix {
+    let mut field = numbers(seed, scheme.levels() as u64);
+    let scales: Vec<f32> = floats(seed + 1, rows * groups).iter().map(|x| x.abs() + 0.1).collect();
+    let mut point = numbers(seed + 2, 40);
+    let points = zero_points.then(|| (0..rows * groups).map(|_| point() as i32 - 20).collect());
+    PackedMatrix::from_fields(scheme, [rows, columns], scales, points, |_, out| {
+        out.iter_mut().for_each(|out| *out = field() as u8);
+        Ok::<_, Error>(())
+    })
+    .unwrap()
+}
+
+/// `x * weight^T` in f64.
+fn reference(weight: &PackedMatrix, x: &[f64]) -> Vec<f64> {
+    let weights = weight.dequantize();
+    x.chunks_exact(weight.columns())
+        .flat_map(|x| {
+            weights.data.chunks_exact(x.len()).map(move |w| w.iter().zip(x).map(|(w, x)| *w as f64 * x).sum())
         })
         .collect()
 }
 
-fn packed(scheme: Scheme, rows: usize, columns: usize, seed: u64) -> PackedMatrix {
-    let q = quantize(scheme, DenseMatrix { data: noise(rows * columns, seed), columns });
-    PackedMatrix::pack(scheme, &q.codes, q.scales.data).unwrap()
+fn product(isa: Isa, precision: Precision, threads: usize, weight: &Matrix, x: &[f32]) -> Vec<f32> {
+    let mut input = Input::new(isa, precision);
+    let pool = Pool::new(threads);
+    input.set(&pool, x, weight.columns(), &[weight]);
+    let mut out = vec![f32::NAN; x.len() / weight.columns() * weight.rows()];
+    products(&pool, &input, &mut [(weight, &mut out)]);
+    out
 }
 
-/// Panics unless `out` is `x * weight^T` up to the rounding of an f32 sum of that length.
-fn assert_product(weight: &[f32], columns: usize, x: &[f32], out: &[f32]) {
-    let rows = weight.len() / columns;
-    for (t, x) in x.chunks_exact(columns).enumerate() {
-        for (r, w) in weight.chunks_exact(columns).enumerate() {
-            let terms = x.iter().zip(w).map(|(x, w)| *x as f64 * *w as f64);
-            let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-            let bound = f32::EPSILON as f64 * (2.0 + columns as f64).sqrt() * 4.0 * size + 1e-30;
-            let got = out[t * rows + r] as f64;
-            assert!((got - exact).abs() <= bound, "token {t}, row {r}: {got} instead of {exact} ± {bound}");
-        }
+fn close(found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    let size = expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64;
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (*found as f64 - expected).abs();
+        assert!(error <= tolerance * (size.sqrt() + expected.abs() + 1e-3), "{found} {expected}");
     }
+}
+
+/// What the activations of an integer product stand for.
+fn rounded(x: &[f32], columns: usize) -> Vec<f64> {
+    x.chunks_exact(columns)
+        .flat_map(|row| {
+            let limit = 5.0 * row.iter().map(|x| x.abs()).sum::<f32>() / columns as f32;
+            let kept = row.iter().map(|x| x.abs()).filter(|x| *x <= limit).fold(0.0, f32::max);
+            row.iter().map(move |x| match x.abs() <= limit {
+                true if kept > 0.0 => ((x * (127.0 / kept)).round_ties_even() as f64) * (kept / 127.0) as f64,
+                true => 0.0,
+                false => *x as f64,
+            })
+        })
+        .collect()
+}
+
+fn case() -> impl Strategy<Value = (Scheme, [usize; 2], usize, bool, usize, u64)> {
+    let sizes = (0usize..6, 1usize..70, 1usize..200, 1usize..30, any::<bool>(), 0u64..1000, 0usize..4);
+    sizes.prop_map(|(which, rows, columns, n, points, seed, groups)| {
+        // Groups are whole multiples of 32 columns.
+        let (columns, groups) = if groups > 1 { (columns.div_ceil(20) * 32 * groups, groups) } else { (columns, 1) };
+        (Scheme::ALL[which], [rows, columns], groups, points && which > 1, n, seed)
+    })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 400 }))]
 
     #[test]
-    fn packed_products_are_those_of_the_dequantized_weights(
-        rows in 1usize..150, columns in 1usize..200, n in 0usize..9, seed in any::<u64>(), which in 0usize..6
-    ) {
-        let weight = packed(Scheme::ALL[which], rows, columns, seed);
-        let x = noise(n * columns, seed ^ 1);
-        let mut out = vec![f32::NAN; n * rows];
-        matmul(&weight, &x, &mut out);
-        assert_product(&weight.dequantize().data, columns, &x, &out);
+    fn integer_products_are_exact_and_alike_everywhere((scheme, shape, groups, points, n, seed) in case(), outliers in 0usize..4) {
+        let packed = random_weight(scheme, shape, groups, points, seed);
+        let mut x = floats(seed + 3, n * shape[1]);
+        for i in 0..outliers {
+            let len = x.len();
+            x[(i * 7919 + seed as usize) % len] *= 100.0;
+        }
+        let weight = Matrix::from(packed.clone());
+        let portable = product(Isa::Scalar, Precision::Int8, 1, &weight, &x);
+        close(&portable, &reference(&packed, &rounded(&x, shape[1])), 2e-6);
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let found = product(isa, Precision::Int8, threads, &weight, &x);
+                prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{} {}", isa, scheme);
+            }
+        }
     }
 
     #[test]
-    fn full_precision_products(
-        rows in 1usize..150, columns in 1usize..200, n in 0usize..9, seed in any::<u64>()
-    ) {
-        let (weight, x) = (noise(rows * columns, seed), noise(n * columns, seed ^ 1));
-        let mut out = vec![f32::NAN; n * rows];
-        matmul_full(&weight, columns, &x, &mut out);
-        assert_product(&weight, columns, &x, &out);
+    fn float_products_are_within_rounding((scheme, shape, groups, points, n, seed) in case()) {
+        let packed = random_weight(scheme, shape, groups, points, seed);
+        let x = floats(seed + 3, n * shape[1]);
+        let expected = reference(&packed, &x.iter().map(|x| *x as f64).collect::<Vec<_>>());
+        for isa in Isa::available() {
+            close(&product(isa, Precision::F32, 2, &Matrix::from(packed.clone()), &x), &expected, 1e-5);
+            let full = Matrix::Full(packed.dequantize());
+            close(&product(isa, Precision::F32, 2, &full, &x), &expected, 1e-5);
+        }
     }
-}
 
-#[test]
-fn a_layer_of_ordinary_size_in_every_scheme() {
-    for scheme in Scheme::ALL {
-        let weight = packed(scheme, 200, 1536, 7);
-        let dequantized = weight.dequantize().data;
-        for n in [1, 2, 64] {
-            let x = noise(n * 1536, 8);
-            let mut out = vec![f32::NAN; n * 200];
-            matmul(&weight, &x, &mut out);
-            assert_product(&dequantized, 1536, &x, &out);
+    #[test]
+    fn sign_products_count_only_real_columns((_, shape, groups, _, n, seed) in case()) {
+        let packed = random_weight(Scheme::Binary, shape, groups, false, seed);
+        let x = floats(seed + 3, n * shape[1]);
+        let columns = shape[1];
+        let signs: Vec<f64> = x.chunks_exact(columns).flat_map(|row| {
+            let scale = (row.iter().map(|x| x.abs() as f64).sum::<f64>() / columns as f64) as f32 as f64;
+            row.iter().map(move |x| if *x >= 0.0 { scale } else { -scale })
+        }).collect();
+        let weight = Matrix::from(packed.clone());
+        let portable = product(Isa::Scalar, Precision::Sign, 1, &weight, &x);
+        close(&portable, &reference(&packed, &signs), 1e-6);
+        for isa in Isa::available() {
+            let found = product(isa, Precision::Sign, 2, &weight, &x);
+            prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", isa);
         }
     }
 }
 
 #[test]
-fn zero_points_are_obeyed() {
-    let fields: Vec<u8> = (0..40).map(|i| (i * 37 % 256) as u8).collect();
-    let weight = PackedMatrix::new(Scheme::Int8, [2, 20], fields.into(), vec![0.5, 0.25], Some(vec![100, 7])).unwrap();
-    for n in [1, 3] {
-        let x = noise(n * 20, 3);
-        let mut out = vec![f32::NAN; n * 2];
-        matmul(&weight, &x, &mut out);
-        assert_product(&weight.dequantize().data, 20, &x, &out);
+fn the_largest_sums_fit() {
+    // All fields and activations at their ends: where partial sums in 16 bits would run over.
+    for scheme in Scheme::ALL {
+        for largest in [0, scheme.levels() as u8 - 1] {
+            let packed = PackedMatrix::from_fields(scheme, [17, 3001], vec![1.0; 17], None, |_, out| {
+                out.fill(largest);
+                Ok::<_, Error>(())
+            });
+            let weight = Matrix::from(packed.unwrap());
+            for x in [1.0f32, -1.0] {
+                let expected = scheme.code_of(largest) as f32 * 127.0 * 3001.0 * (x / 127.0);
+                for isa in Isa::available() {
+                    for n in [1, 2, 4, 7, 13, 24] {
+                        for found in product(isa, Precision::Int8, 1, &weight, &vec![x; 3001 * n]) {
+                            assert!(
+                                (found - expected).abs() <= expected.abs() * 1e-6,
+                                "{isa} {scheme} {found} {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
 #[test]
-#[should_panic(expected = "out is not 2 rows of 3")]
-fn a_wrong_output_is_refused() {
-    matmul_full(&[0.0; 12], 4, &[0.0; 8], &mut [0.0; 5]);
+fn what_is_no_number_stays_none() {
+    let weight = Matrix::from(random_weight(Scheme::Int4, [20, 40], 1, false, 1));
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut x = floats(2, 80);
+        x[45] = bad;
+        for isa in Isa::available() {
+            let found = product(isa, Precision::Int8, 1, &weight, &x);
+            assert!(found[..20].iter().all(|x| x.is_finite()) && found[20..].iter().all(|x| x.is_nan()), "{isa}");
+        }
+    }
+    let zeros = product(Isa::best(), Precision::Int8, 1, &weight, &[0.0; 40]);
+    assert_eq!(zeros, [0.0; 20]);
+}
+
+#[test]
+fn several_weights_share_one_input() {
+    let weights: Vec<Matrix> = [Scheme::Ternary, Scheme::Int8, Scheme::Binary]
+        .into_iter()
+        .map(|scheme| Matrix::from(random_weight(scheme, [33, 96], 1, false, 5)))
+        .chain([Matrix::Full(DenseMatrix { data: floats(6, 7 * 96), columns: 96 })])
+        .collect();
+    let x = floats(7, 3 * 96);
+    for precision in Precision::ALL {
+        let mut input = Input::new(Isa::best(), precision);
+        input.set(&Pool::new(2), &x, 96, &weights.iter().collect::<Vec<_>>());
+        let mut outs: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; 3 * weight.rows()]).collect();
+        let mut jobs: Vec<_> = weights.iter().zip(outs.iter_mut().map(|out| out.as_mut_slice())).collect();
+        products(&Pool::new(2), &input, &mut jobs);
+        for (weight, out) in weights.iter().zip(outs) {
+            assert_eq!(out, product(Isa::best(), precision, 1, weight, &x), "{precision}");
+        }
+    }
+}
+
+#[test]
+fn sums_beyond_32_bits_are_refused() {
+    let far = PackedMatrix::from_fields(Scheme::Int2, [1, 64], vec![1.0], Some(vec![-1_000_000]), |_, out| {
+        out.fill(1);
+        Ok::<_, Error>(())
+    });
+    let far = far.unwrap();
+    assert!(Weight::new(far.clone()).is_err());
+    assert_eq!(Matrix::from(far), Matrix::Full(DenseMatrix { data: vec![1_000_001.0; 64], columns: 64 }));
+}
+
+#[test]
+fn packed_signs_are_those_of_numbers() {
+    let x = [vec![-1.0f32; 3], vec![2.0; 8], vec![-0.5; 30]].concat();
+    let mut bytes = vec![0u8; 6];
+    x.iter().enumerate().filter(|(_, x)| **x >= 0.0).for_each(|(i, _)| bytes[i / 8] |= 0x80 >> (i % 8));
+    // Spare bits mean nothing.
+    bytes[5] |= 0x7f;
+    let weight = Matrix::from(random_weight(Scheme::Binary, [5, 41], 1, false, 3));
+    let signs = Signs::from_packbits(&bytes, 41, vec![1.0]);
+    assert_eq!((signs.len(), signs.columns()), (1, 41));
+    let mut input = Input::new(Isa::best(), Precision::Sign);
+    input.set_signs(signs);
+    let mut out = vec![0.0; 5];
+    products(&Pool::new(1), &input, &mut [(&weight, &mut out)]);
+    let mean = x.iter().map(|x| x.abs()).sum::<f32>() / 41.0;
+    let expected = product(Isa::best(), Precision::Sign, 1, &weight, &x);
+    assert!(out.iter().zip(expected).all(|(found, expected)| (found * mean - expected).abs() < 1e-4));
+}
+
+#[test]
+fn activations_keep_outliers_apart() {
+    let mut x = vec![0.5; 100];
+    x[17] = 80.0;
+    let activations = Activations::new(&x, 100);
+    assert_eq!((activations.len(), activations.columns(), activations.outliers()), (1, 100, 1));
 }

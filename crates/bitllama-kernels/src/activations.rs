@@ -1,0 +1,214 @@
+//! Activations as the integer kernels read them: 8 bits a number with one scale a token, rounded once and used by every
+//! matrix that they are multiplied with.
+//!
+//! A few activations of a Llama are far larger than all others, and a scale that covers them leaves the others few of
+//! their bits. So numbers above [`OUTLIER`] times the token's mean |x| are kept apart, exactly, and multiplied in f32
+//! (as LLM.int8() does by column, Dettmers et al. 2022, <https://arxiv.org/abs/2208.07339>); they are about one in a
+//! hundred. The scale is the largest magnitude of the rest over 127.
+
+use bitllama_core::panel::COLUMN_UNIT;
+
+use crate::{Isa, Pool};
+
+/// How many times the mean |x| of its token a number must be to count as an outlier.
+pub const OUTLIER: f32 = 5.0;
+
+/// Rows of activations (`[n, in_features]`) in 8 bits.
+#[derive(Debug, Clone, Default)]
+pub struct Activations {
+    isa: Option<Isa>,
+    n: usize,
+    columns: usize,
+    tiles: Vec<Tile>,
+}
+
+/// Rows that a kernel handles together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tile {
+    /// The first row.
+    pub first: usize,
+    /// Rows.
+    pub tokens: usize,
+    /// Rows that there is room for: one of the widths that kernels are compiled for.
+    pub width: usize,
+    /// `[units * COLUMN_UNIT / 4][width][4]`; columns that the matrix has not, and rows beyond `tokens`, are 0.
+    pub values: Vec<i8>,
+    /// `[tokens]`, 0 for rows of zeros.
+    pub scales: Vec<f32>,
+    /// `[tokens, units + 1]`: sums of the rounded values before each unit of [`COLUMN_UNIT`] columns.
+    sums: Vec<i32>,
+    /// Columns and values of outliers, row after row, in the order of columns.
+    outliers: Vec<(u32, f32)>,
+    /// `[tokens + 1]`: where the outliers of each row begin.
+    outlier_starts: Vec<usize>,
+    row: Vec<i8>,
+}
+
+impl Activations {
+    /// Rounds the rows of `x` (`[n, columns]`) for the kernels of the current instruction set.
+    pub fn new(x: &[f32], columns: usize) -> Self {
+        let mut activations = Self::default();
+        activations.set(&Pool::new(1), Isa::current(), x, columns);
+        activations
+    }
+
+    /// Rounds the rows of `x` (`[n, columns]`) for the kernels of `isa`, into the memory that is there.
+    ///
+    /// # Panics
+    /// If `x` is no whole number of rows, or `isa` is not available.
+    pub fn set(&mut self, pool: &Pool, isa: Isa, x: &[f32], columns: usize) {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} activations are no rows of {columns}", x.len());
+        assert!(isa.is_available(), "this processor has no {isa}");
+        (self.isa, self.n, self.columns) = (Some(isa), x.len() / columns, columns);
+        // Sums of a tile, one a token, should fit into the registers.
+        let widths: &[usize] = match isa {
+            Isa::Avx512 => &[1, 2, 4, 8, 16, 24],
+            _ => &[1, 2, 4, 8],
+        };
+        let widest = widths[widths.len() - 1];
+        self.tiles.resize_with(self.n.div_ceil(widest), Tile::default);
+        pool.for_each_chunk(&mut self.tiles, 1, |index, tile| {
+            let first = index * widest;
+            let x = &x[first * columns..((first + widest) * columns).min(x.len())];
+            let width = widths.iter().copied().find(|width| width * columns >= x.len()).unwrap_or(widest);
+            tile[0].set(isa, first, width, x, columns);
+        });
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+
+    /// `in_features`.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Numbers that are kept apart, over all rows.
+    pub fn outliers(&self) -> usize {
+        self.tiles.iter().map(|tile| tile.outliers.len()).sum()
+    }
+
+    /// The instruction set that the rows are laid out for.
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa.unwrap_or(Isa::Scalar)
+    }
+
+    pub(crate) fn tiles(&self) -> &[Tile] {
+        &self.tiles
+    }
+}
+
+impl Tile {
+    fn set(&mut self, isa: Isa, first: usize, width: usize, x: &[f32], columns: usize) {
+        let padded = columns.next_multiple_of(COLUMN_UNIT);
+        (self.first, self.tokens, self.width) = (first, x.len() / columns, width);
+        self.scales.clear();
+        self.sums.clear();
+        self.outliers.clear();
+        self.outlier_starts.clear();
+        self.outlier_starts.push(0);
+        self.row.clear();
+        self.row.resize(padded, 0);
+        if width > self.tokens {
+            self.values.clear();
+        }
+        self.values.resize(width * padded, 0);
+        for (lane, x) in x.chunks_exact(columns).enumerate() {
+            self.scales.push(crate::product::quantize_row(isa, x, &mut self.row, &mut self.outliers));
+            self.outlier_starts.push(self.outliers.len());
+            match width {
+                1 => self.values.copy_from_slice(&self.row),
+                _ => {
+                    let quads = self.values.as_chunks_mut::<4>().0.iter_mut().skip(lane).step_by(width);
+                    quads.zip(self.row.as_chunks::<4>().0).for_each(|(out, quad)| *out = *quad);
+                }
+            }
+            let mut sum = 0;
+            self.sums.push(0);
+            for unit in self.row.as_chunks::<COLUMN_UNIT>().0 {
+                sum += unit.iter().map(|q| *q as i32).sum::<i32>();
+                self.sums.push(sum);
+            }
+        }
+    }
+
+    /// The sum of the rounded values of a token from unit `first` up to `end`.
+    #[inline(always)]
+    pub fn sum(&self, token: usize, (first, end): (usize, usize)) -> i32 {
+        let units = self.sums.len() / self.tokens;
+        let sums = &self.sums[token * units..(token + 1) * units];
+        sums[end] - sums[first]
+    }
+
+    /// The outliers of a token.
+    #[inline(always)]
+    pub fn outliers(&self, token: usize) -> &[(u32, f32)] {
+        &self.outliers[self.outlier_starts[token]..self.outlier_starts[token + 1]]
+    }
+}
+
+/// Rounds one row into `out`, which may be longer and is left as it is there; appends outliers. Returns the scale.
+///
+/// Every step is IEEE arithmetic in a stated order, so all instruction sets give the same bits.
+#[inline(always)]
+pub(crate) fn quantize_row_portable(x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
+    const LANES: usize = 16;
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let (mut sums, mut maxima) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for chunk in chunks {
+        for lane in 0..LANES {
+            sums[lane] += chunk[lane].abs();
+            maxima[lane] = if chunk[lane].abs() > maxima[lane] { chunk[lane].abs() } else { maxima[lane] };
+        }
+    }
+    for (lane, x) in rest.iter().enumerate() {
+        sums[lane] += x.abs();
+        maxima[lane] = if x.abs() > maxima[lane] { x.abs() } else { maxima[lane] };
+    }
+    let largest = maxima.iter().copied().fold(0.0, f32::max);
+    let limit = sums.iter().sum::<f32>() / x.len() as f32 * OUTLIER;
+    if !limit.is_finite() {
+        // Something is no number: then no product of this row is one.
+        out.fill(0);
+        return f32::NAN;
+    }
+    let apart = largest > limit;
+    let mut kept = largest;
+    if apart {
+        let mut maxima = [0.0f32; LANES];
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let magnitude = chunk[lane].abs();
+                maxima[lane] = if magnitude <= limit && magnitude > maxima[lane] { magnitude } else { maxima[lane] };
+            }
+        }
+        kept = maxima.iter().copied().fold(0.0, f32::max);
+        for x in rest {
+            kept = if x.abs() <= limit && x.abs() > kept { x.abs() } else { kept };
+        }
+    }
+    let inverse = if kept > 0.0 { 127.0 / kept } else { 0.0 };
+    // Adding and taking away 1.5 * 2^23 leaves the nearest whole number, ties to even.
+    const MAGIC: f32 = 12_582_912.0;
+    let bound = if apart { limit } else { f32::INFINITY };
+    for (out, x) in out.iter_mut().zip(x) {
+        let kept = if x.abs() <= bound { *x * inverse } else { 0.0 };
+        *out = ((kept + MAGIC).to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8;
+    }
+    if apart {
+        for (index, chunk) in x.chunks(LANES).enumerate() {
+            if chunk.iter().any(|x| x.abs() > limit) {
+                let found = chunk.iter().enumerate().filter(|(_, x)| x.abs() > limit);
+                outliers.extend(found.map(|(lane, x)| ((index * LANES + lane) as u32, *x)));
+            }
+        }
+    }
+    kept / 127.0
+}

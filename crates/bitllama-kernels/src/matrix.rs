@@ -1,0 +1,56 @@
+//! A weight matrix, packed or in full precision.
+
+use bitllama_core::{DenseMatrix, PackedMatrix};
+
+use crate::weight::Weight;
+
+/// A weight matrix `[out_features, in_features]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Matrix {
+    /// Low-bit codes with their scales.
+    Packed(Weight),
+    /// f32, row-major.
+    Full(DenseMatrix),
+}
+
+impl From<PackedMatrix> for Matrix {
+    /// Packed bytes stay where they are. A matrix that the kernels cannot sum in 32 bits (see [`Weight::new`]) is
+    /// dequantized.
+    fn from(packed: PackedMatrix) -> Self {
+        Weight::new(packed).map_or_else(|packed| Self::Full(packed.dequantize()), Self::Packed)
+    }
+}
+
+impl Matrix {
+    /// `out_features`.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.rows(),
+            Self::Full(full) => full.data.len() / full.columns,
+        }
+    }
+
+    /// `in_features`.
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.columns(),
+            Self::Full(full) => full.columns,
+        }
+    }
+
+    /// Bytes that a product with one row of activations reads.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.packed().stored_bytes(),
+            Self::Full(full) => size_of_val(full.data.as_slice()),
+        }
+    }
+
+    /// Writes the weights of one row into `out` (`[in_features]`).
+    pub fn row_into(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Packed(weight) => weight.packed().dequantize_row_into(row, out),
+            Self::Full(full) => out.copy_from_slice(&full.data[row * full.columns..(row + 1) * full.columns]),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! An output that several threads fill, each one some of its columns.
+
+use bitllama_core::panel::PANEL_ROWS;
+
+use crate::simd::Simd;
+
+/// Where the products of some rows of a weight go: a place in a matrix `[n, rows]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Out {
+    data: *mut f32,
+    rows: usize,
+    /// Rows of the weight from this place on.
+    left: usize,
+}
+
+// SAFETY: the pointer is only written through in `store` and `as_ptr`, whose callers give each task columns of its own.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// The whole of `data` (`[n, rows]`), which must live and not be touched otherwise as long as this is used.
+    pub fn new(data: &mut [f32], rows: usize) -> Self {
+        Self { data: data.as_mut_ptr(), rows, left: rows }
+    }
+
+    /// The place of a token's products with the rows from `row` on.
+    #[inline(always)]
+    pub fn at(self, token: usize, row: usize) -> Self {
+        Self { data: self.data.wrapping_add(token * self.rows + row), left: self.left.saturating_sub(row), ..self }
+    }
+
+    /// Elements from a token to the next.
+    pub fn stride(self) -> isize {
+        self.rows as isize
+    }
+
+    /// The address of this place.
+    pub fn as_ptr(self) -> *mut f32 {
+        self.data
+    }
+
+    /// Stores products with the rows `row ..` of a panel that begins here. Rows that the weight has not are left out.
+    ///
+    /// # Safety
+    /// The token is one of the matrix, and no other thread writes these rows.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd>(self, token: usize, row: usize, products: S::Floats) {
+        let to = self.at(token, row);
+        if to.left >= S::ROWS {
+            // SAFETY: there are as many rows from here on.
+            return unsafe { S::store(to.data, products) };
+        }
+        let mut all = [0.0; PANEL_ROWS];
+        // SAFETY: no register has more rows than a panel; `left` elements are within the matrix.
+        unsafe {
+            S::store(all.as_mut_ptr(), products);
+            to.data.copy_from_nonoverlapping(all.as_ptr(), to.left);
+        }
+    }
+}

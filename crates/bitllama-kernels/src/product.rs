@@ -1,0 +1,275 @@
+//! Matrix products, shared out over threads: `out = x * weight^T` for several weights and one `x` at a time.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use bitllama_core::Scheme;
+use bitllama_core::panel::PANEL_ROWS;
+
+use crate::out::Out;
+use crate::pool::Pool;
+use crate::{Activations, Isa, Matrix, Signs, Weight, batch, full};
+
+/// How a kernel sees the activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// In 8 bits with a scale a token and outliers apart ([`Activations`]).
+    Int8,
+    /// One bit each with a scale a token ([`Signs`]) where the weight is binary, else as `Int8`.
+    Sign,
+}
+
+impl Precision {
+    /// Every precision, the most exact first.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Int8, Precision::Sign];
+
+    /// The name that flags and manifests use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Int8 => "int8",
+            Precision::Sign => "sign",
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = Self::ALL.map(|precision| format!("`{precision}`")).join(", ");
+        let known = Self::ALL.into_iter().find(|precision| precision.name() == name);
+        known.ok_or_else(|| format!("unknown activation precision `{name}`, expected one of {names}"))
+    }
+}
+
+/// Rows of activations in the form that products read. Its memory is used again by [`Input::set`].
+#[derive(Debug, Clone)]
+pub struct Input {
+    isa: Isa,
+    precision: Precision,
+    columns: usize,
+    x: Vec<f32>,
+    int8: Activations,
+    signs: Signs,
+}
+
+impl Input {
+    /// An input without rows.
+    pub fn new(isa: Isa, precision: Precision) -> Self {
+        Self { isa, precision, columns: 1, x: Vec::new(), int8: Activations::default(), signs: Signs::default() }
+    }
+
+    /// Takes the rows of `x` (`[n, columns]`), to be multiplied with `weights`: rounds them once, in as many forms as
+    /// those need.
+    ///
+    /// # Panics
+    /// If `x` is no whole number of rows.
+    pub fn set(&mut self, pool: &Pool, x: &[f32], columns: usize, weights: &[&Matrix]) {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} activations are no rows of {columns}", x.len());
+        self.columns = columns;
+        let needed = |form| weights.iter().any(|matrix| form_of(matrix, self.precision) == form);
+        let (f32, int8, sign) = (needed(Precision::F32), needed(Precision::Int8), needed(Precision::Sign));
+        self.x.clear();
+        if f32 {
+            self.x.extend_from_slice(x);
+        }
+        if int8 {
+            self.int8.set(pool, self.isa, x, columns);
+        }
+        if sign {
+            self.signs.set(x, columns);
+        }
+    }
+}
+
+impl Input {
+    /// Takes signs that are packed already, for binary weights only.
+    pub fn set_signs(&mut self, signs: Signs) {
+        (self.precision, self.columns, self.signs) = (Precision::Sign, signs.columns(), signs);
+    }
+}
+
+/// The form of activations that a product with `matrix` reads.
+fn form_of(matrix: &Matrix, precision: Precision) -> Precision {
+    match (matrix, precision) {
+        (Matrix::Full(_), _) => Precision::F32,
+        (Matrix::Packed(weight), Precision::Sign) if weight.scheme() != Scheme::Binary => Precision::Int8,
+        _ => precision,
+    }
+}
+
+/// `out = x * weight^T` for each job, a weight `[out_features, in_features]` with its `out` (`[n, out_features]`), in one
+/// phase of the pool. An element is always summed by one thread in one order, so results do not depend on their number.
+///
+/// # Panics
+/// If `input` was not [set](Input::set) for these weights, or an `out` has another shape.
+pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) {
+    let plan: Vec<Job> = jobs
+        .iter_mut()
+        .map(|(matrix, out)| {
+            assert_eq!(matrix.columns(), input.columns, "the weight has other in_features than the activations");
+            let form = form_of(matrix, input.precision);
+            let n = match form {
+                Precision::F32 => input.x.len() / input.columns,
+                Precision::Int8 => input.int8.len(),
+                Precision::Sign => input.signs.len(),
+            };
+            assert!(n > 0 || out.is_empty(), "the input was not set for this weight");
+            assert_eq!(out.len(), n * matrix.rows(), "out is not {n} rows of {}", matrix.rows());
+            let unit = unit_rows(matrix, form, n);
+            let units = matrix.rows().div_ceil(unit);
+            let work = matrix.bytes() * n.div_ceil(4);
+            // Tasks of some microseconds, and enough of them for each thread that a slow one holds up little.
+            let tasks = (work / MIN_WORK).clamp(1, pool.threads() * TASKS_A_THREAD).min(units);
+            let units_a_task = units.div_ceil(tasks.max(1));
+            let out = Out::new(out, matrix.rows());
+            Job { matrix, form, n, out, unit, units, units_a_task, tasks: units.div_ceil(units_a_task.max(1)) }
+        })
+        .collect();
+    let tasks = plan.iter().map(|job| job.tasks).sum();
+    pool.for_each(tasks, |mut task| {
+        for job in &plan {
+            if task < job.tasks {
+                let first = task * job.units_a_task;
+                // SAFETY: tasks are given different rows, and `out` has the shape that was checked above.
+                return unsafe { job.run(input, first..(first + job.units_a_task).min(job.units)) };
+            }
+            task -= job.tasks;
+        }
+    });
+}
+
+/// Bytes of weights, times a quarter of the tokens, that are worth a task.
+const MIN_WORK: usize = 1 << 15;
+const TASKS_A_THREAD: usize = 16;
+/// Rows of a full-precision weight that a batch multiplies at a time.
+const FULL_ROWS: usize = 64;
+
+/// Rows that cannot be shared out over tasks.
+fn unit_rows(matrix: &Matrix, form: Precision, n: usize) -> usize {
+    match (matrix, form) {
+        (Matrix::Packed(_), Precision::F32) if n >= batch::FROM => batch::PANELS * PANEL_ROWS,
+        (Matrix::Packed(_), _) => PANEL_ROWS,
+        (Matrix::Full(_), _) if n >= batch::FROM => FULL_ROWS,
+        (Matrix::Full(_), _) => 4,
+    }
+}
+
+struct Job<'a> {
+    matrix: &'a Matrix,
+    form: Precision,
+    n: usize,
+    out: Out,
+    /// Rows.
+    unit: usize,
+    units: usize,
+    units_a_task: usize,
+    tasks: usize,
+}
+
+impl Job<'_> {
+    /// Multiplies the rows of some units.
+    ///
+    /// # Safety
+    /// `out` is `[n, rows]`, and nobody else writes the columns of these rows.
+    unsafe fn run(&self, input: &Input, units: Range<usize>) {
+        let rows = units.start * self.unit..(units.end * self.unit).min(self.matrix.rows());
+        // SAFETY: as promised by the caller; the instruction set of an input is available.
+        unsafe {
+            match (self.matrix, self.form) {
+                (Matrix::Full(full), _) if self.n >= batch::FROM => {
+                    let tile = &full.data[rows.start * full.columns..rows.end * full.columns];
+                    batch::gemm_rows(&input.x, full.columns, tile, self.out.at(0, rows.start), rows.len());
+                }
+                (Matrix::Full(full), _) => {
+                    let tile = &full.data[rows.start * full.columns..rows.end * full.columns];
+                    full::rows(input.isa, tile, &input.x, full.columns, self.out.at(0, rows.start));
+                }
+                (Matrix::Packed(weight), Precision::F32) if self.n >= batch::FROM => {
+                    batch::packed(input.isa, weight, rows, &input.x, self.out);
+                }
+                (Matrix::Packed(weight), Precision::F32) => {
+                    for (token, x) in input.x.chunks_exact(input.columns).enumerate() {
+                        float_panels(input.isa, weight, panels(&rows), x, self.out.at(token, 0));
+                    }
+                }
+                (Matrix::Packed(weight), Precision::Int8) => {
+                    integer_panels(weight, panels(&rows), &input.int8, self.out);
+                }
+                (Matrix::Packed(weight), Precision::Sign) => {
+                    sign_panels(input.isa, weight, panels(&rows), &input.signs, self.out);
+                }
+            }
+        }
+    }
+}
+
+fn panels(rows: &Range<usize>) -> Range<usize> {
+    rows.start / PANEL_ROWS..rows.end.div_ceil(PANEL_ROWS)
+}
+
+/// Calls the function of this name of the instruction set `$isa`.
+macro_rules! by_isa {
+    ($isa:expr, $name:ident($($argument:expr),*)) => {
+        match $isa {
+            Isa::Scalar => crate::scalar::$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => crate::avx2::$name($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => crate::avx512::$name($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => crate::neon::$name($($argument),*),
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("an instruction set of another architecture"),
+        }
+    };
+}
+pub(crate) use by_isa;
+
+/// # Safety
+/// See [`crate::simd::integer_panels`].
+unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
+    assert_eq!(weight.columns(), x.columns());
+    // SAFETY: as promised by the caller; activations are laid out for their own instruction set.
+    unsafe { by_isa!(x.isa(), integer_panels(weight, panels, x, out)) }
+}
+
+/// # Safety
+/// See [`crate::simd::float_panels`].
+unsafe fn float_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &[f32], out: Out) {
+    assert_eq!(weight.columns(), x.len());
+    thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    SUMS.with_borrow_mut(|sums| {
+        sums.clear();
+        let groups = x.chunks(weight.packed().group_size());
+        sums.extend(groups.map(|group| group.iter().map(|x| *x as f64).sum::<f64>() as f32));
+        // SAFETY: as promised by the caller.
+        unsafe { by_isa!(isa, float_panels(weight, panels, x, sums, out)) }
+    });
+}
+
+/// # Safety
+/// See [`crate::simd::sign_panels`].
+unsafe fn sign_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &Signs, out: Out) {
+    assert!(weight.scheme() == Scheme::Binary && weight.columns() == x.columns());
+    #[cfg(target_arch = "x86_64")]
+    let isa = if isa == Isa::Avx512 && !crate::avx512::has_popcount() { Isa::Avx2 } else { isa };
+    // SAFETY: as promised by the caller.
+    unsafe { by_isa!(isa, sign_panels(weight, panels, x.bits(), x.scales(), out)) }
+}
+
+/// [`crate::activations::quantize_row_portable`] compiled for `isa`, which is available.
+pub(crate) fn quantize_row(isa: Isa, x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { by_isa!(isa, quantize_row(x, out, outliers)) }
+}

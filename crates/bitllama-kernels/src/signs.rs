@@ -1,0 +1,84 @@
+//! Activations as XNOR networks see them: one bit each, and their mean magnitude (Rastegari et al. 2016,
+//! <https://arxiv.org/abs/1603.05279>).
+
+use bitllama_core::panel::COLUMN_UNIT;
+
+/// The signs of rows of activations (`[n, in_features]`), in the order of bits of a binary panel.
+#[derive(Debug, Clone, Default)]
+pub struct Signs {
+    columns: usize,
+    /// `[n, units]`: bit `8 * (c % 4) + c / 4` is 1 where column `c` of the unit is not negative.
+    bits: Vec<u32>,
+    /// `[n]`: the mean |x| of each row.
+    scales: Vec<f32>,
+}
+
+impl Signs {
+    /// The signs of `x` (`[n, columns]`); 0 counts as +1, as in [`bitllama_core::quantize`].
+    pub fn new(x: &[f32], columns: usize) -> Self {
+        let mut signs = Self::default();
+        signs.set(x, columns);
+        signs
+    }
+
+    /// [`Signs::new`] into the memory that is there.
+    ///
+    /// # Panics
+    /// If `x` is no whole number of rows.
+    pub fn set(&mut self, x: &[f32], columns: usize) {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} activations are no rows of {columns}", x.len());
+        self.columns = columns;
+        self.bits.clear();
+        self.scales.clear();
+        for row in x.chunks_exact(columns) {
+            self.scales.push((row.iter().map(|x| x.abs() as f64).sum::<f64>() / columns as f64) as f32);
+            self.bits.extend(row.chunks(COLUMN_UNIT).map(|unit| {
+                let bit = |(c, x): (usize, &f32)| ((*x >= 0.0) as u32) << (8 * (c % 4) + c / 4);
+                unit.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit)
+            }));
+        }
+    }
+
+    /// Takes signs packed as NumPy's `packbits` does: most significant bit first, the spare bits of the last byte of a
+    /// row ignored. `bytes` is `[scales.len(), ceil(columns / 8)]`.
+    ///
+    /// # Panics
+    /// If the lengths do not fit.
+    pub fn from_packbits(bytes: &[u8], columns: usize, scales: Vec<f32>) -> Self {
+        let stride = columns.div_ceil(8);
+        assert_eq!(bytes.len(), stride * scales.len(), "sign bits and scales do not fit {columns} columns");
+        let units = columns.div_ceil(COLUMN_UNIT);
+        let mut bits = vec![0u32; units * scales.len()];
+        for (row, bytes) in bits.chunks_exact_mut(units).zip(bytes.chunks_exact(stride)) {
+            for column in 0..columns {
+                let c = column % COLUMN_UNIT;
+                let bit = bytes[column / 8] >> (7 - column % 8) & 1;
+                row[column / COLUMN_UNIT] |= (bit as u32) << (8 * (c % 4) + c / 4);
+            }
+        }
+        Self { columns, bits, scales }
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.scales.is_empty()
+    }
+
+    /// `in_features`.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(crate) fn bits(&self) -> &[u32] {
+        &self.bits
+    }
+
+    pub(crate) fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+}
