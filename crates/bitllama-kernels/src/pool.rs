@@ -28,8 +28,9 @@ use std::time::{Duration, Instant};
 /// token takes, and about what it costs to wake a sleeper.
 const SPIN: Duration = Duration::from_micros(80);
 
-/// How long the caller spins for the last worker before it offers its core to other threads.
-const CALLER_SPIN: Duration = Duration::from_micros(20);
+/// How long a thread spins before it offers its core to others between looks, for the case that the thread which it
+/// waits for is to run on this very core.
+const SPIN_ALONE: Duration = Duration::from_micros(20);
 
 /// Turns of a waiting loop between two looks at the clock.
 const TURNS: usize = 32;
@@ -107,7 +108,8 @@ impl Pool {
     /// Calls `f(0)`, .., `f(tasks - 1)`, each once, on all threads, and returns when all calls have. A thread takes the
     /// next task when it is done with one: the tasks of one phase should take at least a microsecond each.
     ///
-    /// A call from within a task, or while another thread has a phase on this pool, runs its tasks on its own thread.
+    /// While a phase is under way on this pool, another call runs its tasks on its own thread, be it from within a task
+    /// or from elsewhere.
     ///
     /// # Panics
     /// If a task does, with its payload, after all threads have left `f`. Tasks that nobody had taken are not run.
@@ -160,11 +162,7 @@ impl Pool {
         // SAFETY: task 0 is taken, and what this thread has run is counted below.
         let own = unsafe { shared.run(tasks as u64) };
         let done = || shared.finished.load(Acquire) == tasks - own;
-        if !spin(CALLER_SPIN, done) {
-            while !done() {
-                thread::yield_now();
-            }
-        }
+        spin(Duration::MAX, done);
         match shared.panicked.swap(false, Relaxed) {
             true => lock(&shared.panic).take(),
             false => None,
@@ -407,12 +405,18 @@ fn spin(limit: Duration, ready: impl Fn() -> bool) -> bool {
         return true;
     }
     let start = Instant::now();
-    while start.elapsed() < limit {
+    loop {
         if turns() {
             return true;
         }
+        let waited = start.elapsed();
+        if waited > limit {
+            return false;
+        }
+        if waited > SPIN_ALONE {
+            thread::yield_now();
+        }
     }
-    false
 }
 
 /// A closure of `for_each` without its type and lifetime.

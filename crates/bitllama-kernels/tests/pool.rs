@@ -65,7 +65,23 @@ fn tasks_beyond_one_phase() {
 }
 
 #[test]
-fn nested_and_concurrent_calls_run_on_their_own_thread() {
+fn a_nested_call_runs_on_its_own_thread() {
+    let pool = Pool::new(3);
+    let count = AtomicUsize::new(0);
+    for _ in 0..PHASES / 20 {
+        pool.for_each(4, |_| {
+            let outer = thread::current().id();
+            pool.for_each(5, |_| {
+                assert_eq!(thread::current().id(), outer);
+                count.fetch_add(1, Relaxed);
+            });
+        });
+    }
+    assert_eq!(count.into_inner(), PHASES / 20 * 20);
+}
+
+#[test]
+fn several_callers_at_once() {
     let pool = Pool::new(3);
     let count = AtomicUsize::new(0);
     let phases = PHASES / 20;
@@ -73,13 +89,7 @@ fn nested_and_concurrent_calls_run_on_their_own_thread() {
         for _ in 0..3 {
             scope.spawn(|| {
                 for _ in 0..phases {
-                    pool.for_each(4, |_| {
-                        let outer = thread::current().id();
-                        pool.for_each(5, |_| {
-                            assert_eq!(thread::current().id(), outer);
-                            count.fetch_add(1, Relaxed);
-                        });
-                    });
+                    pool.for_each(4, |_| pool.for_each(5, |_| _ = count.fetch_add(1, Relaxed)));
                 }
             });
         }
@@ -164,4 +174,37 @@ fn an_idle_pool_uses_no_processor_time() {
     thread::sleep(Duration::from_millis(200));
     let used = worker_time() - before;
     assert!(used < 5_000_000, "{used} ns in 200 ms of idling");
+}
+
+/// `cargo test --release -p bitllama-kernels --test pool -- --ignored --nocapture` prints what a phase costs beyond its
+/// work: for tasks of `work` each, one a thread, the time of the phase less that of one task.
+#[test]
+#[ignore = "a measurement"]
+fn phase_overhead() {
+    fn work(length: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < length {}
+    }
+    let _alone = alone();
+    for threads in [2, 4, 8] {
+        let pool = Pool::new(threads);
+        for length in [0, 2, 10, 50].map(Duration::from_micros) {
+            for gap in [0, 5, 200].map(Duration::from_micros) {
+                let mut samples: Vec<Duration> = (0..20_000)
+                    .map(|_| {
+                        work(gap);
+                        let start = Instant::now();
+                        pool.for_each(threads.min(2), |_| work(length));
+                        start.elapsed().saturating_sub(length)
+                    })
+                    .collect();
+                samples.sort_unstable();
+                let at = |percent: usize| samples[samples.len() * percent / 100];
+                let (p10, median, p90, p99) = (at(10), at(50), at(90), at(99));
+                println!(
+                    "{threads} threads, {length:?} a task, {gap:?} between phases: overhead {median:?} (10 % {p10:?}, 90 % {p90:?}, 99 % {p99:?})"
+                );
+            }
+        }
+    }
 }
