@@ -25,10 +25,13 @@ pub mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod bandwidth;
 mod batch;
 mod full;
 pub mod isa;
 pub mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod out;
 pub mod pool;
 pub mod product;
