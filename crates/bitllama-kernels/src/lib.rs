@@ -21,6 +21,7 @@
 //! within float rounding of each other, and the same for every number of threads.
 
 pub mod activations;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -29,9 +30,11 @@ pub mod bandwidth;
 mod batch;
 mod full;
 pub mod isa;
+pub mod kv;
 pub mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod operators;
 mod out;
 pub mod pool;
 pub mod product;

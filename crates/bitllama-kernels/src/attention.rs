@@ -1,0 +1,408 @@
+//! Causal grouped-query attention (Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>).
+//!
+//! A task takes one key-value head, some tokens of one sequence and a range of its positions. The queries of the group
+//! share what is read of the head: one token's in decoding, many tokens' in a prompt. It goes over its positions in
+//! tiles, as in FlashAttention (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>), so no more scores than those of a
+//! tile exist at a time. Where a long past is split over tasks, the one that ends last joins their results.
+//!
+//! How the work is cut depends on the shapes of a sequence only, and results are joined in the order of positions: they
+//! depend neither on the number of threads nor on the other sequences.
+
+mod tile;
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::isa::Isa;
+use crate::kv::{Aligned, LayerKv, Stored, value_stride};
+use crate::operators::exp_lanes;
+use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::pool::Pool;
+use tile::{Element, Running, TILE, add_values, scores, weigh};
+
+/// Rows (a row is a token's query of one head) of a task, at most, unless one group has more.
+const ROWS: usize = 64;
+
+/// Rows up to which a task counts as decoding: reading keys and values is then what takes the time.
+const DECODE_ROWS: usize = 16;
+
+/// Positions of a task, about: in decoding, and in a prompt.
+const POSITIONS: [usize; 2] = [256, 1024];
+
+/// Parts that the positions of a sequence are cut into, at most.
+const PARTS: usize = 64;
+
+/// Multiplications below which other threads are not worth their start.
+const SERIAL: usize = 1 << 17;
+
+/// One sequence of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    /// Keys and values of all its positions, those of the tokens in the batch included, as the last ones.
+    pub kv: &'a LayerKv,
+    /// Its tokens in the batch.
+    pub n: usize,
+}
+
+/// Attention of the queries `q` (`[n, heads, head_dim]`, rotated) over the keys and values of their sequences, into
+/// `out` (`[n, heads, head_dim]`). The tokens of the first sequence come first, and so on; `n` is all of them. Each
+/// sees its own position and those before. Scores are scaled by `1 / sqrt(head_dim)`.
+///
+/// # Panics
+/// If shapes disagree, a sequence has fewer positions than tokens, or the processor lacks `isa`.
+pub fn attention(pool: &Pool, isa: Isa, q: &[f32], heads: usize, sequences: &[Sequence], out: &mut [f32]) {
+    assert_eq!(q.len(), out.len(), "q and out differ in length");
+    let mut plan = Plan::default();
+    let mut token = 0;
+    for sequence in sequences {
+        plan.add(sequence, heads, token);
+        token += sequence.n;
+    }
+    let Some(first) = sequences.first() else { return assert!(q.is_empty(), "queries of no sequence") };
+    assert!(sequences.iter().all(|s| s.kv.head_dim() == first.kv.head_dim()), "sequences of different models");
+    assert_eq!(q.len(), token * heads * first.kv.head_dim(), "q is not {token} rows of {heads} heads");
+
+    let mut partials = PARTIALS.take();
+    partials.grow(plan.partials);
+    let batch =
+        Batch { q, heads, splits: &plan.splits, out: Shared::new(out), partials: Shared::new(partials.as_mut_slice()) };
+    let run = |index: usize| {
+        let (batch, task) = (&batch, &plan.tasks[index]);
+        SCRATCH.with_borrow_mut(|scratch| {
+            for_isa!(isa, run_task(batch: &Batch, task: &Task, scratch: &mut Scratch));
+        });
+    };
+    if plan.work < SERIAL {
+        (0..plan.tasks.len()).for_each(run);
+    } else {
+        pool.for_each(plan.tasks.len(), run);
+    }
+    PARTIALS.set(partials);
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static PARTIALS: RefCell<Aligned<f32>> = RefCell::default();
+}
+
+/// What one call computes, cut into tasks.
+#[derive(Default)]
+struct Plan<'a> {
+    tasks: Vec<Task<'a>>,
+    splits: Vec<Split>,
+    /// Elements of the partial results of all splits.
+    partials: usize,
+    /// Multiplications of all tasks.
+    work: usize,
+}
+
+struct Task<'a> {
+    kv: &'a LayerKv,
+    kv_head: usize,
+    /// The first token in the batch, and how many.
+    token: usize,
+    tokens: usize,
+    /// Positions that the first token sees; the next one sees one more.
+    visible: usize,
+    /// Positions to go over, from a multiple of [`LANES`].
+    start: usize,
+    end: usize,
+    /// The split that this is a part of, and which part.
+    split: Option<(usize, usize)>,
+}
+
+/// Tasks that differ in their positions only.
+struct Split {
+    parts: usize,
+    /// Parts that are not done.
+    left: AtomicUsize,
+    /// Where the partial results start: `[parts, rows, value_stride + LANES]`, of each row what [`Task`] sums up, then
+    /// the maximum and the sum of [`Running`].
+    partials: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// Adds the tasks of a sequence whose first token in the batch is `token`.
+    fn add(&mut self, &Sequence { kv, n }: &Sequence<'a>, heads: usize, token: usize) {
+        assert!(n <= kv.len(), "{n} tokens of a sequence of {} positions", kv.len());
+        assert!(heads.is_multiple_of(kv.kv_heads()), "{heads} heads in {} groups", kv.kv_heads());
+        let (group, past) = (heads / kv.kv_heads(), kv.len() - n);
+        let blocks = n.div_ceil((ROWS / group).max(1));
+        // The last tokens see most: their tasks come first, and the short ones fill up the threads at the end.
+        for block in (0..blocks).rev() {
+            let (first, last) = (n * block / blocks, n * (block + 1) / blocks);
+            let (rows, span) = ((last - first) * group, past + last);
+            let positions = POSITIONS[usize::from(rows > DECODE_ROWS)].max(span / PARTS);
+            let parts = span.div_ceil(positions);
+            let part_len = span.div_ceil(parts).next_multiple_of(LANES);
+            let parts = span.div_ceil(part_len);
+            for kv_head in 0..kv.kv_heads() {
+                let split = self.splits.len();
+                for part in 0..parts {
+                    self.tasks.push(Task {
+                        kv,
+                        kv_head,
+                        token: token + first,
+                        tokens: last - first,
+                        visible: past + first + 1,
+                        start: part * part_len,
+                        end: span.min((part + 1) * part_len),
+                        split: (parts > 1).then_some((split, part)),
+                    });
+                }
+                if parts > 1 {
+                    self.splits.push(Split { parts, left: AtomicUsize::new(parts), partials: self.partials });
+                    self.partials += parts * rows * partial_stride(kv.head_dim());
+                }
+                self.work += 2 * rows * span * kv.head_dim();
+            }
+        }
+    }
+}
+
+/// Elements of one row's partial result.
+fn partial_stride(head_dim: usize) -> usize {
+    value_stride(head_dim) + LANES
+}
+
+/// What all tasks share.
+struct Batch<'a> {
+    q: &'a [f32],
+    heads: usize,
+    splits: &'a [Split],
+    out: Shared<'a>,
+    partials: Shared<'a>,
+}
+
+/// A slice whose parts different tasks write.
+struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    slice: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: who takes a part out of it vouches for that part.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// While the part is in use, no other thread may use any of it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start <= self.len && len <= self.len - start, "a part past the end");
+        // SAFETY: the part is within the slice, by the assertion, and the caller has it for itself.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// What a thread needs for a task, kept for the next one.
+#[derive(Default)]
+struct Scratch {
+    /// Scaled queries, for each register block `[head_dim, rows]`.
+    q: Aligned<f32>,
+    /// `[rows, TILE]`.
+    scores: Aligned<f32>,
+    /// Weighted sums of values, `[rows, value_stride]`.
+    acc: Aligned<f32>,
+    running: Vec<Running>,
+    /// Keys and values of a tile in `f32`.
+    keys: Aligned<f32>,
+    values: Aligned<f32>,
+}
+
+#[inline(always)]
+fn run_task<S: Simd>(s: S, batch: &Batch, task: &Task, scratch: &mut Scratch) {
+    let head_dim = task.kv.head_dim();
+    let group = batch.heads / task.kv.kv_heads();
+    let (rows, stride) = (task.tokens * group, value_stride(head_dim));
+    scratch.prepare(rows, head_dim);
+    pack_queries::<S>(batch, task, group, scratch);
+    let mut start = task.start;
+    while start < task.end {
+        run_tile(s, task, group, start, scratch);
+        start += TILE;
+    }
+
+    // The rows of one token lie together in `out`.
+    let out_of = |token: usize| {
+        let start = ((task.token + token) * batch.heads + task.kv_head * group) * head_dim;
+        // SAFETY: the outputs of these tokens and this head belong to this task, or to the last task of its split; no
+        // two slices of one call are alive at a time.
+        unsafe { batch.out.part(start, group * head_dim) }
+    };
+    let acc = &scratch.acc.as_slice()[..rows * stride];
+    let Some((split, part)) = task.split else {
+        for (row, (acc, running)) in acc.chunks_exact(stride).zip(&scratch.running).enumerate() {
+            let out = &mut out_of(row / group)[row % group * head_dim..][..head_dim];
+            let inverse = 1.0 / s.sum(s.load(&running.sum));
+            out.iter_mut().zip(acc).for_each(|(out, acc)| *out = acc * inverse);
+        }
+        return;
+    };
+
+    let split = &batch.splits[split];
+    let partial_stride = partial_stride(head_dim);
+    let len = rows * partial_stride;
+    // SAFETY: this part of the partial results belongs to this task until it is done.
+    let partials = unsafe { batch.partials.part(split.partials + part * len, len) };
+    for ((partial, acc), running) in
+        partials.chunks_exact_mut(partial_stride).zip(acc.chunks_exact(stride)).zip(&scratch.running)
+    {
+        partial[..stride].copy_from_slice(acc);
+        partial[stride] = running.max;
+        partial[stride + 1] = s.sum(s.load(&running.sum));
+    }
+    if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+        return;
+    }
+    // SAFETY: all tasks of the split are done, which the counter has told this one.
+    let partials = unsafe { batch.partials.part(split.partials, split.parts * len) };
+    let acc = scratch.acc.as_mut_slice();
+    for row in 0..rows {
+        let parts = || partials.chunks_exact(len).map(|part| &part[row * partial_stride..][..partial_stride]);
+        join(s, parts(), &mut acc[..stride]);
+        out_of(row / group)[row % group * head_dim..][..head_dim].copy_from_slice(&acc[..head_dim]);
+    }
+}
+
+/// One row's result from those of its parts.
+#[inline(always)]
+fn join<'a, S: Simd>(s: S, parts: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
+    let stride = out.len();
+    let out = out.as_chunks_mut::<LANES>().0;
+    let max = parts.clone().map(|part| part[stride]).fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = s.splat(0.0);
+    out.fill([0.0; LANES]);
+    for part in parts {
+        let weight = exp_lanes(s, s.splat(part[stride] - max));
+        sum = s.mul_add(weight, s.splat(part[stride + 1]), sum);
+        for (out, x) in out.iter_mut().zip(part.as_chunks::<LANES>().0) {
+            s.store(s.mul_add(weight, s.load(x), s.load(out)), out);
+        }
+    }
+    for out in out {
+        s.store(s.div(s.load(out), sum), out);
+    }
+}
+
+impl Scratch {
+    /// Room for a task, with nothing summed up.
+    fn prepare(&mut self, rows: usize, head_dim: usize) {
+        let stride = value_stride(head_dim);
+        self.q.grow(rows * head_dim);
+        self.scores.grow(rows * TILE);
+        self.acc.grow(rows * stride);
+        self.acc.as_mut_slice()[..rows * stride].fill(0.0);
+        self.running.clear();
+        self.running.resize(rows, Running::NONE);
+    }
+}
+
+/// Register blocks of about the same size for `rows`: of each its first row and the row after its last.
+fn row_blocks<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let blocks = rows.div_ceil(S::ROWS);
+    (0..blocks).map(move |block| (rows * block / blocks, rows * (block + 1) / blocks))
+}
+
+#[inline(always)]
+fn pack_queries<S: Simd>(batch: &Batch, task: &Task, group: usize, scratch: &mut Scratch) {
+    let head_dim = task.kv.head_dim();
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for (first, last) in row_blocks::<S>(task.tokens * group) {
+        let packed = &mut scratch.q.as_mut_slice()[first * head_dim..last * head_dim];
+        for row in first..last {
+            let head = (task.token + row / group) * batch.heads + task.kv_head * group + row % group;
+            let q = &batch.q[head * head_dim..][..head_dim];
+            for (packed, q) in packed[row - first..].iter_mut().step_by(last - first).zip(q) {
+                *packed = q * scale;
+            }
+        }
+    }
+}
+
+/// Goes on over the tile of positions from `start` on.
+#[inline(always)]
+fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mut Scratch) {
+    let head_dim = task.kv.head_dim();
+    let (rows, stride) = (task.tokens * group, value_stride(head_dim));
+    let len = TILE.min(task.end - start);
+    // Positions of the tile that a row sees.
+    let count = |row: usize| (task.visible + row / group).saturating_sub(start).min(len);
+    // Numbers that several register blocks read are worth converting first.
+    let convert = rows > S::ROWS;
+    let whole = len.next_multiple_of(LANES);
+    let keys = of_tile(task.kv.keys(task.kv_head), start, whole, head_dim);
+    let (keys, key_scales) = converted(s, keys, convert, &mut scratch.keys);
+    let values = of_tile(task.kv.values(task.kv_head), start, whole, stride);
+    let (values, value_scales) = converted(s, values, convert, &mut scratch.values);
+
+    let q = scratch.q.as_slice();
+    for (first, last) in row_blocks::<S>(rows) {
+        let out = &mut scratch.scores.as_mut_slice()[first * TILE..last * TILE];
+        let (n, q, blocks) = (last - first, &q[first * head_dim..last * head_dim], count(last - 1).div_ceil(LANES));
+        match keys {
+            Stored::F32(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
+            Stored::F16(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
+            Stored::Int8(k, _) => scores(s, n, q, vectors(k), key_scales, blocks, out),
+        }
+    }
+    for (first, last) in row_blocks::<S>(rows) {
+        let positions = count(last - 1);
+        for row in first..last {
+            let scores = &mut scratch.scores.as_mut_slice()[row * TILE..][..positions.next_multiple_of(LANES)];
+            let acc = scratch.acc.as_mut_slice()[row * stride..][..stride].as_chunks_mut().0;
+            weigh(s, scores, count(row), value_scales, &mut scratch.running[row], acc);
+        }
+        let p = &scratch.scores.as_slice()[first * TILE..last * TILE];
+        let acc = scratch.acc.as_mut_slice()[first * stride..last * stride].as_chunks_mut().0;
+        match values {
+            Stored::F32(v) => add_values(s, last - first, p, vectors(v), positions, acc),
+            Stored::F16(v) => add_values(s, last - first, p, vectors(v), positions, acc),
+            Stored::Int8(v, _) => add_values(s, last - first, p, vectors(v), positions, acc),
+        }
+    }
+}
+
+/// `len` positions of `elements` each, from `start` on.
+fn of_tile(stored: Stored, start: usize, len: usize, elements: usize) -> Stored {
+    let range = start * elements..(start + len) * elements;
+    match stored {
+        Stored::F32(data) => Stored::F32(&data[range]),
+        Stored::F16(data) => Stored::F16(&data[range]),
+        Stored::Int8(codes, scales) => Stored::Int8(&codes[range], &scales[start..start + len]),
+    }
+}
+
+/// The numbers as `f32` if `convert`, and the scales that are still to be multiplied.
+#[inline(always)]
+fn converted<'a, S: Simd>(
+    s: S,
+    stored: Stored<'a>,
+    convert: bool,
+    buffer: &'a mut Aligned<f32>,
+) -> (Stored<'a>, Option<&'a [f32]>) {
+    match stored {
+        Stored::F16(data) if convert => (Stored::F32(widened(s, data, buffer)), None),
+        Stored::Int8(codes, scales) if convert => (Stored::F32(widened(s, codes, buffer)), Some(scales)),
+        Stored::Int8(_, scales) => (stored, Some(scales)),
+        _ => (stored, None),
+    }
+}
+
+#[inline(always)]
+fn widened<'a, S: Simd, E: Element>(s: S, data: &[E], buffer: &'a mut Aligned<f32>) -> &'a [f32] {
+    buffer.grow(data.len());
+    let buffer = &mut buffer.as_mut_slice()[..data.len()];
+    for (out, x) in buffer.as_chunks_mut::<LANES>().0.iter_mut().zip(vectors(data)) {
+        s.store(E::load(s, x), out);
+    }
+    buffer
+}
+
+fn vectors<E: Element>(data: &[E]) -> &[[E; LANES]] {
+    data.as_chunks().0
+}
