@@ -116,11 +116,11 @@ fn scores_block<S: Simd, E: Element, const R: usize, const C: usize>(
     let mut sums = [[s.splat(0.0); C]; R];
     for (d, q) in q.iter().enumerate() {
         let mut keys = [s.splat(0.0); C];
-        for c in 0..C {
+        for (c, keys) in keys.iter_mut().enumerate() {
             // SAFETY: `c < C` and `d < head_dim`, and `k` has `C * head_dim` vectors.
             let vector = unsafe { k.get_unchecked(c * head_dim + d) };
             s.prefetch((&raw const *vector).wrapping_add(BLOCKS_AHEAD * head_dim));
-            keys[c] = E::load(s, vector);
+            *keys = E::load(s, vector);
         }
         for r in 0..R {
             let q = s.splat(q[r]);
@@ -200,11 +200,11 @@ fn add_values_block<S: Simd, E: Element, const R: usize, const C: usize>(
     }
     for position in 0..positions {
         let mut values = [s.splat(0.0); C];
-        for c in 0..C {
+        for (c, values) in values.iter_mut().enumerate() {
             // SAFETY: `position < positions` and `first + c < width`, and `v` has `positions * width` vectors.
             let vector = unsafe { v.get_unchecked(position * width + first + c) };
             s.prefetch((&raw const *vector).wrapping_add(POSITIONS_AHEAD * width));
-            values[c] = E::load(s, vector);
+            *values = E::load(s, vector);
         }
         for r in 0..R {
             // SAFETY: `position < positions <= TILE`.
