@@ -14,6 +14,7 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     const ROWS: usize = 8;
     const STACKED: bool = false;
+    const BYTE_BIAS: i32 = 128;
     type Bytes = __m256i;
     type Ints = __m256i;
     type Partial = __m256i;
@@ -62,12 +63,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn dot_bytes(sum: __m256i, fields: __m256i, x: __m256i) -> __m256i {
         unsafe {
-            // Both halves of a byte: their products with activations fit into 16 bits, those of a whole byte do not.
-            let low = _mm256_maddubs_epi16(Self::and(fields, 15), x);
-            let high = _mm256_maddubs_epi16(Self::and(_mm256_srli_epi16::<4>(fields), 15), x);
-            let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
-            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(16));
-            _mm256_add_epi32(sum, _mm256_add_epi32(low, high))
+            // The sign moves from the field to the activation, so that two products of at most 128 * 127 fit into 16 bits.
+            let fields = _mm256_xor_si256(fields, _mm256_set1_epi8(i8::MIN));
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(fields), _mm256_sign_epi8(x, fields));
+            _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
         }
     }
     #[inline(always)]
@@ -156,6 +155,12 @@ pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &A
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
     unsafe { simd::float_panels::<Avx2>(weight, panels, x, x_sums, out) }
+}
+
+/// See [`crate::peak::run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn peak(x: *const i8) -> usize {
+    unsafe { crate::peak::run::<Avx2>(x) }
 }
 
 /// See [`simd::unpack_panel`].

@@ -13,6 +13,7 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     const ROWS: usize = 16;
     const STACKED: bool = true;
+    const BYTE_BIAS: i32 = 0;
     type Bytes = __m512i;
     type Ints = __m512i;
     type Partial = __m512i;
@@ -142,6 +143,12 @@ pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &A
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
     unsafe { simd::float_panels::<Avx512>(weight, panels, x, x_sums, out) }
+}
+
+/// See [`crate::peak::run`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(crate) unsafe fn peak(x: *const i8) -> usize {
+    unsafe { crate::peak::run::<Avx512>(x) }
 }
 
 /// See [`simd::unpack_panel`].

@@ -33,16 +33,15 @@ unsafe fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
     unsafe fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
         dot_portable(a, b, f32::mul_add)
     }
-    // SAFETY: as promised by the caller.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => dot_avx2(a, b),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => dot_avx512(a, b),
-            Isa::Neon => dot_portable(a, b, f32::mul_add),
-            _ => dot_portable(a, b, |a, b, c| a * b + c),
-        }
+    match isa {
+        // SAFETY: as promised by the caller.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { dot_avx2(a, b) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { dot_avx512(a, b) },
+        Isa::Neon => dot_portable(a, b, f32::mul_add),
+        _ => dot_portable(a, b, |a, b, c| a * b + c),
     }
 }
 

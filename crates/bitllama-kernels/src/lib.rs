@@ -12,6 +12,7 @@
 //! | [`kv`] | keys and values in f32, f16 or 8 bits |
 //! | [`pool`] | threads that start and join phases of microseconds |
 //! | [`bandwidth`] | how fast this machine reads memory |
+//! | [`peak`] | how fast it multiplies bytes |
 //! | [`isa`] | which instruction set is used |
 //! | `simd` | the kernels, written once over what an instruction set can do |
 //! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
@@ -36,6 +37,7 @@ pub mod matrix;
 mod neon;
 pub mod operators;
 mod out;
+pub mod peak;
 pub mod pool;
 pub mod product;
 mod scalar;

@@ -19,6 +19,7 @@ fn each<T>(f: impl FnMut(usize) -> T) -> [T; ROWS] {
 impl Simd for Scalar {
     const ROWS: usize = ROWS;
     const STACKED: bool = false;
+    const BYTE_BIAS: i32 = 0;
     type Bytes = [[u8; 4]; ROWS];
     type Ints = [i32; ROWS];
     type Partial = [i32; ROWS];
@@ -138,6 +139,11 @@ pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &A
 /// See [`simd::float_panels`].
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
     unsafe { simd::float_panels::<Scalar>(weight, panels, x, x_sums, out) }
+}
+
+/// See [`crate::peak::run`].
+pub(crate) unsafe fn peak(x: *const i8) -> usize {
+    unsafe { crate::peak::run::<Scalar>(x) }
 }
 
 /// See [`simd::unpack_panel`].

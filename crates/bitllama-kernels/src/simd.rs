@@ -24,6 +24,8 @@ pub(crate) trait Simd {
     /// Whether sums of a few fields that stand higher in their bytes still fit ([`stacked`]): not where products of two
     /// bytes are summed in 16 bits.
     const STACKED: bool;
+    /// What [`Simd::dot_bytes`] takes from each field, so that it is a signed byte.
+    const BYTE_BIAS: i32;
     /// Four bytes of each row.
     type Bytes: Copy;
     /// A 32-bit integer of each row.
@@ -49,7 +51,7 @@ pub(crate) trait Simd {
     /// How many products of fields up to `largest` a partial sum can take.
     fn depth(largest: u32) -> usize;
     unsafe fn add_partial(sum: Self::Ints, partial: Self::Partial) -> Self::Ints;
-    /// Like [`Simd::dot`] for fields of all eight bits, at once in 32 bits.
+    /// Like [`Simd::dot`] for fields of all eight bits less [`Simd::BYTE_BIAS`], at once in 32 bits.
     unsafe fn dot_bytes(sum: Self::Ints, fields: Self::Bytes, x: Self::Bytes) -> Self::Ints;
 
     unsafe fn int_splat(value: i32) -> Self::Ints;
@@ -250,6 +252,8 @@ unsafe fn panels_of<S: Simd, F: Fields>(weight: &Weight, panels: Range<usize>, x
 #[inline(always)]
 unsafe fn tile_of<S: Simd, F: Fields, const N: usize>(panel: &Panel, tile: &Tile, out: Out) {
     let (step, low) = (panel.scheme.code_of(1) - panel.scheme.code_of(0), panel.scheme.code_of(0));
+    // A field of which `bias` was taken is the code of `field + bias`.
+    let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
     for part in 0..PANEL_ROWS / S::ROWS {
         let bytes = unsafe { panel.bytes.as_ptr().add(part * 4 * S::ROWS) };
         let mut result = [unsafe { S::splat(0.0) }; N];
@@ -263,11 +267,11 @@ unsafe fn tile_of<S: Simd, F: Fields, const N: usize>(panel: &Panel, tile: &Tile
                     let x_sum = tile.sum(token, panel.group_units(group));
                     let codes = match panel.lows {
                         None => {
-                            let low = S::int_splat(low.wrapping_mul(x_sum));
+                            let low = S::int_splat((low + step * bias).wrapping_mul(x_sum));
                             S::int_add(S::int_mul(sum, S::int_splat(step)), low)
                         }
                         Some(lows) => {
-                            let low = S::int_load(lows.as_ptr().add(constants));
+                            let low = S::int_add(S::int_load(lows.as_ptr().add(constants)), S::int_splat(bias));
                             S::int_add(sum, S::int_mul(low, S::int_splat(x_sum)))
                         }
                     };

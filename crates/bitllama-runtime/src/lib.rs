@@ -3,26 +3,28 @@
 //! | module | subject |
 //! |---|---|
 //! | [`mod@open`] | an artifact, a Hugging Face directory or a GGUF file, by its path |
-//! | [`model`] | the decoder: tokens to logits |
-//! | [`matrix`] | a weight in the form that is multiplied with |
+//! | [`model`] | the decoder: what it is made of, and how it computes |
+//! | [`forward`] | one pass: tokens to logits, for one sequence or several |
 //! | [`kv_cache`] | keys and values of the positions seen so far |
 //! | [`sampling`] | choosing the next token |
 //! | [`text`] | text to tokens and back, while they arrive |
 //! | [`mod@generate`] | text generation |
 //! | [`evaluate`] | perplexity and divergence from a teacher, by llama.cpp's protocol |
+//! | [`bench`] | tokens a second, and random models to time |
 //!
-//! Work is spread over the current rayon pool; results do not depend on its size.
+//! A decoder computes on a [`bitllama_kernels::Pool`], the evaluation of its logits on the current rayon pool; results
+//! do not depend on the size of either.
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod error;
 pub mod evaluate;
+pub mod forward;
 pub mod generate;
 pub mod kv_cache;
-pub mod matrix;
 pub mod model;
 pub mod open;
-mod operators;
 pub mod sampling;
 #[cfg(test)]
 mod testing;
@@ -31,7 +33,7 @@ pub mod text;
 pub use error::{BoxError, Error, Result, one_line};
 pub use generate::{Generation, Stop, generate};
 pub use kv_cache::KvCache;
-pub use matrix::Matrix;
-pub use model::{Decoder, LogitsOf};
-pub use open::open;
+pub use forward::Sequence;
+pub use model::{Decoder, LogitsOf, Settings};
+pub use open::{open, open_quantized};
 pub use sampling::{Sampler, Sampling};

@@ -1,13 +1,17 @@
-//! A Llama-family decoder on packed or full-precision weights.
+//! A Llama-family decoder on packed or full-precision weights: what it is made of. [`crate::forward`] runs it.
 
-use bitllama_core::ModelConfig;
+use std::sync::{Arc, Mutex};
+
+use bitllama_core::size::StoredSize;
 use bitllama_core::weights::{self, Kind, WeightSpec};
+use bitllama_core::{DenseMatrix, ModelConfig, rope};
 use bitllama_formats::{Artifact, Model, StoredWeight};
+use bitllama_kernels::kv::KvKind;
+use bitllama_kernels::{Isa, Matrix, Pool, Precision};
 
 use crate::evaluate::LogitModel;
-use crate::kv_cache::{KvCache, LayerCache};
-use crate::matrix::Matrix;
-use crate::operators::{add, attention, rms_norm, rotate, swiglu};
+use crate::forward::Workspace;
+use crate::kv_cache::KvCache;
 use crate::{BoxError, Error, Result};
 
 /// Positions whose logits [`Decoder::forward`] returns.
@@ -21,28 +25,60 @@ pub enum LogitsOf {
     Last,
 }
 
-/// A decoder: embedding, blocks of RMSNorm, rotary grouped-query attention and SwiGLU, final norm, head.
+/// How a decoder computes.
 #[derive(Debug, Clone)]
-pub struct Decoder {
-    config: ModelConfig,
-    embedding: Matrix,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    /// `None` where the embedding is the head.
-    head: Option<Matrix>,
+pub struct Settings {
+    /// How products with packed weights see their activations. `F32` is exact; `Int8` several times as fast.
+    pub precision: Precision,
+    /// How new caches keep keys and values.
+    pub kv: KvKind,
+    /// The threads to compute on; `None` is [`Pool::global`].
+    pub pool: Option<Arc<Pool>>,
+    /// The instruction set, which this processor must have.
+    pub isa: Isa,
 }
 
-#[derive(Debug, Clone)]
-struct Layer {
-    input_layernorm: Vec<f32>,
-    q_proj: Matrix,
-    k_proj: Matrix,
-    v_proj: Matrix,
-    o_proj: Matrix,
-    post_attention_layernorm: Vec<f32>,
-    gate_proj: Matrix,
-    up_proj: Matrix,
-    down_proj: Matrix,
+impl Default for Settings {
+    /// Exact: f32 activations and caches, all cores.
+    fn default() -> Self {
+        Self { precision: Precision::F32, kv: KvKind::F32, pool: None, isa: Isa::current() }
+    }
+}
+
+impl Settings {
+    /// What `bitllama run` and `bench` use: activations in 8 bits, caches in f16.
+    pub fn fast() -> Self {
+        Self { precision: Precision::Int8, kv: KvKind::F16, ..Self::default() }
+    }
+}
+
+/// A decoder: embedding, blocks of RMSNorm, rotary grouped-query attention and SwiGLU, final norm, head.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) config: ModelConfig,
+    pub(crate) settings: Settings,
+    pub(crate) embedding: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    /// `None` where the embedding is the head.
+    pub(crate) head: Option<Matrix>,
+    /// Radians a position of each pair of a head.
+    pub(crate) inverse_frequencies: Vec<f32>,
+    /// Memory of finished passes, for the next ones.
+    pub(crate) workspaces: Mutex<Vec<Workspace>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub input_layernorm: Vec<f32>,
+    pub q_proj: Matrix,
+    pub k_proj: Matrix,
+    pub v_proj: Matrix,
+    pub o_proj: Matrix,
+    pub post_attention_layernorm: Vec<f32>,
+    pub gate_proj: Matrix,
+    pub up_proj: Matrix,
+    pub down_proj: Matrix,
 }
 
 impl Decoder {
@@ -97,7 +133,20 @@ impl Decoder {
         }
         let norm = next(Kind::Norm).and_then(vector)?;
         let head = if config.tie_word_embeddings { None } else { Some(next(Kind::Head).and_then(matrix)?) };
-        Ok(Self { config, embedding, layers, norm, head })
+        let inverse_frequencies = rope::inverse_frequencies(&config);
+        let (settings, workspaces) = (Settings::default(), Mutex::default());
+        Ok(Self { config, settings, embedding, layers, norm, head, inverse_frequencies, workspaces })
+    }
+
+    /// The same decoder, computing in another way.
+    pub fn with_settings(self, settings: Settings) -> Self {
+        // What finished passes left is laid out for the settings of before.
+        Self { settings, workspaces: Mutex::default(), ..self }
+    }
+
+    /// How it computes.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The architecture.
@@ -107,75 +156,36 @@ impl Decoder {
 
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.config)
+        KvCache::with_kind(&self.config, self.settings.kv)
     }
 
-    /// Runs `tokens`, which follow the positions in `cache`, as one batch, and appends them to `cache`. Returns the
-    /// logits asked for, `[positions, vocab_size]`, row-major.
-    ///
-    /// # Errors
-    /// [`Error::Token`] for a token outside the vocabulary, [`Error::Context`] if the tokens do not fit into the model's
-    /// context; `cache` is as before then.
-    ///
-    /// # Panics
-    /// If `cache` was made for a model of another shape.
-    pub fn forward(&self, tokens: &[u32], cache: &mut KvCache, logits: LogitsOf) -> Result<Vec<f32>> {
-        let ModelConfig { hidden_size, vocab_size, .. } = self.config;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(Error::Token { token: *token, vocab_size });
-        }
-        assert_eq!(cache.layers.len(), self.layers.len(), "the cache was made for another model");
-        cache.reserve(&self.config, tokens.len())?;
-        if tokens.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut x = vec![0.0; tokens.len() * hidden_size];
-        for (row, token) in x.chunks_exact_mut(hidden_size).zip(tokens) {
-            self.embedding.row_into(*token as usize, row);
-        }
-        let rotary = Rotary { first: cache.len(), cos: &cache.cos, sin: &cache.sin };
-        for (layer, layer_cache) in self.layers.iter().zip(&mut cache.layers) {
-            layer.forward(&self.config, tokens.len(), &mut x, layer_cache, rotary);
-        }
-        cache.advance(tokens.len());
-        let first = match logits {
-            LogitsOf::All => 0,
-            LogitsOf::From(first) => first.min(tokens.len()),
-            LogitsOf::Last => tokens.len() - 1,
-        };
-        let scored = rms_norm(&x[first * hidden_size..], &self.norm, self.config.rms_norm_eps as f32);
-        Ok(self.head.as_ref().unwrap_or(&self.embedding).apply(tokens.len() - first, &scored))
+    /// The threads that it computes on.
+    pub fn pool(&self) -> &Pool {
+        self.settings.pool.as_deref().unwrap_or_else(|| Pool::global())
     }
-}
 
-/// Rotary tables, and the position of the batch's first token.
-#[derive(Clone, Copy)]
-struct Rotary<'a> {
-    first: usize,
-    cos: &'a [f32],
-    sin: &'a [f32],
-}
+    /// Bytes of weights that a new token reads: every matrix but the embedding, of which it reads a row, and the norms.
+    pub fn bytes_per_token(&self) -> usize {
+        let row = self.embedding.bytes() / self.embedding.rows();
+        let norms = (2 * self.layers.len() + 1) * self.config.hidden_size * size_of::<f32>();
+        let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(Matrix::bytes).sum();
+        layers + norms + row + self.head().bytes()
+    }
 
-impl Layer {
-    /// Adds the block's contributions to the residual stream `x` (`[n, hidden_size]`).
-    fn forward(&self, config: &ModelConfig, n: usize, x: &mut [f32], cache: &mut LayerCache, rotary: Rotary) {
-        let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let eps = config.rms_norm_eps as f32;
+    /// Parameters and bytes, everything counted; a tied head counts once.
+    pub fn size(&self) -> StoredSize {
+        let matrices = self.layers.iter().flat_map(Layer::matrices).chain([&self.embedding]).chain(&self.head);
+        let norms = (2 * self.layers.len() + 1) * self.config.hidden_size;
+        let size = StoredSize { parameters: norms, bytes: norms * size_of::<f32>() };
+        matrices.fold(size, |size, matrix| StoredSize {
+            parameters: size.parameters + matrix.rows() * matrix.columns(),
+            bytes: size.bytes + matrix.bytes(),
+        })
+    }
 
-        let normed = rms_norm(x, &self.input_layernorm, eps);
-        let mut q = self.q_proj.apply(n, &normed);
-        let mut k = self.k_proj.apply(n, &normed);
-        let v = self.v_proj.apply(n, &normed);
-        rotate(&mut q, heads, head_dim, rotary.first, rotary.cos, rotary.sin);
-        rotate(&mut k, kv_heads, head_dim, rotary.first, rotary.cos, rotary.sin);
-        LayerCache::append(&mut cache.keys, &k, head_dim);
-        LayerCache::append(&mut cache.values, &v, head_dim);
-        add(x, &self.o_proj.apply(n, &attention(&q, cache, heads, head_dim)));
-
-        let normed = rms_norm(x, &self.post_attention_layernorm, eps);
-        let mut gate = self.gate_proj.apply(n, &normed);
-        swiglu(&mut gate, &self.up_proj.apply(n, &normed));
-        add(x, &self.down_proj.apply(n, &gate));
+    /// The head, which may be the embedding.
+    pub(crate) fn head(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
@@ -193,8 +203,23 @@ impl LogitModel for Decoder {
     }
 }
 
+impl Layer {
+    fn matrices(&self) -> [&Matrix; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
+}
+
 fn matrix((spec, stored): (WeightSpec, StoredWeight)) -> Result<Matrix> {
-    Matrix::new(&spec, stored)
+    let wrong = |found| Error::Shape { name: spec.name.clone(), found, expected: format!("{:?}", spec.shape) };
+    match stored {
+        StoredWeight::Packed(packed) if spec.shape == [packed.rows(), packed.columns()] => Ok(packed.into()),
+        StoredWeight::Packed(packed) => Err(wrong(format!("[{}, {}]", packed.rows(), packed.columns()))),
+        StoredWeight::Full(data) => match spec.shape.as_slice() {
+            [_, columns] if data.len() == spec.len() => Ok(Matrix::Full(DenseMatrix { data, columns: *columns })),
+            _ => Err(wrong(format!("{} numbers", data.len()))),
+        },
+    }
 }
 
 fn vector((spec, stored): (WeightSpec, StoredWeight)) -> Result<Vec<f32>> {

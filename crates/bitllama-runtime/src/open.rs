@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use bitllama_formats::{Artifact, model};
+use bitllama_core::weights::WeightSpec;
+use bitllama_core::{DenseMatrix, PackedMatrix, Scheme, quantize};
+use bitllama_formats::{Artifact, StoredWeight, model};
 use tokenizers::Tokenizer;
 
 use crate::model::Decoder;
@@ -28,4 +30,28 @@ pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
         return Err(Error::Format(bitllama_formats::Error::invalid(path, "the artifact has no tokenizer.json")));
     };
     Ok((Decoder::from_artifact(&artifact)?, tokenizer))
+}
+
+/// Opens a Hugging Face directory or GGUF file, and rounds each weight to the scheme that `scheme` names for it, to
+/// nearest with a scale a row; `None` leaves it in f32.
+///
+/// # Errors
+/// [`Error::Format`] if nothing is there, it cannot be read, or it is an artifact, which has its schemes already.
+pub fn open_quantized(path: &Path, scheme: impl Fn(&WeightSpec) -> Option<Scheme>) -> Result<(Decoder, Tokenizer)> {
+    if path.join("manifest.json").is_file() {
+        let reason = "an artifact has its schemes already; only full-precision models can be quantized";
+        return Err(Error::Format(bitllama_formats::Error::invalid(path, reason)));
+    }
+    let model = model::open(path)?;
+    let decoder = Decoder::new(model.config.clone(), |spec| {
+        let data = model.weights.read(spec)?;
+        Ok(match (scheme(spec), &spec.shape[..]) {
+            (Some(scheme), &[_, columns]) => {
+                let rounded = quantize(scheme, DenseMatrix { data, columns });
+                StoredWeight::Packed(PackedMatrix::pack(scheme, &rounded.codes, rounded.scales.data)?)
+            }
+            _ => StoredWeight::Full(data),
+        })
+    })?;
+    Ok((decoder, model.tokenizer))
 }

@@ -17,7 +17,14 @@ use crate::{Error, Result};
 /// [`Error`] naming file, field and value if the file is no JSON object, a field is missing or of another type, the
 /// architecture is not supported, or the numbers do not fit together.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
-    let json = read_json(path)?;
+    parse_config(path, &read_json(path)?)
+}
+
+/// [`read_config`] of JSON that was read already; `path` is for errors.
+///
+/// # Errors
+/// As [`read_config`].
+pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
     let object = json.as_object().ok_or_else(|| Error::invalid(path, "not a JSON object"))?;
     let fields = Fields { path, prefix: "", object };
     let mistral = refuse_unsupported(&fields)?;

@@ -15,7 +15,7 @@ use bitllama_core::weights::WeightSpec;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-pub use config::{config_json, read_config, write_config};
+pub use config::{config_json, parse_config, read_config, write_config};
 #[cfg(feature = "hub")]
 pub(crate) use read::{is_file_name, shards};
 

@@ -5,10 +5,14 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bitllama_kernels::Precision;
+use bitllama_kernels::kv::KvKind;
 use bitllama_runtime::evaluate::{self, Perplexity, Progress};
 use bitllama_runtime::text::{encode, own_bos};
 use clap::Args;
 use serde::Serialize;
+
+use crate::source::{self, Quantize, Threads};
 
 /// Perplexity on a text, by llama.cpp's protocol
 #[derive(Debug, Args)]
@@ -26,7 +30,15 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
     #[command(flatten)]
-    threads: crate::Threads,
+    quantize: Quantize,
+    /// How products see their activations: f32 (exact), int8 (as `run` does) or sign
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    activations: Precision,
+    /// How keys and values are kept: f32, f16 (as `run` does) or int8
+    #[arg(long, value_name = "TYPE", default_value_t = KvKind::F32)]
+    kv: KvKind,
+    #[command(flatten)]
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -49,7 +61,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let of_text = || options.text.display().to_string();
     // Before the model: a wrong path should not cost the time to load one.
     let text = fs::read_to_string(&options.text).with_context(of_text)?;
-    let (mut decoder, tokenizer) = bitllama_runtime::open(&options.artifact)?;
+    let settings = source::settings(options.activations, options.kv)?;
+    let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
+    let mut decoder = decoder.with_settings(settings);
     let bos = own_bos(&tokenizer, decoder.config().bos_token_id)?;
     // Not a lone BOS where there is no text.
     let tokens = if text.is_empty() { Vec::new() } else { encode(&tokenizer, bos, &text).with_context(of_text)? };

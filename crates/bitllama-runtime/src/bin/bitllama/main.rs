@@ -1,15 +1,17 @@
 //! `bitllama`: runs, evaluates and describes packed models. One file a command; the work is in the library.
 
+mod bench;
+mod bench_kernels;
 mod eval;
 mod inspect;
 mod run;
+mod source;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bitllama_runtime::one_line;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 /// Run low-bit Llama-family models
 #[derive(Debug, Parser)]
@@ -21,29 +23,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Options),
     Run(run::Options),
     Eval(eval::Options),
     Inspect(inspect::Options),
 }
 
-/// Flags of every command that computes.
-#[derive(Debug, Args)]
-struct Threads {
-    /// Threads to compute with [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
-}
-
-impl Threads {
-    /// Sizes the pool that everything runs in. To be called once, before any work.
-    fn apply(&self) -> anyhow::Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.unwrap_or(0).into());
-        pool.build_global().context("cannot start threads")
-    }
-}
-
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(options) => bench::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Eval(options) => eval::run(&options),
         Command::Inspect(options) => inspect::run(&options),

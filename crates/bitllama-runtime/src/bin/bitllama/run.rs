@@ -5,8 +5,12 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bitllama_kernels::Precision;
+use bitllama_kernels::kv::KvKind;
 use bitllama_runtime::{Sampling, generate};
 use clap::Args;
+
+use crate::source::{self, Quantize, Threads};
 
 /// Continue a prompt
 #[derive(Debug, Args)]
@@ -33,7 +37,15 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    threads: crate::Threads,
+    quantize: Quantize,
+    /// How products see their activations: f32 (exact), int8 (fast) or sign (binary weights, XNOR and popcount)
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::Int8)]
+    activations: Precision,
+    /// How keys and values are kept: f32, f16 or int8
+    #[arg(long, value_name = "TYPE", default_value_t = KvKind::F16)]
+    kv: KvKind,
+    #[command(flatten)]
+    threads: Threads,
     /// Print one JSON object at the end (text, tokens, speed) in place of the text
     #[arg(long)]
     json: bool,
@@ -43,7 +55,9 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     options.threads.apply()?;
     let Options { temperature, top_k, top_p, seed, .. } = *options;
-    let (decoder, tokenizer) = bitllama_runtime::open(&options.artifact)?;
+    let settings = source::settings(options.activations, options.kv)?;
+    let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
+    let decoder = decoder.with_settings(settings);
     let mut stdout = io::stdout().lock();
     let mut written = Ok(());
     let on_text = |piece: &str| {

@@ -1,0 +1,235 @@
+//! How fast a decoder runs on this machine, by the tests of llama.cpp's `llama-bench`: prompt processing (pp) and text
+//! generation (tg), with the memory bandwidth that bounds the latter.
+
+use std::time::Instant;
+
+use bitllama_core::weights::Kind;
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_formats::StoredWeight;
+use bitllama_kernels::bandwidth;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::forward::Sequence;
+use crate::model::{Decoder, LogitsOf};
+use crate::{Error, Result};
+
+/// What to time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Tokens of the prompt test; 0 leaves it out.
+    pub prompt: usize,
+    /// Tokens of the generation test; 0 leaves it out.
+    pub generate: usize,
+    /// Tokens in the cache before each test.
+    pub depth: usize,
+    /// Sequences that generate together.
+    pub sequences: usize,
+    /// Times that each test is run, after one run to warm up.
+    pub repetitions: usize,
+}
+
+/// Speeds of the repetitions of one test.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Speed {
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation of the samples.
+    pub sd: f64,
+    /// Median.
+    pub median: f64,
+    /// Every repetition.
+    pub samples: Vec<f64>,
+}
+
+/// One test.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Test {
+    /// `pp512`, `tg128`, `tg128x4` for four sequences; `@d100` behind it for a depth of 100.
+    pub test: String,
+    /// Tokens a second, over all sequences.
+    pub tokens_per_second: Speed,
+    /// Bytes a second read from memory, at the median: weights once a pass, and keys and values. For generation only.
+    pub bytes_per_second: Option<f64>,
+}
+
+/// Times `decoder` as `options` say.
+///
+/// # Errors
+/// [`Error::Options`] if nothing is to be timed, [`Error::Context`] if the tests do not fit into the model's context.
+pub fn run(decoder: &Decoder, options: Options) -> Result<Vec<Test>> {
+    let Options { prompt, generate, depth, sequences, repetitions } = options;
+    if repetitions == 0 || sequences == 0 || prompt + generate == 0 {
+        return Err(Error::Options("nothing to time: no tokens, no sequences or no repetitions".into()));
+    }
+    let at_depth = |name: String| if depth > 0 { format!("{name}@d{depth}") } else { name };
+    let mut tests = Vec::new();
+    if prompt > 0 {
+        let speed = repeat(repetitions, || time_prompt(decoder, prompt, depth))?;
+        tests.push(Test { test: at_depth(format!("pp{prompt}")), tokens_per_second: speed, bytes_per_second: None });
+    }
+    if generate > 0 {
+        let mut cache_bytes = 0;
+        let speed = repeat(repetitions, || time_generation(decoder, generate, depth, sequences, &mut cache_bytes))?;
+        let name = if sequences > 1 { format!("tg{generate}x{sequences}") } else { format!("tg{generate}") };
+        // On average half of the generated positions are there to be read.
+        let bytes_a_pass = decoder.bytes_per_token() as f64 + cache_bytes as f64;
+        let passes = speed.median / sequences as f64;
+        let bytes_per_second = Some(passes * bytes_a_pass);
+        tests.push(Test { test: at_depth(name), tokens_per_second: speed, bytes_per_second });
+    }
+    Ok(tests)
+}
+
+/// Tokens without meaning, in the vocabulary.
+fn token(decoder: &Decoder, index: usize) -> u32 {
+    ((7919 * index + 11) % decoder.config().vocab_size) as u32
+}
+
+fn time_prompt(decoder: &Decoder, prompt: usize, depth: usize) -> Result<f64> {
+    let mut cache = decoder.new_cache();
+    let tokens: Vec<u32> = (0..depth + prompt).map(|index| token(decoder, index)).collect();
+    if depth > 0 {
+        decoder.forward(&tokens[..depth], &mut cache, LogitsOf::Last)?;
+    }
+    let start = Instant::now();
+    decoder.forward(&tokens[depth..], &mut cache, LogitsOf::Last)?;
+    Ok(prompt as f64 / start.elapsed().as_secs_f64())
+}
+
+fn time_generation(
+    decoder: &Decoder,
+    generate: usize,
+    depth: usize,
+    sequences: usize,
+    cache_bytes: &mut usize,
+) -> Result<f64> {
+    let mut caches: Vec<_> = (0..sequences).map(|_| decoder.new_cache()).collect();
+    let before: Vec<u32> = (0..depth).map(|index| token(decoder, index)).collect();
+    for cache in &mut caches {
+        decoder.forward(&before, cache, LogitsOf::Last)?;
+    }
+    *cache_bytes = 0;
+    let start = Instant::now();
+    for step in 0..generate {
+        if step == generate / 2 {
+            *cache_bytes = caches.iter().map(|cache| cache.bytes()).sum();
+        }
+        let tokens: Vec<u32> = (0..sequences).map(|index| token(decoder, depth + step * sequences + index)).collect();
+        let mut batch: Vec<Sequence> =
+            tokens.chunks(1).zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache }).collect();
+        decoder.forward_batch(&mut batch, LogitsOf::Last)?;
+    }
+    Ok((generate * sequences) as f64 / start.elapsed().as_secs_f64())
+}
+
+fn repeat(repetitions: usize, mut time: impl FnMut() -> Result<f64>) -> Result<Speed> {
+    time()?;
+    let samples: Vec<f64> = (0..repetitions).map(|_| time()).collect::<Result<_>>()?;
+    Ok(Speed::of(samples))
+}
+
+impl Speed {
+    /// Mean, deviation and median of at least one sample.
+    pub fn of(samples: Vec<f64>) -> Self {
+        let count = samples.len() as f64;
+        let mean = samples.iter().sum::<f64>() / count;
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let sd = if samples.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 };
+        let mut sorted = samples.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Self { mean, sd, median: (low + high) / 2.0, samples }
+    }
+}
+
+/// Bytes a second that this machine streams from memory with the decoder's threads.
+pub fn read_bandwidth(decoder: &Decoder) -> f64 {
+    bandwidth::read_bandwidth(decoder.pool(), BANDWIDTH_BYTES, 0.5)
+}
+
+/// Far above every cache of the machines that this runs on.
+const BANDWIDTH_BYTES: usize = 1 << 30;
+
+/// A decoder of `config` with random weights: matrices in `scheme` (`None`: f32), the embedding and the head in
+/// `embedding`. Its text is nonsense, its speed is that of a trained one.
+///
+/// # Errors
+/// [`Error::Config`] if the config describes no model.
+pub fn random_decoder(config: &ModelConfig, scheme: Option<Scheme>, embedding: Option<Scheme>) -> Result<Decoder> {
+    let mut seed = 0;
+    Decoder::new(config.clone(), |spec| {
+        seed += 1;
+        let scheme = match spec.kind {
+            Kind::Norm => return Ok(StoredWeight::Full(vec![1.0; spec.len()])),
+            Kind::Embedding | Kind::Head => embedding,
+            Kind::Linear => scheme,
+        };
+        match spec.shape[..] {
+            [rows, columns] => random_weight(scheme, [rows, columns], seed),
+            _ => Err(bitllama_core::Error::Config(format!("{} is no matrix", spec.name)).into()),
+        }
+    })
+}
+
+/// A matrix `[out_features, in_features]` of random codes, or of random numbers in f32.
+///
+/// # Errors
+/// [`Error::Config`] if the shape is empty or too large.
+pub fn random_weight(scheme: Option<Scheme>, [rows, columns]: [usize; 2], seed: u64) -> Result<StoredWeight> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let Some(scheme) = scheme else {
+        // Uniform, with the variance that keeps activations at their size.
+        let size = (12.0 / columns as f32).sqrt();
+        let data = (0..rows * columns).map(|_| (rng.next_u32() as f32 / u32::MAX as f32 - 0.5) * size);
+        return Ok(StoredWeight::Full(data.collect()));
+    };
+    let mut bytes = vec![0u8; scheme.packed_bytes([rows, columns]).unwrap_or(0)];
+    rng.fill_bytes(&mut bytes);
+    if scheme == Scheme::Ternary {
+        // The field 3, which ternary does not have, becomes 2.
+        bytes.iter_mut().for_each(|byte| *byte ^= *byte & (*byte >> 1) & 0x55);
+    }
+    let scale = 1.0 / (scheme.levels() as f32 * (columns as f32).sqrt());
+    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, [rows, columns], bytes.into(), vec![scale; rows], None)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tiny_config;
+
+    #[test]
+    fn mean_deviation_and_median() {
+        let speed = Speed::of(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!((speed.mean, speed.median), (2.5, 2.5));
+        assert!((speed.sd - (5.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Speed::of(vec![7.0]).sd, 0.0);
+    }
+
+    #[test]
+    fn random_models_of_every_scheme_run_and_are_timed() {
+        for scheme in Scheme::ALL.map(Some).into_iter().chain([None]) {
+            let decoder = random_decoder(&tiny_config(), scheme, Some(Scheme::Int8)).unwrap();
+            let options = Options { prompt: 5, generate: 3, depth: 2, sequences: 2, repetitions: 2 };
+            let tests = run(&decoder, options).unwrap();
+            assert_eq!(tests.iter().map(|t| t.test.as_str()).collect::<Vec<_>>(), ["pp5@d2", "tg3x2@d2"]);
+            for test in &tests {
+                assert_eq!(test.tokens_per_second.samples.len(), 2);
+                assert!(test.tokens_per_second.samples.iter().all(|speed| *speed > 0.0));
+            }
+            assert!(tests[1].bytes_per_second > Some(0.0));
+            let logits = decoder.forward(&[1, 2, 3], &mut decoder.new_cache(), LogitsOf::All).unwrap();
+            assert!(logits.iter().all(|x| x.is_finite()) && logits.iter().any(|x| *x != 0.0), "{scheme:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_timed_is_refused() {
+        let decoder = random_decoder(&tiny_config(), None, None).unwrap();
+        let options = Options { prompt: 0, generate: 0, depth: 0, sequences: 1, repetitions: 1 };
+        assert!(run(&decoder, options).is_err());
+        assert!(matches!(run(&decoder, Options { prompt: 1000, ..options }), Err(Error::Context { .. })));
+    }
+}

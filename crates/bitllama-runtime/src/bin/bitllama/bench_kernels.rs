@@ -1,0 +1,183 @@
+//! `bitllama bench --kernels`: every kernel by itself, against what the machine allows.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use bitllama_core::{DenseMatrix, Scheme};
+use bitllama_formats::StoredWeight;
+use bitllama_kernels::{Input, Isa, Matrix, Pool, Precision, bandwidth, peak, products};
+use bitllama_runtime::bench::random_weight;
+use serde::Serialize;
+
+/// `[out_features, in_features]`: in cache with few bits, a layer of a 1B model, and one that only memory holds.
+const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [5632, 2048], [32768, 4096]];
+/// Rows of activations: decoding, a few sequences, a prompt.
+const BATCHES: [usize; 3] = [1, 4, 128];
+/// A kernel is run for at least so long, and the fastest run counts.
+const TIME: Duration = Duration::from_millis(120);
+
+/// One kernel, timed.
+#[derive(Debug, Serialize)]
+struct Row {
+    scheme: &'static str,
+    activations: &'static str,
+    isa: &'static str,
+    threads: usize,
+    out_features: usize,
+    in_features: usize,
+    tokens: usize,
+    /// Products of a weight with an activation, 10^9 a second.
+    giga_weights_per_second: f64,
+    /// Bytes of weights, 10^9 a second.
+    gigabytes_per_second: f64,
+    /// Share of what bounds the kernel ([`Row::bound`]).
+    of_bound: f64,
+    /// `memory`: weights from memory, or from the cache that holds them; `compute`: products of bytes.
+    bound: &'static str,
+}
+
+/// What the machine can do with a number of threads.
+#[derive(Debug, Serialize)]
+struct Machine {
+    threads: usize,
+    /// Streaming reads of more than any cache holds, GB/s.
+    memory: f64,
+    /// Reads of 1 MiB a thread again and again, GB/s.
+    cache: f64,
+    /// Products of bytes in registers, 10^9 a second, by instruction set.
+    int8_peak: Vec<(&'static str, f64)>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    machines: Vec<Machine>,
+    kernels: Vec<Row>,
+}
+
+/// Times every kernel with each number of threads.
+pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
+    let mut report = Report { machines: Vec::new(), kernels: Vec::new() };
+    for threads in threads {
+        let pool = Pool::new(*threads);
+        let int8_peak = Isa::available().map(|isa| (isa.name(), peak::int8_products(isa, &pool) / 1e9)).collect();
+        report.machines.push(Machine {
+            threads: *threads,
+            memory: bandwidth::read_bandwidth(&pool, 1 << 30, 0.5) / 1e9,
+            cache: bandwidth::read_bandwidth(&pool, threads << 20, 0.2) / 1e9,
+            int8_peak,
+        });
+    }
+    if !json {
+        print_machines(&report.machines)?;
+    }
+    let schemes = Scheme::ALL.map(Some).into_iter().chain([None]);
+    for shape in SHAPES {
+        for scheme in schemes.clone() {
+            let weight = match random_weight(scheme, shape, 0)? {
+                StoredWeight::Packed(packed) => packed.into(),
+                StoredWeight::Full(data) => Matrix::Full(DenseMatrix { data, columns: shape[1] }),
+            };
+            for (threads, machine) in threads.iter().zip(&report.machines) {
+                let pool = Pool::new(*threads);
+                for (isa, precision, tokens) in combinations(scheme) {
+                    let row = time(&pool, &weight, scheme, isa, precision, tokens, machine);
+                    if !json {
+                        print_row(&row)?;
+                    }
+                    report.kernels.push(row);
+                }
+            }
+        }
+    }
+    if json { crate::print_json(&report) } else { Ok(()) }
+}
+
+/// What is worth timing for a scheme. The portable kernels are not made to be fast.
+fn combinations(scheme: Option<Scheme>) -> Vec<(Isa, Precision, usize)> {
+    let precisions = match scheme {
+        None => &Precision::ALL[..1],
+        Some(Scheme::Binary) => &Precision::ALL[..],
+        Some(_) => &Precision::ALL[..2],
+    };
+    let fast = Isa::available().filter(|isa| *isa != Isa::Scalar || Isa::best() == Isa::Scalar);
+    let all = fast.flat_map(|isa| precisions.iter().map(move |precision| (isa, *precision)));
+    all.flat_map(|(isa, precision)| BATCHES.map(|tokens| (isa, precision, tokens))).collect()
+}
+
+fn time(
+    pool: &Pool,
+    weight: &Matrix,
+    scheme: Option<Scheme>,
+    isa: Isa,
+    precision: Precision,
+    tokens: usize,
+    machine: &Machine,
+) -> Row {
+    let (rows, columns) = (weight.rows(), weight.columns());
+    let x: Vec<f32> = (0..tokens * columns).map(|i| (i * 7919 % 2001) as f32 / 1000.0 - 1.0).collect();
+    let mut input = Input::new(isa, precision);
+    input.set(pool, &x, columns, &[weight]);
+    let mut out = vec![0.0; tokens * rows];
+    let (start, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
+    while runs < 3 || start.elapsed() < TIME {
+        let start = Instant::now();
+        products(pool, &input, &mut [(weight, &mut out)]);
+        best = best.min(start.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    let products = (rows * columns * tokens) as f64 / best / 1e9;
+    let bytes = weight.bytes() as f64 / best / 1e9;
+    let reads = if weight.bytes() > machine.threads << 20 { machine.memory } else { machine.cache };
+    let peak = machine.int8_peak.iter().find(|(name, _)| *name == isa.name() && precision == Precision::Int8);
+    let of_compute = peak.map_or(0.0, |(_, peak)| products / peak);
+    let of_memory = bytes / reads;
+    let (of_bound, bound) = if of_compute > of_memory { (of_compute, "compute") } else { (of_memory, "memory") };
+    Row {
+        scheme: scheme.map_or("f32", Scheme::name),
+        activations: precision.name(),
+        isa: isa.name(),
+        threads: pool.threads(),
+        out_features: rows,
+        in_features: columns,
+        tokens,
+        giga_weights_per_second: products,
+        gigabytes_per_second: bytes,
+        of_bound,
+        bound,
+    }
+}
+
+fn print_machines(machines: &[Machine]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for Machine { threads, memory, cache, int8_peak } in machines {
+        let peaks = int8_peak.iter().map(|(isa, peak)| format!("{isa} {peak:.0}")).collect::<Vec<_>>().join(", ");
+        writeln!(
+            out,
+            "{threads} threads: memory {memory:.1} GB/s, cache {cache:.1} GB/s, int8 products in registers: {peaks} G/s"
+        )?;
+    }
+    writeln!(
+        out,
+        "\n| weights |  shape      | activations | isa    | threads | tokens | G weights/s |   GB/s | of bound      |"
+    )?;
+    writeln!(
+        out,
+        "|---------|-------------|-------------|--------|--------:|-------:|------------:|-------:|---------------|"
+    )
+}
+
+fn print_row(row: &Row) -> io::Result<()> {
+    let shape = format!("{}x{}", row.out_features, row.in_features);
+    let share = format!("{:.0} % {}", 100.0 * row.of_bound, row.bound);
+    writeln!(
+        io::stdout().lock(),
+        "| {:<7} | {shape:<11} | {:<11} | {:<6} | {:>7} | {:>6} | {:>11.1} | {:>6.1} | {share:<13} |",
+        row.scheme,
+        row.activations,
+        row.isa,
+        row.threads,
+        row.tokens,
+        row.giga_weights_per_second,
+        row.gigabytes_per_second
+    )
+}

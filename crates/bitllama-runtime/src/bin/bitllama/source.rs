@@ -1,0 +1,73 @@
+//! Which model a command opens, and how it computes.
+
+use std::path::Path;
+
+use bitllama_core::Scheme;
+use bitllama_core::weights::Kind;
+use bitllama_kernels::kv::KvKind;
+use bitllama_kernels::{Isa, Pool, Precision};
+use bitllama_runtime::{Decoder, Settings, open, open_quantized};
+use clap::Args;
+use tokenizers::Tokenizer;
+
+/// Rounding of a full-precision model while it is opened.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// Round a Hugging Face directory or GGUF file to binary, ternary, int2, int3, int4 or int8 while opening it (to
+    /// nearest, no training)
+    #[arg(long, value_name = "SCHEME")]
+    quantize: Option<Scheme>,
+    /// Scheme of its embedding and head, or f32 [default: as --quantize]
+    #[arg(long, value_name = "SCHEME", requires = "quantize")]
+    quantize_embedding: Option<SchemeOrFull>,
+}
+
+impl Quantize {
+    /// Opens the model at `path`.
+    pub fn open(&self, path: &Path) -> anyhow::Result<(Decoder, Tokenizer)> {
+        let Some(scheme) = self.quantize else { return Ok(open(path)?) };
+        let embedding = self.quantize_embedding.map_or(Some(scheme), |SchemeOrFull(embedding)| embedding);
+        Ok(open_quantized(path, |spec| match spec.kind {
+            Kind::Embedding | Kind::Head => embedding,
+            Kind::Linear => Some(scheme),
+            Kind::Norm => None,
+        })?)
+    }
+}
+
+/// A scheme, or full precision.
+#[derive(Debug, Clone, Copy)]
+pub struct SchemeOrFull(pub Option<Scheme>);
+
+impl std::str::FromStr for SchemeOrFull {
+    type Err = bitllama_core::Error;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if name == "f32" { Ok(Self(None)) } else { name.parse().map(|scheme| Self(Some(scheme))) }
+    }
+}
+
+/// Threads of a command that computes.
+#[derive(Debug, Args)]
+pub struct Threads {
+    /// Threads to compute with [default: one for each core]
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+impl Threads {
+    /// Sizes the pools that everything runs in. To be called once, before any work.
+    pub fn apply(&self) -> anyhow::Result<()> {
+        if let Some(threads) = self.threads {
+            Pool::set_global_threads(threads.into())?;
+        }
+        // Evaluation spreads softmax over logits on rayon's pool.
+        Ok(rayon::ThreadPoolBuilder::new().num_threads(Pool::global().threads()).build_global()?)
+    }
+}
+
+/// The settings that a command computes with: on the instruction set that `BITLLAMA_ISA` names, if it does.
+pub fn settings(activations: Precision, kv: KvKind) -> anyhow::Result<Settings> {
+    let isa = Isa::from_env().map_err(anyhow::Error::msg)?;
+    Ok(Settings { precision: activations, kv, isa, ..Settings::default() })
+}
