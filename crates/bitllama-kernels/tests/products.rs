@@ -147,7 +147,7 @@ proptest! {
 fn the_largest_sums_fit() {
     // All fields and activations at their ends: where partial sums in 16 bits would run over.
     for scheme in Scheme::ALL {
-        for largest in [0, scheme.levels() as u8 - 1] {
+        for largest in [0, (scheme.levels() - 1) as u8] {
             let packed = PackedMatrix::from_fields(scheme, [17, 3001], vec![1.0; 17], None, |_, out| {
                 out.fill(largest);
                 Ok::<_, Error>(())
