@@ -186,3 +186,50 @@ fn a_reader_that_leaves_early_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn models_and_shapes_are_timed() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed).display().to_string();
+    let sizes = ["-p", "8", "-n", "4", "-r", "2", "-t", "1,2"];
+    let report = json(&[&["bench", "--artifact", &path, "--json"], &sizes[..]].concat());
+    assert_eq!(report["runs"].as_array().unwrap().len(), 2);
+    assert!(report["first_token_seconds"].as_f64().unwrap() > 0.0 && report["bits_per_weight"].as_f64() > Some(1.0));
+    for (run, threads) in report["runs"].as_array().unwrap().iter().zip([1, 2]) {
+        assert_eq!(run["threads"], threads);
+        assert!(run["read_bandwidth"].as_f64().unwrap() > 1e8);
+        for (test, name) in run["tests"].as_array().unwrap().iter().zip(["pp8", "tg4"]) {
+            assert_eq!(test["test"], name);
+            assert_eq!(test["tokens_per_second"]["samples"].as_array().unwrap().len(), 2);
+            assert!(test["tokens_per_second"]["median"].as_f64().unwrap() > 0.0);
+        }
+    }
+    let shape = ["bench", "--shape", "nano", "--scheme", "int4", "--embedding", "f32", "-s", "3", "--activations", "f32"];
+    let table = succeeds(&[&shape[..], &["--kv", "int8", "-d", "5"], &sizes[..]].concat());
+    assert!(table.contains("nano, random int4, embedding and head f32") && table.contains("tg4x3@d5"), "{table}");
+
+    assert!(fails(&["bench", "--shape", "tinyllama"]).contains("`tinyllama-1.1b`"));
+    assert!(fails(&["bench", "--artifact", &path, "--quantize", "int4"]).contains("has its schemes already"));
+    assert_eq!(bitllama(&["bench"]).status.code(), Some(2));
+    assert_eq!(bitllama(&["bench", "--shape", "nano", "--scheme", "int5"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_instruction_set_can_be_chosen() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed).display().to_string();
+    let run = |isa: &str| {
+        let arguments = ["run", "--artifact", &path, "--prompt", "Hello", "-n", "12", "--json"];
+        Command::new(env!("CARGO_BIN_EXE_bitllama")).args(arguments).env("BITLLAMA_ISA", isa).output().unwrap()
+    };
+    let output = run("scalar");
+    assert!(output.status.success());
+    let text: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(text["prompt_tokens"], 5);
+    for (isa, reason) in [("sse9", "unknown instruction set `sse9`"), ("neon", "this processor has no neon")] {
+        let output = run(isa);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let expected = cfg!(not(target_arch = "aarch64")) || isa != "neon";
+        assert!(!expected || (output.status.code() == Some(1) && stderr.contains(reason)), "{stderr}");
+    }
+}
