@@ -6,8 +6,8 @@
 
 Each measurement is a process of its own. A round times llama.cpp, then bitllama, on the same shape with the same number
 of threads; the ratio of a round is that of the two medians, and a table row gives the median of the ratios. The share
-of the processors that other processes took meanwhile is measured too: with `--quiet`, a measurement that was disturbed
-is repeated.
+of the processors that other processes took meanwhile is measured too: with `--quiet`, measurements wait for a
+quiet machine, and one that was disturbed is repeated.
 """
 
 import argparse
@@ -58,16 +58,30 @@ def run_once(command, timeout):
     return json.loads(done.stdout), others
 
 
+def wait_for_quiet(share, patience):
+    """Returns when other processes take less than `share` of the processors, or after `patience` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = cpu_seconds()
+        time.sleep(1)
+        after = cpu_seconds()
+        if not before or after[0] - before[0] <= share * (after[1] - before[1]):
+            return
+
+
 def run(command, args):
-    """[`run_once`], again if it was disturbed and `--quiet` is given."""
-    report, others = run_once(command, args.timeout)
-    for _ in range(args.retries):
-        if args.quiet is None or others is None or others <= args.quiet:
-            break
-        print(f"    other processes had {others:.0%} of the processors: again in 10 s", file=sys.stderr)
-        time.sleep(10)
-        report, others = run_once(command, args.timeout)
-    return report, others
+    """[`run_once`], with `--quiet` when the machine is quiet, and again if it did not stay so."""
+    if args.quiet is None:
+        return run_once(command, args.timeout)
+    best = None
+    for _ in range(args.retries + 1):
+        wait_for_quiet(args.quiet, args.patience)
+        this = run_once(command, args.timeout)
+        if this[1] is None or this[1] <= args.quiet:
+            return this
+        print(f"    other processes had {this[1]:.0%} of the processors", file=sys.stderr)
+        best = min(best or this, this, key=lambda one: one[1])
+    return best
 
 
 def find_tests(report):
@@ -198,8 +212,9 @@ def main():
     parser.add_argument("--only", default=f"{PEER},{OURS}", help="one of both sides (default: %(default)s)")
     parser.add_argument("--bitllama", default=str(ROOT / "target/release/bitllama"), metavar="PATH")
     parser.add_argument("--bitllama-args", default="", help="more arguments of `bitllama bench`")
-    parser.add_argument("--quiet", type=float, metavar="SHARE", help="repeat a measurement if others had more of the processors (0.05)")
-    parser.add_argument("--retries", type=int, default=5, help="how often, at most")
+    parser.add_argument("--quiet", type=float, metavar="SHARE", help="wait until other processes have at most this share of the processors, and repeat a measurement if they had more meanwhile (0.05)")
+    parser.add_argument("--retries", type=int, default=3, help="how often a measurement is repeated at most; then the quietest counts")
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for quiet at most")
     parser.add_argument("--timeout", type=float, default=900, help="seconds of one measurement")
     parser.add_argument("--cache", required=True, help="folder that keeps the GGUF files")
     parser.add_argument("--out", required=True, help="folder for the table and the JSON")
