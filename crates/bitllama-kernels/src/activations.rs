@@ -31,6 +31,8 @@ pub(crate) struct Tile {
     pub tokens: usize,
     /// Rows that there is room for: one of the widths that kernels are compiled for.
     pub width: usize,
+    /// Columns of a row in units of [`COLUMN_UNIT`].
+    units: usize,
     /// `[units * COLUMN_UNIT / 4][width][4]`; columns that the matrix has not, and rows beyond `tokens`, are 0.
     pub values: Vec<i8>,
     /// `[tokens]`, 0 for rows of zeros.
@@ -108,7 +110,7 @@ impl Activations {
 impl Tile {
     fn set(&mut self, isa: Isa, first: usize, width: usize, x: &[f32], columns: usize) {
         let padded = columns.next_multiple_of(COLUMN_UNIT);
-        (self.first, self.tokens, self.width) = (first, x.len() / columns, width);
+        (self.first, self.tokens, self.width, self.units) = (first, x.len() / columns, width, padded / COLUMN_UNIT);
         self.scales.clear();
         self.sums.clear();
         self.outliers.clear();
@@ -142,8 +144,7 @@ impl Tile {
     /// The sum of the rounded values of a token from unit `first` up to `end`.
     #[inline(always)]
     pub fn sum(&self, token: usize, (first, end): (usize, usize)) -> i32 {
-        let units = self.sums.len() / self.tokens;
-        let sums = &self.sums[token * units..(token + 1) * units];
+        let sums = &self.sums[token * (self.units + 1)..(token + 1) * (self.units + 1)];
         sums[end] - sums[first]
     }
 

@@ -14,6 +14,7 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     const ROWS: usize = 8;
     const STACKED: bool = false;
+    const SUMS: usize = 4;
     const BYTE_BIAS: i32 = 128;
     type Bytes = __m256i;
     type Ints = __m256i;

@@ -13,6 +13,7 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     const ROWS: usize = 16;
     const STACKED: bool = true;
+    const SUMS: usize = 16;
     const BYTE_BIAS: i32 = 0;
     type Bytes = __m512i;
     type Ints = __m512i;

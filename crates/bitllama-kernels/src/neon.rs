@@ -28,6 +28,7 @@ unsafe fn sdot(mut sum: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
 impl Simd for Neon {
     const ROWS: usize = 4;
     const STACKED: bool = false;
+    const SUMS: usize = 16;
     const BYTE_BIAS: i32 = 128;
     type Bytes = uint8x16_t;
     type Ints = int32x4_t;

@@ -19,6 +19,7 @@ fn each<T>(f: impl FnMut(usize) -> T) -> [T; ROWS] {
 impl Simd for Scalar {
     const ROWS: usize = ROWS;
     const STACKED: bool = false;
+    const SUMS: usize = 4;
     const BYTE_BIAS: i32 = 0;
     type Bytes = [[u8; 4]; ROWS];
     type Ints = [i32; ROWS];

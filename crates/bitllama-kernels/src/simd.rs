@@ -24,6 +24,8 @@ pub(crate) trait Simd {
     /// Whether sums of a few fields that stand higher in their bytes still fit ([`stacked`]): not where products of two
     /// bytes are summed in 16 bits.
     const STACKED: bool;
+    /// Sums that should be under way at a time, for one not to wait for the other.
+    const SUMS: usize;
     /// What [`Simd::dot_bytes`] takes from each field, so that it is a signed byte.
     const BYTE_BIAS: i32;
     /// Four bytes of each row.
@@ -314,14 +316,22 @@ unsafe fn fields_sum<S: Simd, F: Fields, const N: usize>(
             }
         };
     }
+    if !S::STACKED && F::BITS <= 2 && N <= 2 {
+        return unsafe {
+            match F::BITS {
+                1 => half_stacked::<S, F, N, 4>(panel, values, (first, end)),
+                _ => half_stacked::<S, F, N, 2>(panel, values, (first, end)),
+            }
+        };
+    }
     let mut sums = [unsafe { S::int_splat(0) }; N];
-    let depth = if F::BITS == 8 { usize::MAX } else { (S::depth(F::LARGEST) / F::QUADS).max(1) };
+    // With few tokens, quads have sums of their own.
+    let chains = (S::SUMS / N).clamp(1, if F::QUADS < 4 { F::QUADS } else { 4 });
+    let depth = if F::BITS == 8 { usize::MAX } else { (S::depth(F::LARGEST) / (F::QUADS / chains)).max(1) };
     let mut block = first;
     while block < end {
         let stop = block.saturating_add(depth).min(end);
         unsafe {
-            // With few tokens, quads have sums of their own, so that one need not wait for the other.
-            let chains = (4 / N).clamp(1, F::QUADS);
             let mut partial = [[S::partial_zero(); N]; 4];
             while block < stop {
                 let fields = F::unpack::<S>(panel.add(block * F::BYTES));
@@ -410,28 +420,76 @@ unsafe fn stacked_block<S: Simd, F: Fields, const N: usize, const QUADS: usize>(
     }
 }
 
+/// [`fields_sum`] where sums of fields that stand as high as in [`stacked`] would be too large: a byte is taken in two
+/// halves of `HEIGHTS` fields, so that one shift is left.
+#[inline(always)]
+unsafe fn half_stacked<S: Simd, F: Fields, const N: usize, const HEIGHTS: usize>(
+    panel: *const u8,
+    values: *const i8,
+    (first, end): (usize, usize),
+) -> [S::Ints; N] {
+    unsafe {
+        let mut sums = [[S::int_splat(0); N]; HEIGHTS];
+        let depth = S::depth(F::LARGEST << ((HEIGHTS as u32 - 1) * F::BITS));
+        let mut block = first;
+        while block < end {
+            let stop = block.saturating_add(depth).min(end);
+            let mut partial = [[[S::partial_zero(); N]; HEIGHTS]; 2];
+            while block < stop {
+                let v = S::load(panel.add(block * F::BYTES));
+                S::prefetch(panel.wrapping_add(block * F::BYTES + PREFETCH));
+                for (half, (v, partial)) in [v, S::shift_right::<4>(v)].into_iter().zip(&mut partial).enumerate() {
+                    for (height, partial) in partial.iter_mut().enumerate() {
+                        let fields = S::and(v, (F::LARGEST << (height as u32 * F::BITS)) as u8);
+                        let x = values.add((block * F::QUADS + half * HEIGHTS + height) * N * 4);
+                        for (token, partial) in partial.iter_mut().enumerate() {
+                            *partial = S::dot(*partial, fields, S::broadcast(x.add(4 * token)));
+                        }
+                    }
+                }
+                block += 1;
+            }
+            for (height, sums) in sums.iter_mut().enumerate() {
+                for (token, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::add_partial(S::add_partial(*sum, partial[0][height][token]), partial[1][height][token]);
+                }
+            }
+        }
+        let mut totals = [S::int_splat(0); N];
+        for (height, sums) in sums.into_iter().enumerate() {
+            for (total, sum) in totals.iter_mut().zip(sums) {
+                *total = S::int_add(*total, S::int_shift_right(sum, height as u32 * F::BITS));
+            }
+        }
+        totals
+    }
+}
+
 /// What the outliers of a token add to the rows of a part: codes times numbers in f32, column after column.
 #[inline(always)]
 unsafe fn outlier_sum<S: Simd, F: Fields>(panel: &Panel, part: usize, outliers: &[(u32, f32)]) -> S::Floats {
     let bytes = unsafe { panel.bytes.as_ptr().add(part * 4 * S::ROWS) };
     let (step, low) = (panel.scheme.code_of(1) - panel.scheme.code_of(0), panel.scheme.code_of(0));
-    let columns = panel.scheme.block_columns();
+    let columns = 4 * F::QUADS;
     unsafe {
         let mut total = S::splat(0.0);
         let mut rest = outliers;
-        while let Some((column, _)) = rest.first() {
-            let group = if panel.groups == 1 { 0 } else { *column as usize / panel.group_size };
+        for group in 0..panel.groups {
+            let here = match panel.groups {
+                1 => rest.len(),
+                _ => rest.partition_point(|(column, _)| (*column as usize) < (group + 1) * panel.group_size),
+            };
+            if here == 0 {
+                continue;
+            }
             let (mut fields, mut x_sum) = (S::splat(0.0), 0.0f32);
-            while let Some((column, x)) = rest.first() {
+            for (column, x) in &rest[..here] {
                 let column = *column as usize;
-                if panel.groups > 1 && column / panel.group_size != group {
-                    break;
-                }
                 let field = F::column::<S>(bytes.add(column / columns * F::BYTES), column % columns);
                 fields = S::add(fields, S::mul(S::to_floats(field), S::splat(*x)));
                 x_sum += x;
-                rest = &rest[1..];
             }
+            rest = &rest[here..];
             let constants = group * PANEL_ROWS + part * S::ROWS;
             let codes = match panel.lows {
                 None => S::add(S::mul(fields, S::splat(step as f32)), S::splat(low as f32 * x_sum)),
@@ -474,7 +532,7 @@ unsafe fn float_panels_of<S: Simd, F: Fields>(
 ) {
     let scheme = weight.scheme();
     let (step, low) = (scheme.code_of(1) - scheme.code_of(0), scheme.code_of(0));
-    let columns = scheme.block_columns();
+    let columns = 4 * F::QUADS;
     for index in panels {
         let panel = weight.panel(index);
         let out = out.at(0, index * PANEL_ROWS);
@@ -485,19 +543,28 @@ unsafe fn float_panels_of<S: Simd, F: Fields>(
                 for (group, x_sum) in x_sums.iter().enumerate() {
                     let (first, end) = panel.group_blocks(group);
                     let mut sums = [S::splat(0.0); 4];
-                    for block in first..end {
+                    let whole = (x.len() / columns).min(end);
+                    for block in first..whole {
                         let start = bytes.add(block * F::BYTES);
-                        let x = &x[block * columns..];
-                        if x.len() >= columns {
-                            for column in 0..columns {
-                                let field = S::to_floats(F::column::<S>(start, column));
-                                sums[column % 4] = S::mul_add(field, S::splat(x[column]), sums[column % 4]);
+                        let x = x.as_ptr().add(block * columns);
+                        let fields = F::unpack::<S>(start);
+                        // Constants as bounds, so that the loops are unrolled and shifts are constants as well.
+                        for quad in 0..F::QUADS {
+                            for (byte, sum) in sums.iter_mut().enumerate() {
+                                let column = 4 * quad + byte;
+                                let field = match F::BITS {
+                                    3 => S::lane_field(fields[quad], 8 * byte as u32, 7),
+                                    _ => F::column::<S>(start, column),
+                                };
+                                *sum = S::mul_add(S::to_floats(field), S::splat(*x.add(column)), *sum);
                             }
-                        } else {
-                            for (column, x) in x.iter().enumerate() {
-                                let field = S::to_floats(F::column::<S>(start, column));
-                                sums[column % 4] = S::mul_add(field, S::splat(*x), sums[column % 4]);
-                            }
+                        }
+                    }
+                    if whole < end {
+                        let start = bytes.add(whole * F::BYTES);
+                        for (column, x) in x[whole * columns..].iter().enumerate() {
+                            let field = S::to_floats(F::column::<S>(start, column));
+                            sums[column % 4] = S::mul_add(field, S::splat(*x), sums[column % 4]);
                         }
                     }
                     let fields = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));

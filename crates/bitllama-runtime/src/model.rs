@@ -212,14 +212,15 @@ impl Layer {
 
 fn matrix((spec, stored): (WeightSpec, StoredWeight)) -> Result<Matrix> {
     let wrong = |found| Error::Shape { name: spec.name.clone(), found, expected: format!("{:?}", spec.shape) };
-    match stored {
+    let matrix = match stored {
         StoredWeight::Packed(packed) if spec.shape == [packed.rows(), packed.columns()] => Ok(packed.into()),
         StoredWeight::Packed(packed) => Err(wrong(format!("[{}, {}]", packed.rows(), packed.columns()))),
         StoredWeight::Full(data) => match spec.shape.as_slice() {
             [_, columns] if data.len() == spec.len() => Ok(Matrix::Full(DenseMatrix { data, columns: *columns })),
             _ => Err(wrong(format!("{} numbers", data.len()))),
         },
-    }
+    };
+    matrix.inspect(Matrix::prefer_large_pages)
 }
 
 fn vector((spec, stored): (WeightSpec, StoredWeight)) -> Result<Vec<f32>> {
