@@ -11,8 +11,8 @@ use std::time::Instant;
 #[repr(C, align(64))]
 struct Line([u64; 8]);
 
-/// Bytes of one task: enough that taking it costs nothing beside reading it.
-const TASK_BYTES: [usize; 2] = [16 << 10, 4 << 20];
+/// Bytes that one task reads: enough that taking it costs nothing beside.
+const TASK_BYTES: [usize; 2] = [1 << 20, 4 << 20];
 
 /// Bytes that one phase reads at least; a smaller buffer is read several times over.
 const PHASE_BYTES: usize = 64 << 20;
@@ -31,11 +31,15 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize, seconds: f64) -> f64 {
     pool.for_each_chunk(&mut buffer, task, |i, lines| lines.fill(Line([i as u64; 8])));
 
     let chunks = buffer.len().div_ceil(task);
-    let passes = PHASE_BYTES.div_ceil(size_of_val(&*buffer));
+    // A task has a chunk, or a buffer that is less than one several times.
+    let repeats = (task / buffer.len()).max(1);
+    let passes = PHASE_BYTES.div_ceil(size_of_val(&*buffer) * repeats);
     let read_all = || {
         pool.for_each(passes * chunks, |i| {
             let first = i % chunks * task;
-            black_box(sum(isa, &buffer[first..buffer.len().min(first + task)]));
+            for _ in 0..repeats {
+                black_box(sum(isa, &buffer[first..buffer.len().min(first + task)]));
+            }
         });
     };
     read_all();
@@ -46,7 +50,7 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize, seconds: f64) -> f64 {
         read_all();
         fastest = fastest.min(phase.elapsed().as_secs_f64());
     }
-    (passes * size_of_val(&*buffer)) as f64 / fastest
+    (passes * repeats * size_of_val(&*buffer)) as f64 / fastest
 }
 
 /// Bytes to read for the bandwidth of memory: four times the last cache, at least 1 GiB, at most a quarter of the
