@@ -81,12 +81,12 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn int_shift_right(a: __m512i, by: u32) -> __m512i {
-        unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+        unsafe { _mm512_srav_epi32(a, _mm512_set1_epi32(by as i32)) }
     }
     #[inline(always)]
     unsafe fn lane_field(bytes: __m512i, shift: u32, mask: i32) -> __m512i {
         unsafe {
-            let lanes = _mm512_srl_epi32(bytes, _mm_cvtsi32_si128(shift as i32));
+            let lanes = _mm512_srlv_epi32(bytes, _mm512_set1_epi32(shift as i32));
             _mm512_and_si512(lanes, _mm512_set1_epi32(mask))
         }
     }

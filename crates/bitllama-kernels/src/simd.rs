@@ -549,11 +549,11 @@ unsafe fn float_panels_of<S: Simd, F: Fields>(
                         let x = x.as_ptr().add(block * columns);
                         let fields = F::unpack::<S>(start);
                         // Constants as bounds, so that the loops are unrolled and shifts are constants as well.
-                        for quad in 0..F::QUADS {
+                        for (quad, fields) in fields.into_iter().enumerate().take(F::QUADS) {
                             for (byte, sum) in sums.iter_mut().enumerate() {
                                 let column = 4 * quad + byte;
                                 let field = match F::BITS {
-                                    3 => S::lane_field(fields[quad], 8 * byte as u32, 7),
+                                    3 => S::lane_field(fields, 8 * byte as u32, 7),
                                     _ => F::column::<S>(start, column),
                                 };
                                 *sum = S::mul_add(S::to_floats(field), S::splat(*x.add(column)), *sum);
