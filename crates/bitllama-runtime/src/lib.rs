@@ -31,9 +31,9 @@ mod testing;
 pub mod text;
 
 pub use error::{BoxError, Error, Result, one_line};
+pub use forward::Sequence;
 pub use generate::{Generation, Stop, generate};
 pub use kv_cache::KvCache;
-pub use forward::Sequence;
 pub use model::{Decoder, LogitsOf, Settings};
 pub use open::{open, open_quantized};
 pub use sampling::{Sampler, Sampling};

@@ -204,7 +204,8 @@ fn models_and_shapes_are_timed() {
             assert!(test["tokens_per_second"]["median"].as_f64().unwrap() > 0.0);
         }
     }
-    let shape = ["bench", "--shape", "nano", "--scheme", "int4", "--embedding", "f32", "-s", "3", "--activations", "f32"];
+    let shape =
+        ["bench", "--shape", "nano", "--scheme", "int4", "--embedding", "f32", "-s", "3", "--activations", "f32"];
     let table = succeeds(&[&shape[..], &["--kv", "int8", "-d", "5"], &sizes[..]].concat());
     assert!(table.contains("nano, random int4, embedding and head f32") && table.contains("tg4x3@d5"), "{table}");
 

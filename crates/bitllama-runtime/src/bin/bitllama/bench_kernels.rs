@@ -13,6 +13,8 @@ use serde::Serialize;
 const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [5632, 2048], [32768, 4096]];
 /// Rows of activations: decoding, a few sequences, a prompt.
 const BATCHES: [usize; 3] = [1, 4, 128];
+/// Weights of fewer bytes are read out of a cache when they are read again.
+const IN_CACHE: usize = 32 << 20;
 /// A kernel is run for at least so long, and the fastest run counts.
 const TIME: Duration = Duration::from_millis(120);
 
@@ -32,7 +34,7 @@ struct Row {
     gigabytes_per_second: f64,
     /// Share of what bounds the kernel ([`Row::bound`]).
     of_bound: f64,
-    /// `memory`: weights from memory, or from the cache that holds them; `compute`: products of bytes.
+    /// `reads`: of the weights, from memory or the cache that holds them; `compute`: products of bytes.
     bound: &'static str,
 }
 
@@ -42,8 +44,6 @@ struct Machine {
     threads: usize,
     /// Streaming reads of more than any cache holds, GB/s.
     memory: f64,
-    /// Reads of 1 MiB a thread again and again, GB/s.
-    cache: f64,
     /// Products of bytes in registers, 10^9 a second, by instruction set.
     int8_peak: Vec<(&'static str, f64)>,
 }
@@ -63,7 +63,6 @@ pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
         report.machines.push(Machine {
             threads: *threads,
             memory: bandwidth::read_bandwidth(&pool, 1 << 30, 0.5) / 1e9,
-            cache: bandwidth::read_bandwidth(&pool, threads << 20, 0.2) / 1e9,
             int8_peak,
         });
     }
@@ -79,8 +78,13 @@ pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
             };
             for (threads, machine) in threads.iter().zip(&report.machines) {
                 let pool = Pool::new(*threads);
+                // What holds the weights: a cache, or memory.
+                let reads = match weight.bytes() < IN_CACHE {
+                    true => bandwidth::read_bandwidth(&pool, weight.bytes(), 0.05) / 1e9,
+                    false => machine.memory,
+                };
                 for (isa, precision, tokens) in combinations(scheme) {
-                    let row = time(&pool, &weight, scheme, isa, precision, tokens, machine);
+                    let row = time(&pool, &weight, scheme, isa, precision, tokens, machine, reads);
                     if !json {
                         print_row(&row)?;
                     }
@@ -104,6 +108,7 @@ fn combinations(scheme: Option<Scheme>) -> Vec<(Isa, Precision, usize)> {
     all.flat_map(|(isa, precision)| BATCHES.map(|tokens| (isa, precision, tokens))).collect()
 }
 
+#[allow(clippy::too_many_arguments)]
 fn time(
     pool: &Pool,
     weight: &Matrix,
@@ -112,6 +117,7 @@ fn time(
     precision: Precision,
     tokens: usize,
     machine: &Machine,
+    reads: f64,
 ) -> Row {
     let (rows, columns) = (weight.rows(), weight.columns());
     let x: Vec<f32> = (0..tokens * columns).map(|i| (i * 7919 % 2001) as f32 / 1000.0 - 1.0).collect();
@@ -127,11 +133,10 @@ fn time(
     }
     let products = (rows * columns * tokens) as f64 / best / 1e9;
     let bytes = weight.bytes() as f64 / best / 1e9;
-    let reads = if weight.bytes() > machine.threads << 20 { machine.memory } else { machine.cache };
     let peak = machine.int8_peak.iter().find(|(name, _)| *name == isa.name() && precision == Precision::Int8);
     let of_compute = peak.map_or(0.0, |(_, peak)| products / peak);
     let of_memory = bytes / reads;
-    let (of_bound, bound) = if of_compute > of_memory { (of_compute, "compute") } else { (of_memory, "memory") };
+    let (of_bound, bound) = if of_compute > of_memory { (of_compute, "compute") } else { (of_memory, "reads") };
     Row {
         scheme: scheme.map_or("f32", Scheme::name),
         activations: precision.name(),
@@ -149,12 +154,9 @@ fn time(
 
 fn print_machines(machines: &[Machine]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    for Machine { threads, memory, cache, int8_peak } in machines {
+    for Machine { threads, memory, int8_peak } in machines {
         let peaks = int8_peak.iter().map(|(isa, peak)| format!("{isa} {peak:.0}")).collect::<Vec<_>>().join(", ");
-        writeln!(
-            out,
-            "{threads} threads: memory {memory:.1} GB/s, cache {cache:.1} GB/s, int8 products in registers: {peaks} G/s"
-        )?;
+        writeln!(out, "{threads} threads: memory {memory:.1} GB/s, int8 products in registers: {peaks} G/s")?;
     }
     writeln!(
         out,
