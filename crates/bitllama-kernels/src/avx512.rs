@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::activations::Activations;
 use crate::out::Out;
-use crate::simd::{self, Popcount, Simd};
+use crate::simd::{Popcount, Simd};
 use crate::weight::Weight;
+use crate::{float, integer, xnor};
 
 pub(crate) struct Avx512;
 
@@ -134,16 +135,16 @@ impl Popcount for Avx512 {
     }
 }
 
-/// See [`simd::integer_panels`].
+/// See [`integer::integer_panels`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    unsafe { simd::integer_panels::<Avx512>(weight, panels, x, out) }
+    unsafe { integer::integer_panels::<Avx512>(weight, panels, x, out) }
 }
 
-/// See [`simd::float_panels`].
+/// See [`float::float_panels`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
-    unsafe { simd::float_panels::<Avx512>(weight, panels, x, x_sums, out) }
+    unsafe { float::float_panels::<Avx512>(weight, panels, x, x_sums, out) }
 }
 
 /// See [`crate::peak::run`].
@@ -152,10 +153,10 @@ pub(crate) unsafe fn peak(x: *const i8) -> usize {
     unsafe { crate::peak::run::<Avx512>(x) }
 }
 
-/// See [`simd::unpack_panel`].
+/// See [`float::unpack_panel`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn unpack_panel(weight: &Weight, index: usize, out: *mut f32, stride: usize) {
-    unsafe { simd::unpack_panel::<Avx512>(weight, index, out, stride) }
+    unsafe { float::unpack_panel::<Avx512>(weight, index, out, stride) }
 }
 
 /// Whether the processor can run [`sign_panels`].
@@ -163,10 +164,10 @@ pub(crate) fn has_popcount() -> bool {
     is_x86_feature_detected!("avx512vpopcntdq")
 }
 
-/// See [`simd::sign_panels`]; to be called only after [`has_popcount`].
+/// See [`xnor::sign_panels`]; to be called only after [`has_popcount`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq")]
 pub(crate) unsafe fn sign_panels(weight: &Weight, panels: Range<usize>, signs: &[u32], scales: &[f32], out: Out) {
-    unsafe { simd::sign_panels::<Avx512>(weight, panels, signs, scales, out) }
+    unsafe { xnor::sign_panels::<Avx512>(weight, panels, signs, scales, out) }
 }
 
 /// See [`crate::activations::quantize_row_portable`].

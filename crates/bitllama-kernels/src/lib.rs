@@ -14,7 +14,9 @@
 //! | [`bandwidth`] | how fast this machine reads memory |
 //! | [`peak`] | how fast it multiplies bytes |
 //! | [`isa`] | which instruction set is used |
-//! | `simd` | the kernels, written once over what an instruction set can do |
+//! | `integer`, `float`, `xnor` | the kernels, written once for all instruction sets and schemes |
+//! | `fields` | how the fields of a scheme come out of a block |
+//! | `simd` | what a kernel needs of an instruction set |
 //! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
 //!
@@ -29,7 +31,10 @@ mod avx2;
 mod avx512;
 pub mod bandwidth;
 mod batch;
+mod fields;
+mod float;
 mod full;
+mod integer;
 pub mod isa;
 pub mod kv;
 pub mod matrix;
@@ -44,6 +49,7 @@ mod scalar;
 pub mod signs;
 mod simd;
 pub mod weight;
+mod xnor;
 
 pub use activations::Activations;
 pub use isa::Isa;

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use crate::activations::Activations;
 use crate::out::Out;
-use crate::simd::{self, Popcount, Simd};
+use crate::simd::{Popcount, Simd};
 use crate::weight::Weight;
+use crate::{float, integer, xnor};
 
 pub(crate) struct Neon;
 
@@ -150,16 +151,16 @@ impl Popcount for Neon {
     }
 }
 
-/// See [`simd::integer_panels`].
+/// See [`integer::integer_panels`].
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    unsafe { simd::integer_panels::<Neon>(weight, panels, x, out) }
+    unsafe { integer::integer_panels::<Neon>(weight, panels, x, out) }
 }
 
-/// See [`simd::float_panels`].
+/// See [`float::float_panels`].
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
-    unsafe { simd::float_panels::<Neon>(weight, panels, x, x_sums, out) }
+    unsafe { float::float_panels::<Neon>(weight, panels, x, x_sums, out) }
 }
 
 /// See [`crate::peak::run`].
@@ -168,16 +169,16 @@ pub(crate) unsafe fn peak(x: *const i8) -> usize {
     unsafe { crate::peak::run::<Neon>(x) }
 }
 
-/// See [`simd::unpack_panel`].
+/// See [`float::unpack_panel`].
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) unsafe fn unpack_panel(weight: &Weight, index: usize, out: *mut f32, stride: usize) {
-    unsafe { simd::unpack_panel::<Neon>(weight, index, out, stride) }
+    unsafe { float::unpack_panel::<Neon>(weight, index, out, stride) }
 }
 
-/// See [`simd::sign_panels`].
+/// See [`xnor::sign_panels`].
 #[target_feature(enable = "neon,dotprod")]
 pub(crate) unsafe fn sign_panels(weight: &Weight, panels: Range<usize>, signs: &[u32], scales: &[f32], out: Out) {
-    unsafe { simd::sign_panels::<Neon>(weight, panels, signs, scales, out) }
+    unsafe { xnor::sign_panels::<Neon>(weight, panels, signs, scales, out) }
 }
 
 /// See [`crate::activations::quantize_row_portable`].

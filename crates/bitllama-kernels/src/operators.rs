@@ -122,6 +122,12 @@ fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
 
 #[inline(always)]
 fn dot_all<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    dot_ahead::<S, 0>(s, a, b)
+}
+
+/// The sum of `a[i] * b[i]`, with the cache lines of `a` asked for `AHEAD` numbers before they are read, unless that is 0.
+#[inline(always)]
+pub(crate) fn dot_ahead<S: Simd, const AHEAD: usize>(s: S, a: &[f32], b: &[f32]) -> f32 {
     const UNROLLED: usize = 4;
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
@@ -130,6 +136,9 @@ fn dot_all<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     let (b, b_last) = b.as_chunks::<UNROLLED>();
     for (a, b) in a.iter().zip(b) {
         for i in 0..UNROLLED {
+            if AHEAD > 0 {
+                s.prefetch(a[i].as_ptr().wrapping_add(AHEAD));
+            }
             sums[i] = s.mul_add(s.load(&a[i]), s.load(&b[i]), sums[i]);
         }
     }

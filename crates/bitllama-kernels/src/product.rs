@@ -237,7 +237,7 @@ macro_rules! by_isa {
 pub(crate) use by_isa;
 
 /// # Safety
-/// See [`crate::simd::integer_panels`].
+/// See [`crate::integer::integer_panels`].
 unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
     assert_eq!(weight.columns(), x.columns());
     // SAFETY: as promised by the caller; activations are laid out for their own instruction set.
@@ -245,7 +245,7 @@ unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations,
 }
 
 /// # Safety
-/// See [`crate::simd::float_panels`].
+/// See [`crate::float::float_panels`].
 unsafe fn float_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &[f32], out: Out) {
     assert_eq!(weight.columns(), x.len());
     thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
@@ -259,7 +259,7 @@ unsafe fn float_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &[f32
 }
 
 /// # Safety
-/// See [`crate::simd::sign_panels`].
+/// See [`crate::xnor::sign_panels`].
 unsafe fn sign_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &Signs, out: Out) {
     assert!(weight.scheme() == Scheme::Binary && weight.columns() == x.columns());
     #[cfg(target_arch = "x86_64")]

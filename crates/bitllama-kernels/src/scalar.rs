@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::activations::Activations;
 use crate::out::Out;
-use crate::simd::{self, Popcount, Simd};
+use crate::simd::{Popcount, Simd};
 use crate::weight::Weight;
+use crate::{float, integer, xnor};
 
 pub(crate) struct Scalar;
 
@@ -132,14 +133,14 @@ impl Popcount for Scalar {
     }
 }
 
-/// See [`simd::integer_panels`].
+/// See [`integer::integer_panels`].
 pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    unsafe { simd::integer_panels::<Scalar>(weight, panels, x, out) }
+    unsafe { integer::integer_panels::<Scalar>(weight, panels, x, out) }
 }
 
-/// See [`simd::float_panels`].
+/// See [`float::float_panels`].
 pub(crate) unsafe fn float_panels(weight: &Weight, panels: Range<usize>, x: &[f32], x_sums: &[f32], out: Out) {
-    unsafe { simd::float_panels::<Scalar>(weight, panels, x, x_sums, out) }
+    unsafe { float::float_panels::<Scalar>(weight, panels, x, x_sums, out) }
 }
 
 /// See [`crate::peak::run`].
@@ -147,14 +148,14 @@ pub(crate) unsafe fn peak(x: *const i8) -> usize {
     unsafe { crate::peak::run::<Scalar>(x) }
 }
 
-/// See [`simd::unpack_panel`].
+/// See [`float::unpack_panel`].
 pub(crate) unsafe fn unpack_panel(weight: &Weight, index: usize, out: *mut f32, stride: usize) {
-    unsafe { simd::unpack_panel::<Scalar>(weight, index, out, stride) }
+    unsafe { float::unpack_panel::<Scalar>(weight, index, out, stride) }
 }
 
-/// See [`simd::sign_panels`].
+/// See [`xnor::sign_panels`].
 pub(crate) unsafe fn sign_panels(weight: &Weight, panels: Range<usize>, signs: &[u32], scales: &[f32], out: Out) {
-    unsafe { simd::sign_panels::<Scalar>(weight, panels, signs, scales, out) }
+    unsafe { xnor::sign_panels::<Scalar>(weight, panels, signs, scales, out) }
 }
 
 /// See [`crate::activations::quantize_row_portable`].
