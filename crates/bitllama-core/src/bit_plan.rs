@@ -1,9 +1,12 @@
-//! A bit plan says which weight is stored in which scheme, by globs over parameter paths.
+//! A bit plan says which weight is rounded by which quantizer, by globs over parameter paths.
 
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::weights::{Kind, WeightSpec, specs};
-use crate::{Error, ModelConfig, Scheme};
+use crate::{Error, ModelConfig, Quantizer, Rule};
+
+/// The weights of a model, each with its quantizer or `None` for full precision.
+pub type ResolvedPlan = Vec<(WeightSpec, Option<Quantizer>)>;
 
 /// Rules in order; the last one that matches a weight decides.
 ///
@@ -12,57 +15,53 @@ use crate::{Error, ModelConfig, Scheme};
 /// with their name (`embed_tokens*`, `lm_head`); norms are vectors and can never be quantized.
 #[derive(Debug, Clone)]
 pub struct BitPlan {
-    rules: Vec<Rule>,
+    rules: Vec<Line>,
 }
 
 #[derive(Debug, Clone)]
-struct Rule {
+struct Line {
     glob: String,
     matcher: GlobMatcher,
-    /// `None` keeps full precision.
-    scheme: Option<Scheme>,
+    rule: Rule,
 }
 
-/// The word that keeps a weight in full precision.
-pub const FULL_PRECISION: &str = "f32";
-
 impl BitPlan {
-    /// Reads rules of glob → scheme name, in order of increasing precedence.
+    /// Compiles rules of glob → quantizer, in order of increasing precedence.
     ///
     /// # Errors
-    /// [`Error::BitPlan`] for a glob that cannot be read, [`Error::UnknownScheme`] for a name that is neither a
-    /// scheme nor `f32`.
-    pub fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
-        let rules = rules.into_iter().map(|(glob, scheme)| {
+    /// [`Error::BitPlan`] for a glob that cannot be read.
+    pub fn new<'a>(rules: impl IntoIterator<Item = (&'a str, Rule)>) -> Result<Self, Error> {
+        let rules = rules.into_iter().map(|(glob, rule)| {
             let matcher = GlobBuilder::new(glob)
                 .literal_separator(false)
                 .build()
                 .map_err(|e| Error::BitPlan(format!("glob `{glob}`: {}", e.kind())))?
                 .compile_matcher();
-            let scheme = if scheme == FULL_PRECISION { None } else { Some(scheme.parse()?) };
-            Ok(Rule { glob: glob.to_string(), matcher, scheme })
+            Ok(Line { glob: glob.to_string(), matcher, rule })
         });
         Ok(Self { rules: rules.collect::<Result<_, Error>>()? })
     }
 
-    /// One scheme for every linear layer of the blocks.
-    pub fn uniform(scheme: Scheme) -> Self {
-        Self::new([("layers.*", scheme.name())]).unwrap_or_else(|_| Self { rules: Vec::new() })
+    /// One quantizer for every linear layer of the blocks.
+    pub fn uniform(quantizer: impl Into<Quantizer>) -> Self {
+        let rule = Rule(Some(quantizer.into()));
+        Self::new([("layers.*", rule)]).unwrap_or_else(|_| Self { rules: Vec::new() })
     }
 
-    /// The scheme of one weight, or `None` for full precision.
-    pub fn scheme_of(&self, weight: &WeightSpec) -> Option<Scheme> {
+    /// The quantizer of one weight, or `None` for full precision.
+    pub fn quantizer_of(&self, weight: &WeightSpec) -> Option<Quantizer> {
         if weight.kind == Kind::Norm {
             return None;
         }
-        self.rules.iter().rev().find(|rule| rule.applies_to(weight)).and_then(|rule| rule.scheme)
+        self.rules.iter().rev().find(|line| line.applies_to(weight)).and_then(|line| line.rule.0)
     }
 
-    /// The weights of a model with their schemes, in the order of [`specs`].
+    /// The weights of a model with their quantizers, in the order of [`specs`].
     ///
     /// # Errors
-    /// [`Error::BitPlan`] if a rule reaches no weight at all: a misspelt glob must not pass in silence.
-    pub fn resolve(&self, config: &ModelConfig) -> Result<Vec<(WeightSpec, Option<Scheme>)>, Error> {
+    /// [`Error::BitPlan`] if a rule reaches no weight at all (a misspelt glob must not pass in silence), or one that its
+    /// groups do not divide.
+    pub fn resolve(&self, config: &ModelConfig) -> Result<ResolvedPlan, Error> {
         let weights = specs(config);
         for rule in &self.rules {
             let reached = weights.iter().filter(|w| w.kind != Kind::Norm).any(|w| rule.applies_to(w));
@@ -73,11 +72,19 @@ impl BitPlan {
                 )));
             }
         }
-        Ok(weights.into_iter().map(|w| (w.clone(), self.scheme_of(&w))).collect())
+        let resolved = weights.into_iter().map(|weight| {
+            let quantizer = self.quantizer_of(&weight);
+            if let (Some(quantizer), [rows, columns]) = (quantizer, &weight.shape[..]) {
+                let fits = quantizer.check_shape([*rows, *columns]);
+                fits.map_err(|e| Error::BitPlan(format!("{}: {e}", weight.name)))?;
+            }
+            Ok((weight, quantizer))
+        });
+        resolved.collect()
     }
 }
 
-impl Rule {
+impl Line {
     fn applies_to(&self, weight: &WeightSpec) -> bool {
         let path = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
         let named = match weight.kind {
@@ -92,18 +99,23 @@ impl Rule {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
+    use crate::{Granularity, Scheme};
+
+    fn plan(rules: &[(&str, &str)]) -> Result<BitPlan, Error> {
+        let rules = rules.iter().map(|(glob, rule)| Ok((*glob, rule.parse()?)));
+        BitPlan::new(rules.collect::<Result<Vec<_>, Error>>()?)
+    }
 
     fn scheme(plan: &BitPlan, name: &str) -> Option<Scheme> {
         let mut config = tiny();
         config.tie_word_embeddings = false;
         let all = plan.resolve(&config).unwrap();
-        all.into_iter().find(|(w, _)| w.name == name).unwrap().1
+        all.into_iter().find(|(w, _)| w.name == name).unwrap().1.map(|quantizer| quantizer.scheme)
     }
 
     #[test]
     fn the_last_rule_that_matches_decides() {
-        let plan =
-            BitPlan::new([("*", "ternary"), ("layers.*.mlp.*", "int4"), ("layers.1.mlp.down_proj", "f32")]).unwrap();
+        let plan = plan(&[("*", "ternary"), ("layers.*.mlp.*", "int4"), ("layers.1.mlp.down_proj", "f32")]).unwrap();
         assert_eq!(scheme(&plan, "layers.0.self_attn.q_proj.weight"), Some(Scheme::Ternary));
         assert_eq!(scheme(&plan, "layers.0.mlp.up_proj.weight"), Some(Scheme::Int4));
         assert_eq!(scheme(&plan, "layers.1.mlp.down_proj.weight"), None);
@@ -111,22 +123,25 @@ mod tests {
 
     #[test]
     fn embedding_head_and_norms_stay_whole_unless_named() {
-        let plan = BitPlan::new([("*", "binary")]).unwrap();
+        let all = plan(&[("*", "binary")]).unwrap();
         for name in ["embed_tokens.weight", "lm_head.weight", "norm.weight", "layers.0.input_layernorm.weight"] {
-            assert_eq!(scheme(&plan, name), None, "{name}");
+            assert_eq!(scheme(&all, name), None, "{name}");
         }
-        let plan = BitPlan::new([("embed_tokens", "int8"), ("lm_head.weight", "int4")]).unwrap();
+        let plan = plan(&[("embed_tokens", "int8"), ("lm_head.weight", "int4")]).unwrap();
         assert_eq!(scheme(&plan, "embed_tokens.weight"), Some(Scheme::Int8));
         assert_eq!(scheme(&plan, "lm_head.weight"), Some(Scheme::Int4));
     }
 
     #[test]
-    fn a_rule_that_reaches_nothing_is_an_error() {
+    fn what_cannot_be_applied_is_an_error() {
         for glob in ["layers.*.mpl.*", "norm", "lm_head"] {
-            let plan = BitPlan::new([(glob, "int4")]).unwrap();
+            let plan = plan(&[(glob, "int4")]).unwrap();
             assert!(plan.resolve(&tiny()).is_err(), "{glob}");
         }
-        assert!(BitPlan::new([("layers.[", "int4")]).is_err());
-        assert!(BitPlan::new([("*", "int5")]).is_err());
+        assert!(plan(&[("layers.[", "int4")]).is_err());
+        assert!(plan(&[("*", "int5")]).is_err());
+        let groups = Quantizer::from(Scheme::Int4).with_granularity(Granularity::Group(32));
+        let error = BitPlan::uniform(groups).resolve(&tiny()).unwrap_err().to_string();
+        assert!(error.contains("layers.0.self_attn.q_proj.weight") && error.contains("groups of 32"), "{error}");
     }
 }

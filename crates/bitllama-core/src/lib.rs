@@ -6,7 +6,9 @@
 //! | [`rope`] | rotary frequencies of a config |
 //! | [`weights`] | the name and shape of every weight of a config |
 //! | [`scheme`] | the low-bit number formats and their codes |
-//! | [`rounding`] | the one rounding function of each scheme |
+//! | [`quantizer`] | a scheme with the source and the sharing of its scales |
+//! | [`rounding`] | the one rounding function of each quantizer |
+//! | [`search`] | scales that make the squared error small |
 //! | [`packed`] | codes packed into bits |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
@@ -18,16 +20,19 @@ pub mod bit_plan;
 pub mod config;
 pub mod packed;
 pub mod panel;
+pub mod quantizer;
 pub mod rope;
 pub mod rounding;
 pub mod scheme;
+pub mod search;
 pub mod size;
 pub mod weights;
 
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use packed::PackedMatrix;
-pub use rounding::{DenseMatrix, RowMatrix, quantize};
+pub use quantizer::{Granularity, Method, Quantizer, Rule};
+pub use rounding::{DenseMatrix, Quantized, RowMatrix, quantize};
 pub use scheme::Scheme;
 
 /// What can be wrong with a config, a plan or packed bytes.
@@ -42,6 +47,9 @@ pub enum Error {
         /// The name as given.
         name: String,
     },
+    /// A quantizer whose parts do not go together, or that does not fit a matrix.
+    #[error("quantizer: {0}")]
+    Quantizer(String),
     /// A bit plan that cannot be applied.
     #[error("bit plan: {0}")]
     BitPlan(String),

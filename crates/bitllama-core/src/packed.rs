@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use crate::panel::{self, COLUMN_UNIT, PANEL_ROWS};
-use crate::{DenseMatrix, Error, Scheme};
+use crate::rounding::{Quantized, quantize};
+use crate::{DenseMatrix, Error, Quantizer, Scheme};
 
 /// A packed matrix `[rows, columns]` = `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,26 +50,47 @@ impl PackedMatrix {
         Ok(Self { scheme, rows, columns, bytes, scales, zero_points })
     }
 
-    /// Packs `codes` (`[rows, columns]`, whole numbers in range) with `scales` (`[rows, groups]`).
+    /// Packs what `quantizer` made of a matrix `[rows, columns]`, whose rows are in the matrix one after the other,
+    /// whatever shared a scale.
     ///
     /// # Errors
-    /// [`Error::Packed`] if a code is outside the scheme's range, or the lengths do not match.
-    pub fn pack(scheme: Scheme, codes: &DenseMatrix, scales: Vec<f32>) -> Result<Self, Error> {
-        let columns = codes.columns;
-        if columns == 0 || !codes.data.len().is_multiple_of(columns) {
-            return Err(Error::Packed(format!("{} codes are no rows of {columns}", codes.data.len())));
+    /// [`Error::Packed`] if a code is outside the scheme's range (a weight that is not finite has none), or the lengths do
+    /// not match.
+    pub fn pack(
+        quantizer: &Quantizer,
+        [rows, columns]: [usize; 2],
+        quantized: Quantized<DenseMatrix>,
+    ) -> Result<Self, Error> {
+        let (scheme, codes) = (quantizer.scheme, quantized.codes.data);
+        if codes.len() != rows * columns {
+            return Err(Error::Packed(format!("{} codes are no {rows} rows of {columns}", codes.len())));
         }
-        let (low, high) = scheme.code_range();
-        let shape = [codes.data.len() / columns, columns];
-        Self::from_fields(scheme, shape, scales, None, |row, out| {
-            for (field, code) in out.iter_mut().zip(&codes.data[row * columns..]) {
-                if !(code.fract() == 0.0 && *code >= low as f32 && *code <= high as f32) {
+        let scales = quantizer.per_row(quantized.scales.data, rows);
+        let zero_points: Option<Vec<i32>> = quantized
+            .zero_points
+            .map(|points| quantizer.per_row(points.data, rows).into_iter().map(|point| point as i32).collect());
+        // Fields are codes already where there are zero points.
+        let (low, step) = if zero_points.is_some() { (0, 1) } else { (scheme.code_of(0), scheme.code_step()) };
+        Self::from_fields(scheme, [rows, columns], scales, zero_points, |row, out| {
+            for (field, code) in out.iter_mut().zip(&codes[row * columns..]) {
+                let number = (code - low as f32) / step as f32;
+                if !(number.fract() == 0.0 && number >= 0.0 && number < scheme.levels() as f32) {
                     return Err(Error::Packed(format!("{code} is no code of {scheme}")));
                 }
-                *field = scheme.field_of(*code as i32);
+                *field = number as u8;
             }
             Ok(())
         })
+    }
+
+    /// Rounds `weight`, row-major `[rows, columns]`, by the scales that it gives, and packs it.
+    ///
+    /// # Errors
+    /// [`Error::Packed`] if a weight is not finite, [`Error::Quantizer`] if groups do not divide the columns.
+    pub fn quantize(quantizer: &Quantizer, shape: [usize; 2], weight: Vec<f32>) -> Result<Self, Error> {
+        quantizer.check_shape(shape)?;
+        let weight = DenseMatrix { data: weight, columns: quantizer.group_len(shape) };
+        Self::pack(quantizer, shape, quantize(quantizer, weight, None))
     }
 
     /// Packs fields, one a byte. `fields` writes those of a row into its second argument (`[columns]`).
@@ -213,12 +235,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::quantize;
+    use crate::Granularity;
+
+    fn codes(data: Vec<f32>, columns: usize, scales: Vec<f32>) -> Quantized<DenseMatrix> {
+        let (codes, scales) = (DenseMatrix { data, columns }, DenseMatrix { data: scales, columns: 1 });
+        Quantized { codes, scales, zero_points: None }
+    }
 
     #[test]
     fn int4_stacks_columns_four_apart() {
-        let codes = DenseMatrix { data: vec![-8., 7., 0., 1., -7., 6.], columns: 6 };
-        let packed = PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0]).unwrap();
+        let codes = codes(vec![-8., 7., 0., 1., -7., 6.], 6, vec![1.0]);
+        let packed = PackedMatrix::pack(&Scheme::Int4.into(), [1, 6], codes).unwrap();
         assert_eq!(packed.bytes()[..4], [0x10, 0xef, 0x08, 0x09]);
         assert_eq!(packed.bytes().len(), 64);
         assert!(packed.bytes()[4..].iter().all(|byte| *byte == 0));
@@ -226,16 +253,17 @@ mod tests {
 
     #[test]
     fn wrong_sizes_and_codes_are_refused() {
-        let two = DenseMatrix { data: vec![2.0], columns: 1 };
-        assert!(PackedMatrix::pack(Scheme::Ternary, &two, vec![1.0]).is_err());
+        for (scheme, code) in [(Scheme::Ternary, 2.0), (Scheme::Seq2, 0.0), (Scheme::Int8, f32::NAN)] {
+            assert!(PackedMatrix::pack(&scheme.into(), [1, 1], codes(vec![code], 1, vec![1.0])).is_err());
+        }
         let short = PackedMatrix::new(Scheme::Int4, [2, 4], Bytes::from_static(&[0; 63]), vec![1.0; 2], None);
         assert!(short.is_err());
         let huge = PackedMatrix::new(Scheme::Int8, [usize::MAX, 2], Bytes::new(), vec![], None);
         assert!(huge.is_err());
-        let codes = DenseMatrix { data: vec![1.0; 96], columns: 96 };
-        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0; 3]).is_ok());
-        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0; 2]).is_err());
-        assert!(PackedMatrix::pack(Scheme::Int4, &codes, vec![]).is_err());
+        let pack = |scales| PackedMatrix::pack(&Scheme::Int4.into(), [1, 96], codes(vec![1.0; 96], 96, scales));
+        assert!(pack(vec![1.0; 3]).is_ok());
+        assert!(pack(vec![1.0; 2]).is_err());
+        assert!(pack(vec![]).is_err());
     }
 
     #[test]
@@ -249,8 +277,9 @@ mod tests {
 
     #[test]
     fn groups_have_scales_of_their_own() {
-        let codes = DenseMatrix { data: vec![1.0; 2 * 64], columns: 64 };
-        let packed = PackedMatrix::pack(Scheme::Int4, &codes, vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        let codes = codes(vec![1.0; 2 * 64], 32, vec![1.0, 2.0, 3.0, 4.0]);
+        let quantizer = Quantizer::from(Scheme::Int4).with_granularity(Granularity::Group(32));
+        let packed = PackedMatrix::pack(&quantizer, [2, 64], codes).unwrap();
         assert_eq!((packed.group_size(), packed.groups()), (32, 2));
         let weights = packed.dequantize().data;
         assert_eq!((weights[31], weights[32], weights[64], weights[127]), (1.0, 2.0, 3.0, 4.0));
@@ -258,19 +287,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packing_loses_nothing(rows in 1usize..40, columns in 1usize..80, seed in 0u32..1000, which in 0usize..6) {
-            let scheme = Scheme::ALL[which];
+        fn packing_loses_nothing(rows in 1usize..40, columns in 1usize..80, seed in 0u32..1000, which in 0usize..1000) {
+            let all = crate::quantizer::tests::all();
+            let quantizer = all[which % all.len()];
+            let columns = match quantizer.granularity {
+                Granularity::Group(size) => columns.next_multiple_of(size),
+                _ => columns,
+            };
             let data: Vec<f32> = (0..rows * columns)
                 .map(|i| ((i as u32).wrapping_mul(2654435761).wrapping_add(seed * 97) % 2001) as f32 / 1000.0 - 1.0)
                 .collect();
-            let q = quantize(scheme, DenseMatrix { data, columns });
-            let packed = PackedMatrix::pack(scheme, &q.codes, q.scales.data.clone()).unwrap();
-            let mut row = vec![0.0; columns];
-            for r in 0..rows {
-                packed.codes_into(r, &mut row);
-                prop_assert_eq!(&row, &q.codes.data[r * columns..(r + 1) * columns]);
-            }
-            prop_assert_eq!(packed.dequantize(), q.dequantize());
+            let weight = DenseMatrix { data, columns: quantizer.group_len([rows, columns]) };
+            let quantized = quantize(&quantizer, weight, None);
+            let packed = PackedMatrix::pack(&quantizer, [rows, columns], quantized.clone()).unwrap();
+            prop_assert_eq!(packed.dequantize().data, quantized.dequantize().data);
+            prop_assert_eq!(packed.groups(), quantizer.scales_a_row(columns));
         }
     }
 }

@@ -29,7 +29,7 @@ impl Scheme {
     pub const fn block_columns(self) -> usize {
         match self {
             Scheme::Binary | Scheme::Int3 => 32,
-            Scheme::Ternary | Scheme::Int2 => 16,
+            Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => 16,
             Scheme::Int4 => 8,
             Scheme::Int8 => 4,
         }
@@ -62,7 +62,7 @@ pub fn field(scheme: Scheme, panel: &[u8], row: usize, column: usize) -> u8 {
     let (byte, plane) = (4 * row + c % 4, c / 4);
     match scheme {
         Scheme::Binary => block[byte] >> plane & 1,
-        Scheme::Ternary | Scheme::Int2 => block[byte] >> (2 * plane) & 3,
+        Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => block[byte] >> (2 * plane) & 3,
         Scheme::Int3 => {
             let low = block[plane / 4 * VECTOR_BYTES + byte] >> (2 * (plane % 4)) & 3;
             low | (block[2 * VECTOR_BYTES + byte] >> plane & 1) << 2
@@ -79,7 +79,7 @@ pub(crate) fn put_field(scheme: Scheme, panel: &mut [u8], row: usize, column: us
     let (byte, plane) = (4 * row + c % 4, c / 4);
     match scheme {
         Scheme::Binary => block[byte] |= field << plane,
-        Scheme::Ternary | Scheme::Int2 => block[byte] |= field << (2 * plane),
+        Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => block[byte] |= field << (2 * plane),
         Scheme::Int3 => {
             block[plane / 4 * VECTOR_BYTES + byte] |= (field & 3) << (2 * (plane % 4));
             block[2 * VECTOR_BYTES + byte] |= (field >> 2) << plane;
@@ -103,7 +103,7 @@ pub(crate) fn row_fields(scheme: Scheme, panel: &[u8], row: usize, out: &mut [u8
         };
         match scheme {
             Scheme::Binary => stacked(0, 1, out),
-            Scheme::Ternary | Scheme::Int2 => stacked(0, 2, out),
+            Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => stacked(0, 2, out),
             Scheme::Int4 => stacked(0, 4, out),
             Scheme::Int8 => out.iter_mut().zip(lane(0)).for_each(|(out, byte)| *out = *byte),
             Scheme::Int3 => {

@@ -1,4 +1,4 @@
-//! The low-bit number formats. A weight is `code * scale`, with one scale a row and the codes of its scheme.
+//! The low-bit number formats. A weight is `code * scale` with the codes of its scheme, or `(field - zero_point) * scale`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,34 +7,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// A low-bit number format with one scale per output row.
+/// A low-bit number format: which codes there are. Where scales come from is the matter of a
+/// [`Quantizer`](crate::Quantizer).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
-    /// Codes -1, +1; scale is the mean of |w| (XNOR-Net, <https://arxiv.org/abs/1603.05279>).
+    /// Codes -1, +1.
     Binary,
-    /// Codes -1, 0, +1; scale is the mean of |w| ("absmean", BitNet b1.58, <https://arxiv.org/abs/2402.17764>).
+    /// Codes -1, 0, +1.
     Ternary,
-    /// Codes -2 ..= 1, symmetric min-max.
+    /// Codes -3, -1, 1, 3: two bits without a zero, as ParetoQ's SEQ has them (<https://arxiv.org/abs/2502.02631>).
+    Seq2,
+    /// Codes -2 ..= 1.
     Int2,
-    /// Codes -4 ..= 3, symmetric min-max.
+    /// Codes -4 ..= 3.
     Int3,
-    /// Codes -8 ..= 7, symmetric min-max.
+    /// Codes -8 ..= 7.
     Int4,
-    /// Codes -128 ..= 127, symmetric min-max.
+    /// Codes -128 ..= 127.
     Int8,
 }
 
 impl Scheme {
     /// Every scheme, from the fewest bits up.
-    pub const ALL: [Scheme; 6] =
-        [Scheme::Binary, Scheme::Ternary, Scheme::Int2, Scheme::Int3, Scheme::Int4, Scheme::Int8];
+    pub const ALL: [Scheme; 7] =
+        [Scheme::Binary, Scheme::Ternary, Scheme::Seq2, Scheme::Int2, Scheme::Int3, Scheme::Int4, Scheme::Int8];
 
     /// The name that recipes, manifests and `--scheme` use.
     pub const fn name(self) -> &'static str {
         match self {
             Scheme::Binary => "binary",
             Scheme::Ternary => "ternary",
+            Scheme::Seq2 => "seq2",
             Scheme::Int2 => "int2",
             Scheme::Int3 => "int3",
             Scheme::Int4 => "int4",
@@ -46,7 +50,7 @@ impl Scheme {
     pub const fn code_bits(self) -> u32 {
         match self {
             Scheme::Binary => 1,
-            Scheme::Ternary | Scheme::Int2 => 2,
+            Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => 2,
             Scheme::Int3 => 3,
             Scheme::Int4 => 4,
             Scheme::Int8 => 8,
@@ -57,6 +61,7 @@ impl Scheme {
     pub const fn code_range(self) -> (i32, i32) {
         match self {
             Scheme::Binary | Scheme::Ternary => (-1, 1),
+            Scheme::Seq2 => (-3, 3),
             Scheme::Int2 => (-2, 1),
             Scheme::Int3 => (-4, 3),
             Scheme::Int4 => (-8, 7),
@@ -74,11 +79,16 @@ impl Scheme {
     }
 
     /// Distance between neighbouring codes.
-    const fn code_step(self) -> i32 {
+    pub const fn code_step(self) -> i32 {
         match self {
-            Scheme::Binary => 2,
+            Scheme::Binary | Scheme::Seq2 => 2,
             _ => 1,
         }
+    }
+
+    /// Whether the codes are whole numbers around zero that a zero point can move.
+    pub const fn has_zero_points(self) -> bool {
+        matches!(self, Scheme::Int2 | Scheme::Int3 | Scheme::Int4 | Scheme::Int8)
     }
 
     /// The unsigned field that stands for `code` in packed bytes, counted from the smallest code.

@@ -1,7 +1,7 @@
 //! True bits per weight: everything that a model needs is counted, scales, embeddings and head included, and the rows
 //! that a matrix lacks to whole panels.
 
-use crate::Scheme;
+use crate::Quantizer;
 use crate::weights::WeightSpec;
 
 /// Stored size of a model.
@@ -14,11 +14,11 @@ pub struct StoredSize {
 }
 
 impl StoredSize {
-    /// Size of weights stored in the given schemes (`None`: f32).
-    pub fn of(weights: &[(WeightSpec, Option<Scheme>)]) -> Self {
+    /// Size of weights stored by the given quantizers (`None`: f32).
+    pub fn of(weights: &[(WeightSpec, Option<Quantizer>)]) -> Self {
         Self {
             parameters: weights.iter().map(|(weight, _)| weight.len()).sum(),
-            bytes: weights.iter().map(|(weight, scheme)| weight_bytes(weight, *scheme)).sum(),
+            bytes: weights.iter().map(|(weight, quantizer)| weight_bytes(weight, *quantizer)).sum(),
         }
     }
 
@@ -28,10 +28,12 @@ impl StoredSize {
     }
 }
 
-fn weight_bytes(weight: &WeightSpec, scheme: Option<Scheme>) -> usize {
-    match (scheme, weight.shape.as_slice()) {
-        (Some(scheme), [rows, columns]) => {
-            scheme.packed_bytes([*rows, *columns]).unwrap_or(usize::MAX) + rows * size_of::<f32>()
+fn weight_bytes(weight: &WeightSpec, quantizer: Option<Quantizer>) -> usize {
+    match (quantizer, weight.shape.as_slice()) {
+        (Some(quantizer), [rows, columns]) => {
+            let constants = size_of::<f32>() + if quantizer.zero_point { size_of::<i32>() } else { 0 };
+            let scales = rows * quantizer.scales_a_row(*columns) * constants;
+            quantizer.scheme.packed_bytes([*rows, *columns]).map_or(usize::MAX, |codes| codes + scales)
         }
         _ => weight.len() * size_of::<f32>(),
     }
@@ -40,8 +42,8 @@ fn weight_bytes(weight: &WeightSpec, scheme: Option<Scheme>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BitPlan;
     use crate::config::tests::tiny;
+    use crate::{BitPlan, Scheme};
 
     #[test]
     fn scales_and_full_precision_weights_count() {

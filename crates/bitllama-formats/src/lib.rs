@@ -8,6 +8,7 @@
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
+//! | [`scales`] | trained scales beside a checkpoint |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
@@ -21,6 +22,7 @@ pub mod hf;
 pub mod hub;
 pub mod model;
 pub mod npz;
+pub mod scales;
 
 pub use artifact::{Artifact, StoredWeight};
 pub use error::{Error, Result};

@@ -35,7 +35,7 @@ macro_rules! by_scheme {
     ($scheme:expr, $kernel:ident::<$simd:ident>($($argument:expr),*)) => {
         match $scheme {
             Scheme::Binary => $kernel::<$simd, Bits1>($($argument),*),
-            Scheme::Ternary | Scheme::Int2 => $kernel::<$simd, Bits2>($($argument),*),
+            Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => $kernel::<$simd, Bits2>($($argument),*),
             Scheme::Int3 => $kernel::<$simd, Bits3>($($argument),*),
             Scheme::Int4 => $kernel::<$simd, Bits4>($($argument),*),
             Scheme::Int8 => $kernel::<$simd, Bits8>($($argument),*),

@@ -84,11 +84,11 @@ fn rounded(x: &[f32], columns: usize) -> Vec<f64> {
 fn case() -> impl Strategy<Value = (Scheme, [usize; 2], usize, bool, usize, u64)> {
     // Miri takes a millisecond for what a processor does in ten nanoseconds.
     let (rows, columns, n) = if cfg!(miri) { (40, 50, 6) } else { (70usize, 200usize, 30usize) };
-    let sizes = (0usize..6, 1..rows, 1..columns, 1..n, any::<bool>(), 0u64..1000, 0usize..4);
+    let sizes = (0..Scheme::ALL.len(), 1..rows, 1..columns, 1..n, any::<bool>(), 0u64..1000, 0usize..4);
     sizes.prop_map(|(which, rows, columns, n, points, seed, groups)| {
         // Groups are whole multiples of 32 columns.
         let (columns, groups) = if groups > 1 { (columns.div_ceil(20) * 32 * groups, groups) } else { (columns, 1) };
-        (Scheme::ALL[which], [rows, columns], groups, points && which > 1, n, seed)
+        (Scheme::ALL[which], [rows, columns], groups, points && Scheme::ALL[which].has_zero_points(), n, seed)
     })
 }
 

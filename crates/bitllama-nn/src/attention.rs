@@ -27,8 +27,15 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores.
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: Tensor<4>) -> Tensor<3> {
+    /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores. `observe` is shown what goes
+    /// into `o_proj`.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        mask: Tensor<4>,
+        observe: impl FnOnce(&Tensor<3>),
+    ) -> Tensor<3> {
         let [batch, seq, _] = x.dims();
         let group = self.num_heads / self.num_kv_heads;
         let heads = |x: Tensor<3>, n: usize| x.reshape([batch, seq, n, self.head_dim]).swap_dims(1, 2);
@@ -42,6 +49,8 @@ impl Attention {
         let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, self.num_heads, seq, seq]) + mask;
         let probabilities = softmax(scores, 3).reshape([batch, self.num_kv_heads, group * seq, seq]);
         let out = probabilities.matmul(v).reshape([batch, self.num_heads, seq, self.head_dim]);
-        self.o_proj.forward(out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim]))
+        let out = out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim]);
+        observe(&out);
+        self.o_proj.forward(out)
     }
 }

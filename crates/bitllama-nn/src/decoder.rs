@@ -47,7 +47,7 @@ impl Llama {
     pub fn forward(&self, tokens: Tensor<2, Int>, mask: Tensor<4>) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let rotary = Rotary::new(&self.config, seq, &mask.device());
-        // Taken once: with a quantized embedding every `val()` rounds the whole table.
+        // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
         let table = self.embed_tokens.weight.val();
         let mut x = embedding(table.clone(), tokens);
         for block in &self.layers {
@@ -61,9 +61,34 @@ impl Llama {
     }
 }
 
+impl Llama {
+    /// The first block's input of `tokens` (`[batch, seq]`), `[batch, seq, hidden]`.
+    pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        embedding(self.embed_tokens.weight.val(), tokens)
+    }
+}
+
 impl Block {
-    fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: Tensor<4>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rotary, mask);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+    /// `[batch, seq, hidden]` to the same shape.
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: Tensor<4>) -> Tensor<3> {
+        self.forward_observed(x, rotary, mask, &mut |_, _| ())
+    }
+
+    /// As [`Block::forward`]; `observe` is shown the input of each matrix, with the names (those of
+    /// [`bitllama_core::weights::BLOCK_MATRICES`]) of all that share it.
+    pub fn forward_observed(
+        &self,
+        x: Tensor<3>,
+        rotary: &Rotary,
+        mask: Tensor<4>,
+        observe: &mut dyn FnMut(&'static [&'static str], &Tensor<3>),
+    ) -> Tensor<3> {
+        let normed = self.input_layernorm.forward(x.clone());
+        observe(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], &normed);
+        let attended = self.self_attn.forward(normed, rotary, mask, |input| observe(&["self_attn.o_proj"], input));
+        let x = x + attended;
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        observe(&["mlp.gate_proj", "mlp.up_proj"], &normed);
+        x + self.mlp.forward(normed, |input| observe(&["mlp.down_proj"], input))
     }
 }

@@ -17,9 +17,11 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `[batch, seq, hidden]` to the same shape.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// `[batch, seq, hidden]` to the same shape. `observe` is shown what goes into `down_proj`.
+    pub fn forward(&self, x: Tensor<3>, observe: impl FnOnce(&Tensor<3>)) -> Tensor<3> {
         let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gated = gate * self.up_proj.forward(x);
+        observe(&gated);
+        self.down_proj.forward(gated)
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use bitllama_core::weights::{EMBEDDING, FINAL_NORM, HEAD, WeightSpec, specs};
-use bitllama_core::{DenseMatrix, Error, ModelConfig, PackedMatrix, Scheme};
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use bitllama_core::rounding::StoredScales;
+use bitllama_core::weights::{BLOCK_MATRICES, BLOCK_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
+use bitllama_core::{DenseMatrix, Error, ModelConfig, PackedMatrix, Quantized};
+use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::attention::Attention;
 use crate::decoder::{Block, Llama};
-use crate::fake_quant::{codes_and_scales, input_dimension};
+use crate::fake_quant::FakeQuant;
 use crate::mlp::Mlp;
 use crate::rms_norm::RmsNorm;
 
@@ -91,8 +92,53 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 }
 
+/// Puts other elements into a matrix of a block of `model`: row-major, of `spec.shape`. A quantizer on it is gone then.
+///
+/// # Panics
+/// If `spec` is no matrix of a block of this model, or `data` is not of its shape.
+pub fn set_matrix(model: &mut Llama, spec: &WeightSpec, data: &[f32]) {
+    let param = block_matrix(model, &spec.name).unwrap_or_else(|| panic!("{} is no matrix of a block", spec.name));
+    let tensor = matrix_tensor(spec, data, &param.base().device());
+    *param = Param::initialized(param.id, tensor);
+}
+
+/// The matrix of a block by its name.
+fn block_matrix<'a>(model: &'a mut Llama, name: &str) -> Option<&'a mut Param<Tensor<2>>> {
+    let (layer, matrix) = name.strip_prefix("layers.")?.strip_suffix(".weight")?.split_once('.')?;
+    let Block { self_attn, mlp, .. } = model.layers.get_mut(layer.parse::<usize>().ok()?)?;
+    let linear = match matrix {
+        "self_attn.q_proj" => &mut self_attn.q_proj,
+        "self_attn.k_proj" => &mut self_attn.k_proj,
+        "self_attn.v_proj" => &mut self_attn.v_proj,
+        "self_attn.o_proj" => &mut self_attn.o_proj,
+        "mlp.gate_proj" => &mut mlp.gate_proj,
+        "mlp.up_proj" => &mut mlp.up_proj,
+        "mlp.down_proj" => &mut mlp.down_proj,
+        _ => return None,
+    };
+    Some(&mut linear.weight)
+}
+
+/// A matrix, row-major `[out_features, in_features]`, in the layout of its Burn parameter.
+fn matrix_tensor(spec: &WeightSpec, data: &[f32], device: &Device) -> Tensor<2> {
+    let [rows, columns] = spec.shape[..] else { panic!("{} is no matrix", spec.name) };
+    let data = match input_dimension(spec.kind) {
+        0 => TensorData::new(transposed(data, rows, columns), [columns, rows]),
+        _ => TensorData::new(data.to_vec(), [rows, columns]),
+    };
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+/// The dimension of a Burn parameter along which the inputs of one output row lie.
+pub(crate) fn input_dimension(kind: Kind) -> usize {
+    match kind {
+        Kind::Embedding => 1,
+        Kind::Linear | Kind::Head | Kind::Norm => 0,
+    }
+}
+
 /// Row-major `[rows, columns]` to row-major `[columns, rows]`, in tiles that stay in cache.
-fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(crate) fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut out = vec![0.0; data.len()];
     for row_tile in (0..rows).step_by(TILE) {
@@ -109,65 +155,82 @@ fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 /// The stored parameters of a model: what training moves, before any rounding.
 pub struct Weights {
-    matrices: HashMap<String, Tensor<2>>,
+    matrices: HashMap<String, Matrix>,
     vectors: HashMap<String, Tensor<1>>,
+}
+
+struct Matrix {
+    base: Tensor<2>,
+    fake_quant: Option<FakeQuant>,
 }
 
 impl Weights {
     /// Takes hold of the parameters of `model`; tensors are shared, not copied.
     pub fn of(model: &Llama) -> Self {
-        let mut collector =
-            Collector { path: Vec::new(), out: Weights { matrices: HashMap::new(), vectors: HashMap::new() } };
-        model.visit(&mut collector);
-        collector.out
+        let mut weights = Self { matrices: HashMap::new(), vectors: HashMap::new() };
+        weights.matrix(EMBEDDING.into(), &model.embed_tokens.weight);
+        for (index, block) in model.layers.iter().enumerate() {
+            let Block { input_layernorm, self_attn, post_attention_layernorm, mlp } = block;
+            let Attention { q_proj, k_proj, v_proj, o_proj, .. } = self_attn;
+            let Mlp { gate_proj, up_proj, down_proj } = mlp;
+            let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
+            for (name, linear) in BLOCK_MATRICES.iter().zip(linears) {
+                weights.matrix(format!("layers.{index}.{name}.weight"), &linear.weight);
+            }
+            for (name, norm) in BLOCK_NORMS.iter().zip([input_layernorm, post_attention_layernorm]) {
+                weights.vectors.insert(format!("layers.{index}.{name}.weight"), norm.weight.base());
+            }
+        }
+        weights.vectors.insert(FINAL_NORM.into(), model.norm.weight.base());
+        if let Some(head) = &model.lm_head {
+            weights.matrix(HEAD.into(), &head.weight);
+        }
+        weights
+    }
+
+    fn matrix(&mut self, name: String, param: &Param<Tensor<2>>) {
+        let fake_quant = param.reparameterization().cloned();
+        self.matrices.insert(name, Matrix { base: param.base(), fake_quant });
     }
 
     /// One weight, row-major, of `spec.shape`.
     pub fn read(&self, spec: &WeightSpec) -> Vec<f32> {
         match spec.shape[..] {
             [_, _] => {
-                let tensor = self.matrices[&spec.name].clone();
+                let tensor = self.matrices[&spec.name].base.clone();
                 floats(if input_dimension(spec.kind) == 0 { tensor.transpose() } else { tensor })
             }
             _ => floats(self.vectors[&spec.name].clone()),
         }
     }
 
-    /// One matrix rounded to `scheme` on the model's device, by the function that fake quantization uses, and packed.
+    /// One matrix rounded on the model's device, by the function and the scales that fake quantization uses, and packed;
+    /// `None` if it is in full precision.
     ///
     /// # Errors
     /// [`Error::Packed`] if a weight is not finite: it has no code.
-    pub fn pack(&self, spec: &WeightSpec, scheme: Scheme) -> Result<PackedMatrix, Error> {
-        let quantized = codes_and_scales(scheme, spec.kind, self.matrices[&spec.name].clone());
-        let rows = |tensor| if input_dimension(spec.kind) == 0 { Tensor::transpose(tensor) } else { tensor };
-        let codes = DenseMatrix { data: floats(rows(quantized.codes.into_tensor())), columns: spec.shape[1] };
-        PackedMatrix::pack(scheme, &codes, floats(rows(quantized.scales.into_tensor())))
+    pub fn pack(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>, Error> {
+        let Some(Matrix { base, fake_quant: Some(fake) }) = self.matrices.get(&spec.name) else { return Ok(None) };
+        let (view, rounded) = fake.codes_and_scales(base.clone());
+        let [_, columns] = view.matrix_shape();
+        let rounded = Quantized {
+            codes: DenseMatrix { data: view.elements(rounded.codes), columns },
+            scales: view.numbers(rounded.scales),
+            zero_points: rounded.zero_points.map(|points| view.numbers(points)),
+        };
+        PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), rounded).map(Some)
+    }
+
+    /// The scales that are trained, by the names of their weights.
+    pub fn scales(&self) -> StoredScales {
+        let trained = self.matrices.iter().filter_map(|(name, matrix)| {
+            let scales = matrix.fake_quant.as_ref()?.stored_scales(matrix.base.dims())?;
+            Some((name.clone(), scales))
+        });
+        trained.collect()
     }
 }
 
-fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data_as::<f32>().try_into_vec().unwrap_or_else(|e| unreachable!("data was converted to f32: {e:?}"))
-}
-
-struct Collector {
-    path: Vec<String>,
-    out: Weights,
-}
-
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
-    }
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
-        let tensor = param.base();
-        match tensor.dims()[..] {
-            [n] => drop(self.out.vectors.insert(name, tensor.reshape([n]))),
-            [a, b] => drop(self.out.matrices.insert(name, tensor.reshape([a, b]))),
-            _ => {}
-        }
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 
+use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, specs};
-use bitllama_core::{BitPlan, DenseMatrix, ModelConfig, Scheme, quantize as round};
+use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_nn::fake_quant::quantize;
 use bitllama_nn::weights::{Weights, build};
 use bitllama_nn::{Llama, mask};
@@ -63,48 +64,46 @@ fn every_weight_comes_back_as_it_was_given() {
 }
 
 #[test]
-fn the_fake_quantized_value_is_the_packed_one_to_the_bit() {
-    for scheme in Scheme::ALL {
-        let plan = BitPlan::new([("*", scheme.name()), ("embed_tokens", scheme.name())]).unwrap();
-        let plan = plan.resolve(&config()).unwrap();
-        for device in [Device::flex(), Device::flex().autodiff()] {
-            let quantized = quantize(model(&device), &plan);
-            let weights = Weights::of(&quantized);
-            for (spec, rounded_to) in &plan {
-                let Some(rounded_to) = rounded_to else { continue };
-                assert_eq!(weights.read(spec), values(spec), "the stored weight stays as it is");
-                let packed = weights.pack(spec, *rounded_to).unwrap().dequantize();
-                let value = match spec.name.as_str() {
-                    "embed_tokens.weight" => quantized.embed_tokens.weight.val(),
-                    "layers.1.mlp.down_proj.weight" => quantized.layers[1].mlp.down_proj.weight.val().transpose(),
-                    _ => continue,
-                };
-                assert_eq!(packed.data, floats(value), "{scheme} {}", spec.name);
-                // Plain Rust takes the mean of a row in another order, so that scales may differ in their last bits.
-                let plain = round(scheme, DenseMatrix { data: values(spec), columns: spec.shape[1] }).dequantize();
-                let far = plain.data.iter().zip(&packed.data).filter(|(a, b)| (*a - *b).abs() > 1e-6).count();
-                assert_eq!(far, 0, "{scheme} {}", spec.name);
-            }
-        }
+fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
+    let rule = |name: &str| name.parse().unwrap();
+    let plan =
+        BitPlan::new([("*", rule("int4")), ("embed_tokens", rule("int8")), ("*down_proj", rule("ternary"))]).unwrap();
+    let plan = plan.resolve(&config()).unwrap();
+    let quantized = quantize(model(&Device::flex()), &plan, &StoredScales::new());
+    let weights = Weights::of(&quantized);
+    for (spec, quantizer) in &plan {
+        assert_eq!(weights.read(spec), values(spec), "the stored weight stays as it is");
+        let packed = weights.pack(spec).unwrap();
+        assert_eq!(packed.as_ref().map(PackedMatrix::scheme), quantizer.map(|quantizer| quantizer.scheme));
+        let value = match spec.name.as_str() {
+            "embed_tokens.weight" => quantized.embed_tokens.weight.val(),
+            "layers.1.mlp.down_proj.weight" => quantized.layers[1].mlp.down_proj.weight.val().transpose(),
+            _ => continue,
+        };
+        assert_eq!(packed.unwrap().dequantize().data, floats(value), "{}", spec.name);
     }
 }
 
 #[test]
-fn the_gradient_passes_straight_through_the_rounding() {
+fn trained_scales_come_back_under_the_names_of_their_weights() {
+    let lsq = Quantizer::from(Scheme::Int4).with_method(Method::Lsq);
+    let plan = BitPlan::uniform(lsq).resolve(&config()).unwrap();
     let device = Device::flex().autodiff();
-    let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config()).unwrap();
-    let quantized = quantize(model(&device), &plan);
-    let loss = (quantized.layers[0].mlp.up_proj.weight.val() * 3.0).sum();
-    let grads = GradientsParams::from_grads(loss.backward(), &quantized);
-    let grad = grads.get::<2>(quantized.layers[0].mlp.up_proj.weight.id).unwrap();
-    assert!(floats(grad).iter().all(|g| *g == 3.0));
+    let mut scales = Weights::of(&quantize(model(&device), &plan, &StoredScales::new())).scales();
+    assert_eq!(scales.len(), 2 * 7);
+    scales.values_mut().flat_map(|scales| &mut scales.scales.data).for_each(|scale| *scale *= 1.5);
+    let quantized = quantize(model(&device), &plan, &scales);
+    assert_eq!(Weights::of(&quantized).scales(), scales);
+    let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
+    let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
+    assert_eq!(grads.len(), specs(&config()).len() + 2 * 7);
 }
 
 #[test]
 fn every_parameter_of_a_quantized_model_gets_a_gradient() {
     let device = Device::flex().autodiff();
     let plan = BitPlan::uniform(Scheme::Int4).resolve(&config()).unwrap();
-    let quantized = quantize(model(&device), &plan);
+    let quantized = quantize(model(&device), &plan, &StoredScales::new());
     let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
     let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
     assert_eq!(grads.len(), specs(&config()).len());
@@ -114,7 +113,8 @@ fn every_parameter_of_a_quantized_model_gets_a_gradient() {
 fn two_runs_give_the_same_gradients_to_the_bit() {
     let device = Device::flex().autodiff();
     let gradients = || {
-        let model = quantize(model(&device), &BitPlan::uniform(Scheme::Ternary).resolve(&config()).unwrap());
+        let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config()).unwrap();
+        let model = quantize(model(&device), &plan, &StoredScales::new());
         let loss = model.forward(tokens(&device), mask::causal(6, &device)).square().mean();
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         floats(grads.get::<2>(model.embed_tokens.weight.id).unwrap())

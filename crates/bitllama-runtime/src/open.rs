@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bitllama_core::weights::WeightSpec;
-use bitllama_core::{DenseMatrix, PackedMatrix, Scheme, quantize};
+use bitllama_core::{PackedMatrix, Scheme};
 use bitllama_formats::{Artifact, StoredWeight, model};
 use tokenizers::Tokenizer;
 
@@ -46,9 +46,8 @@ pub fn open_quantized(path: &Path, scheme: impl Fn(&WeightSpec) -> Option<Scheme
     let decoder = Decoder::new(model.config.clone(), |spec| {
         let data = model.weights.read(spec)?;
         Ok(match (scheme(spec), &spec.shape[..]) {
-            (Some(scheme), &[_, columns]) => {
-                let rounded = quantize(scheme, DenseMatrix { data, columns });
-                StoredWeight::Packed(PackedMatrix::pack(scheme, &rounded.codes, rounded.scales.data)?)
+            (Some(scheme), &[rows, columns]) => {
+                StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [rows, columns], data)?)
             }
             _ => StoredWeight::Full(data),
         })

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, ModelConfig, PackedMatrix, Scheme, quantize};
+use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
 use bitllama_formats::StoredWeight;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -63,9 +63,8 @@ pub fn random_weight(spec: &WeightSpec, scheme: Option<Scheme>, seed: u64) -> St
     let center = if spec.kind == Kind::Norm { 1.0 } else { 0.0 };
     let data: Vec<f32> = (0..spec.len()).map(|_| center + rng.random_range(-0.5f32..0.5)).collect();
     match (scheme, spec.shape.as_slice()) {
-        (Some(scheme), [_, columns]) => {
-            let q = quantize(scheme, DenseMatrix { data, columns: *columns });
-            StoredWeight::Packed(PackedMatrix::pack(scheme, &q.codes, q.scales.data).unwrap())
+        (Some(scheme), [rows, columns]) => {
+            StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [*rows, *columns], data).unwrap())
         }
         _ => StoredWeight::Full(data),
     }

@@ -1,4 +1,4 @@
-//! A model to files: an artifact, with every weight of the bit plan rounded and packed and the rest as it is, or a
+//! A model to files: an artifact, with every weight of the bit plan rounded by its scales and packed and the rest as it is, or a
 //! Hugging Face directory.
 
 use std::path::Path;
@@ -26,14 +26,9 @@ pub fn export(
     provenance: serde_json::Value,
 ) -> Result<()> {
     let stored = Weights::of(llama);
-    let weights = plan.iter().map(|(spec, scheme)| {
-        let weight = match scheme {
-            Some(scheme) => StoredWeight::Packed(
-                stored.pack(spec, *scheme).map_err(|e| Error::invalid(path, format!("{}: {e}", spec.name)))?,
-            ),
-            None => StoredWeight::Full(stored.read(spec)),
-        };
-        Ok((spec.clone(), weight))
+    let weights = plan.iter().map(|(spec, _)| {
+        let packed = stored.pack(spec).map_err(|e| Error::invalid(path, format!("{}: {e}", spec.name)))?;
+        Ok((spec.clone(), packed.map_or_else(|| StoredWeight::Full(stored.read(spec)), StoredWeight::Packed)))
     });
     Ok(artifact::write(path, &llama.config, weights, tokenizer, layout, provenance)?)
 }

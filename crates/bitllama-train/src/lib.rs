@@ -1,7 +1,7 @@
 //! Distils a Llama-family model into a low-bit student.
 //!
 //! A recipe ([`recipe`]) names a teacher, a student, text and a bit plan. [`data`] turns the text into batches,
-//! [`training`] runs the loop, [`monitor`] tells how it goes, [`evaluate`] scores models, [`export`] writes the
+//! [`training`] runs the loop, [`monitor`] tells how it goes, [`ptq`] rounds without training, [`evaluate`] scores models, [`export`] writes the
 //! artifact. [`commands`] holds one file for each command of the binary.
 
 use rand::SeedableRng;
@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod export;
 pub mod models;
 pub mod monitor;
+pub mod ptq;
 pub mod recipe;
 pub mod training;
 

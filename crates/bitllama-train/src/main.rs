@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{distill, eval, export};
+use bitllama_train::commands::{distill, eval, export, quantize};
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
@@ -20,6 +20,7 @@ enum Command {
     Pretrain(distill::Args),
     Eval(eval::Args),
     Export(export::Args),
+    Quantize(quantize::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => distill::pretrain(args),
         Command::Eval(args) => eval::run(args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Quantize(args) => quantize::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{BitPlan, ModelConfig, Scheme};
+use bitllama_core::weights::Kind;
+use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, fake_quant};
@@ -13,10 +13,9 @@ use rand_distr::{Distribution, Normal};
 use tokenizers::Tokenizer;
 
 use crate::seeded;
-use crate::training::checkpoint::CheckpointState;
+use crate::training::checkpoint::{self, CheckpointState};
 
-/// A weight and its scheme, `None` for full precision, in the order of [`bitllama_core::weights::specs`].
-pub type ResolvedPlan = Vec<(WeightSpec, Option<Scheme>)>;
+pub use bitllama_core::bit_plan::ResolvedPlan;
 
 /// Opens what a recipe or a flag names: a Hugging Face directory, a GGUF file, or a hub id (fetched first).
 ///
@@ -91,9 +90,9 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
     let mut llama = to_device(&source, device)?;
     let plan = match CheckpointState::read(&path)? {
         Some(state) => {
-            let plan =
-                BitPlan::new(state.bits.iter().map(|(g, s)| (g.as_str(), s.as_str())))?.resolve(&source.config)?;
-            llama = fake_quant::quantize(llama, &plan);
+            let plan = BitPlan::new(state.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
+            let plan = plan.resolve(&source.config)?;
+            llama = fake_quant::quantize(llama, &plan, &checkpoint::read_scales(&path)?);
             Some(plan)
         }
         None => None,
@@ -103,11 +102,11 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
 
 /// The best checkpoint, if `path` is the folder of a run.
 fn best_of_run(path: &Path) -> Result<Option<PathBuf>> {
-    let checkpoints = path.join(crate::training::checkpoint::FOLDER);
+    let checkpoints = path.join(checkpoint::FOLDER);
     if !checkpoints.is_dir() {
         return Ok(None);
     }
-    let best = crate::training::checkpoint::best(&checkpoints)?;
+    let best = checkpoint::best(&checkpoints)?;
     Ok(Some(best.with_context(|| format!("{}: no checkpoint in this run", path.display()))?))
 }
 

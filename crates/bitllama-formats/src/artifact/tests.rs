@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use bitllama_core::weights::{self, Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, ModelConfig, PackedMatrix, RopeScaling, Scheme, quantize};
+use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, RopeScaling, Scheme};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
 
+use super::forms::Form;
 use super::*;
 use crate::{Error, Result, npz};
 
@@ -58,12 +59,16 @@ fn values(spec: &WeightSpec) -> Vec<f32> {
 
 fn stored(spec: &WeightSpec, scheme: Option<Scheme>) -> StoredWeight {
     match (scheme, &spec.shape[..]) {
-        (Some(scheme), &[_, columns]) => {
-            let q = quantize(scheme, DenseMatrix { data: values(spec), columns });
-            StoredWeight::Packed(PackedMatrix::pack(scheme, &q.codes, q.scales.data).unwrap())
+        (Some(scheme), &[rows, columns]) => {
+            StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [rows, columns], values(spec)).unwrap())
         }
         _ => StoredWeight::Full(values(spec)),
     }
+}
+
+/// The schemes that a layout has a form for.
+fn schemes(layout: Layout) -> Vec<Option<Scheme>> {
+    Scheme::ALL.into_iter().filter(|scheme| Form::of(layout, *scheme).is_some()).map(Some).collect()
 }
 
 /// All matrices in the schemes in turn, norms in f32.
@@ -153,10 +158,10 @@ fn message<T>(result: Result<T>) -> String {
 #[test]
 fn every_scheme_survives_both_layouts() {
     let root = tempfile::tempdir().unwrap();
-    let mut plans: Vec<Vec<Option<Scheme>>> = Scheme::ALL.iter().map(|scheme| vec![Some(*scheme)]).collect();
-    plans.push(vec![None]);
-    plans.push(Scheme::ALL.into_iter().map(Some).chain([None]).collect());
     for (layout, tied) in [(Layout::Packed, true), (Layout::V2, false)] {
+        let mut plans: Vec<Vec<Option<Scheme>>> = schemes(layout).into_iter().map(|scheme| vec![scheme]).collect();
+        plans.push(vec![None]);
+        plans.push(schemes(layout).into_iter().chain([None]).collect());
         for plan in &plans {
             let folder = root.path().join("artifact");
             let config = config(tied);
@@ -169,7 +174,10 @@ fn every_scheme_survives_both_layouts() {
             assert_eq!(artifact.tokenizer.as_ref().unwrap().get_vocab_size(true), 11);
             let plan: Vec<_> = artifact
                 .weights()
-                .map(|info| (weights.iter().find(|(spec, _)| spec.name == info.name).unwrap().0.clone(), info.scheme))
+                .map(|info| {
+                    let (spec, _) = weights.iter().find(|(spec, _)| spec.name == info.name).unwrap();
+                    (spec.clone(), info.scheme.map(Quantizer::from))
+                })
                 .collect();
             assert_eq!(artifact.size(), StoredSize::of(&plan));
         }
@@ -209,6 +217,8 @@ fn groups_survive_and_are_checked() {
         }
     }
     let weights = rescaled(model(&wide(), &[Some(Scheme::Int4)]), grouped, false);
+    let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(Scheme::Seq2)]), Layout::V2));
+    assert!(older.contains("the older tools have no form for seq2"), "{older}");
     let older = message(write_model(&folder, &wide(), &weights, Layout::V2));
     assert!(older.contains("int4 with several scales a row cannot be written for the older tools"), "{older}");
 
@@ -239,7 +249,7 @@ fn both_layouts_hold_the_same_weights() {
     let root = tempfile::tempdir().unwrap();
     let (packed, v2) = (root.path().join("packed"), root.path().join("v2"));
     for config in [config(true), wide()] {
-        let weights = model(&config, &Scheme::ALL.map(Some));
+        let weights = model(&config, &schemes(Layout::V2));
         write_model(&packed, &config, &weights, Layout::Packed).unwrap();
         write_model(&v2, &config, &weights, Layout::V2).unwrap();
         let (packed, v2) = (assert_holds(&packed, &weights), assert_holds(&v2, &weights));
@@ -293,7 +303,7 @@ fn loose_files_alone_are_enough_for_v2() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("artifact");
     let config = config(false);
-    let weights = model(&config, &Scheme::ALL.map(Some));
+    let weights = model(&config, &schemes(Layout::V2));
     write_model(&folder, &config, &weights, Layout::V2).unwrap();
     fs::remove_file(folder.join(WEIGHTS_FILE)).unwrap();
     assert_holds(&folder, &weights);
@@ -462,7 +472,6 @@ fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
 fn no_damage_brings_the_reader_down() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("artifact");
-    let weights = model(&config(true), &Scheme::ALL.map(Some));
     let read = || -> Result<()> {
         let artifact = Artifact::open(&folder)?;
         for spec in weights::specs(&artifact.config) {
@@ -473,7 +482,7 @@ fn no_damage_brings_the_reader_down() {
         Ok(())
     };
     for layout in [Layout::Packed, Layout::V2] {
-        write_model(&folder, &config(true), &weights, layout).unwrap();
+        write_model(&folder, &config(true), &model(&config(true), &schemes(layout)), layout).unwrap();
         for file in [WEIGHTS_FILE, MANIFEST_FILE, TOKENIZER_FILE] {
             let path = folder.join(file);
             let whole = fs::read(&path).unwrap();
@@ -501,11 +510,11 @@ fn no_damage_brings_the_reader_down() {
 #[ignore = "writes files for another program"]
 fn writes_for_the_python_checker() {
     let root = std::env::var_os("BITLLAMA_CHECK_DIR").expect("BITLLAMA_CHECK_DIR names a folder");
-    let all = |config: &ModelConfig| model(config, &Scheme::ALL.map(Some));
-    let grouped = |points| rescaled(all(&wide()), |rows, columns| rows * columns / 32, points);
+    let all = |layout, config: &ModelConfig| model(config, &schemes(layout));
+    let grouped = |points| rescaled(all(Layout::Packed, &wide()), |rows, columns| rows * columns / 32, points);
     let artifacts = [
-        ("packed", Layout::Packed, config(false), all(&config(false))),
-        ("v2", Layout::V2, config(false), all(&config(false))),
+        ("packed", Layout::Packed, config(false), all(Layout::Packed, &config(false))),
+        ("v2", Layout::V2, config(false), all(Layout::V2, &config(false))),
         ("grouped", Layout::Packed, wide(), grouped(false)),
         ("grouped_zero_points", Layout::Packed, wide(), grouped(true)),
     ];

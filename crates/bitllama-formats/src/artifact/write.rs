@@ -122,7 +122,10 @@ impl<W: Write + io::Seek> Writer<'_, W> {
                 Ok((info(None, None, bytes.len()), manifest::full_entry(&name, self.layout, &spec.shape)))
             }
             StoredWeight::Packed(matrix) => {
-                let form = Form::of(self.layout, matrix.scheme());
+                let form = Form::of(self.layout, matrix.scheme()).ok_or_else(|| {
+                    let reason = format!("{name}: the older tools have no form for {}", matrix.scheme());
+                    Error::invalid(self.folder.join(WEIGHTS_FILE), reason)
+                })?;
                 self.matrix(&name, &form, matrix)?;
                 let entry = manifest::packed_entry(&name, self.config, self.layout, &form, matrix);
                 let group_size = (matrix.groups() > 1).then(|| matrix.group_size());

@@ -5,3 +5,4 @@ pub mod eval;
 pub mod export;
 mod outcome;
 mod prepare;
+pub mod quantize;

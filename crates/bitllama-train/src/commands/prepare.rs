@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::recipe::Recipe;
-use crate::training::checkpoint::CheckpointState;
+use crate::training::checkpoint::{self, CheckpointState};
 
 /// Teacher and student of a run.
 pub struct Models {
@@ -30,11 +30,11 @@ pub struct Models {
     pub plan: ResolvedPlan,
 }
 
-/// Opens or makes teacher and student. With `checkpoint`, the student's weights are those of that folder.
+/// Opens or makes teacher and student. With `resumed`, the student's weights are those of that folder.
 ///
 /// # Errors
 /// Files that are missing, damaged or do not fit each other or the recipe.
-pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Result<Models> {
+pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Result<Models> {
     let teacher = recipe.teacher.as_ref().map(|teacher| models::open(&teacher.model)).transpose()?;
     if let (Some(teacher), Some(path)) = (&teacher, recipe.teacher.as_ref().and_then(|t| t.config.as_ref())) {
         ensure!(
@@ -44,7 +44,7 @@ pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Re
             teacher.path.display()
         );
     }
-    let start = match (checkpoint, &recipe.student.model) {
+    let start = match (resumed, &recipe.student.model) {
         (Some(folder), _) => Some(bitllama_formats::model::open(folder)?),
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
@@ -68,7 +68,8 @@ pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Re
         Ok(model) => models::to_device(model, &tracked)?,
         Err(config) => models::random(&config, recipe.seed, &tracked)?,
     };
-    let student = fake_quant::quantize(student, &plan);
+    let scales = resumed.map(checkpoint::read_scales).transpose()?.unwrap_or_default();
+    let student = fake_quant::quantize(student, &plan, &scales);
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
     Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
 }
@@ -78,8 +79,8 @@ pub fn models(recipe: &Recipe, device: &Device, checkpoint: Option<&Path>) -> Re
 /// # Errors
 /// If its state cannot be read.
 pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, std::path::PathBuf)>> {
-    let checkpoints = recipe.output.join(crate::training::checkpoint::FOLDER);
-    let Some(folder) = crate::training::checkpoint::newest(&checkpoints)? else { return Ok(None) };
+    let checkpoints = recipe.output.join(checkpoint::FOLDER);
+    let Some(folder) = checkpoint::newest(&checkpoints)? else { return Ok(None) };
     let state = CheckpointState::read(&folder)?
         .with_context(|| format!("{}: this checkpoint has no state.json", folder.display()))?;
     Ok(Some((state, folder)))

@@ -80,11 +80,11 @@ impl EventFile {
     /// If the file can no longer be written.
     pub fn histograms(&mut self, step: usize, student: &Llama, plan: &ResolvedPlan) -> Result<()> {
         let weights = Weights::of(student);
-        for (spec, scheme) in plan {
-            let Some(scheme) = scheme else { continue };
+        for (spec, _) in plan {
+            let Some(packed) = weights.pack(spec)? else { continue };
             let name = spec.name.trim_end_matches(".weight");
             self.histogram(&format!("weights/{name}"), &weights.read(spec), step)?;
-            self.histogram(&format!("scales/{name}"), weights.pack(spec, *scheme)?.scales(), step)?;
+            self.histogram(&format!("scales/{name}"), packed.scales(), step)?;
         }
         Ok(())
     }

@@ -135,14 +135,14 @@ mod tests {
         let message = error(&MINIMAL.replace("1e-3", "-1.0"), &[]);
         assert!(message.contains("`train.lr` must be positive"), "{message}");
         let message = error(&MINIMAL.replace("int8", "int9"), &[]);
-        assert!(message.contains("r.toml:2:") && message.contains("`int9`"), "{message}");
+        assert!(message.contains("r.toml:4:") && message.contains("`int9`"), "{message}");
     }
 
     #[test]
     fn set_overrides_and_is_judged_too() {
         let recipe = load_text(MINIMAL, &["train.lr=0.5", "output=elsewhere", "bits.layers.1.*=int4"]).unwrap();
         assert_eq!((recipe.train.lr, recipe.output.to_str()), (0.5, Some("elsewhere")));
-        assert_eq!(recipe.bits.last(), Some((&"layers.1.*".to_string(), &"int4".to_string())));
+        assert_eq!(recipe.bits.last(), Some((&"layers.1.*".to_string(), &"int4".parse().unwrap())));
         let message = error(MINIMAL, &["train.lrr=0.5"]);
         assert!(message.contains("--set train.lrr=0.5") && message.contains("did you mean `lr`"), "{message}");
         assert!(error(MINIMAL, &["train.lr"]).contains("key=value"));

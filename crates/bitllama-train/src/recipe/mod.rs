@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use bitllama_core::{BitPlan, ModelConfig};
+use bitllama_core::{BitPlan, ModelConfig, Rule};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -36,9 +36,10 @@ pub struct Recipe {
     /// The model that is trained.
     #[serde(default)]
     pub student: Student,
-    /// Bit plan: glob over parameter paths = scheme (or `f32`); the last rule that matches a weight decides.
+    /// Bit plan: glob over parameter paths = scheme, `f32`, or a table of scheme, method, group_size (or granularity =
+    /// "tensor") and zero_point; the last rule that matches a weight decides.
     #[serde(default)]
-    pub bits: IndexMap<String, String>,
+    pub bits: IndexMap<String, Rule>,
     /// Losses; of `distill` only.
     pub distill: Option<Distill>,
     /// Text.
@@ -181,7 +182,7 @@ impl Recipe {
     /// # Errors
     /// A glob or scheme name that cannot be read.
     pub fn bit_plan(&self) -> Result<BitPlan, bitllama_core::Error> {
-        BitPlan::new(self.bits.iter().map(|(glob, scheme)| (glob.as_str(), scheme.as_str())))
+        BitPlan::new(self.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))
     }
 
     /// The losses, by default those of [`Distill`].

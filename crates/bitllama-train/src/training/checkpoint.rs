@@ -1,5 +1,5 @@
 //! What a run needs to go on, on disk: `checkpoints/step-NNNNNN/` with the latent weights as a Hugging Face directory
-//! (f32), the optimizer's moments and the state. Written under a temporary name and renamed, so that a folder that is
+//! (f32), trained scales, the optimizer's moments and the state. Written under a temporary name and renamed, so that a folder that is
 //! there is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,8 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use bitllama_formats::{Error as FormatError, atomic, hf};
+use bitllama_core::Rule;
+use bitllama_core::rounding::StoredScales;
+use bitllama_formats::{Error as FormatError, atomic, hf, scales};
 use bitllama_nn::Llama;
+use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
 use burn::optim::ModuleOptimizer;
 use indexmap::IndexMap;
@@ -21,6 +24,7 @@ use crate::export::write_hf_into;
 pub const FOLDER: &str = "checkpoints";
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.bpk";
+const SCALES: &str = "scales.safetensors";
 
 /// The state of a run after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +36,7 @@ pub struct CheckpointState {
     /// Best perplexity so far and its step.
     pub best: Option<Best>,
     /// Bit plan, as in the recipe.
-    pub bits: IndexMap<String, String>,
+    pub bits: IndexMap<String, Rule>,
     /// What must not change when a run goes on, by name.
     pub fingerprint: Fingerprint,
 }
@@ -97,6 +101,7 @@ pub fn write(
     let folder = checkpoints.join(format!("step-{:06}", state.step));
     atomic::write_folder(&folder, |temporary| {
         write_hf_into(temporary, model, tokenizer, hf::Dtype::F32)?;
+        scales::write(&temporary.join(SCALES), &Weights::of(model).scales())?;
         let path = temporary.join(OPTIMIZER);
         optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e)))?;
         let json = serde_json::to_vec_pretty(state).map_err(|e| FormatError::invalid(temporary.join(STATE), e))?;
@@ -119,6 +124,15 @@ pub fn write(
 pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer> {
     let path = folder.join(OPTIMIZER);
     fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
+}
+
+/// The trained scales of a checkpoint: none if no method of its bit plan trains them.
+///
+/// # Errors
+/// If the file is damaged.
+pub fn read_scales(folder: &Path) -> Result<StoredScales> {
+    let path = folder.join(SCALES);
+    if path.is_file() { Ok(scales::read(&path)?) } else { Ok(StoredScales::new()) }
 }
 
 /// The newest checkpoint of a run.

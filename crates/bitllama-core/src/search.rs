@@ -1,0 +1,197 @@
+//! Scales that make the weighted squared error of rounding small: `sum h (w - (code - zero_point) * scale)^2`.
+//!
+//! The error has a minimum wherever some code flips, so a coarse search over the range comes first; then codes and scale
+//! are made the best for each other in turn, which never makes the error larger.
+
+use crate::{Quantizer, Scheme};
+
+/// A scale, and the zero point that goes with it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// Not 0. Negative where codes reach further on that side than on the other and the weights ask for it.
+    pub scale: f32,
+    /// A field, as a whole number.
+    pub zero_point: Option<f32>,
+}
+
+/// The codes that weights are rounded to, evenly spaced: `low`, `low + step`, ... , `low + top * step`.
+#[derive(Debug, Clone, Copy)]
+struct Grid {
+    low: f32,
+    step: f32,
+    top: f32,
+}
+
+/// Sums over the weights after rounding: the error, and what the best scale for these codes follows from.
+#[derive(Debug, Clone, Copy)]
+struct Fit {
+    error: f32,
+    weight_code: f32,
+    code_code: f32,
+}
+
+/// Shares of the range that are tried: `FIRST`, `FIRST + 1`, ... over `SHARES`.
+const SHARES: usize = 20;
+const FIRST: usize = 3;
+const LAST: usize = 23;
+const REFINEMENTS: usize = 6;
+
+/// The best scale that the search finds for `weights`, which share one. `importance`, of the same length, weighs the
+/// squared error of each; without it all count the same.
+pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>) -> Found {
+    let scheme = quantizer.scheme;
+    let top = (scheme.levels() - 1) as f32;
+    let ones;
+    let importance = match importance {
+        Some(importance) => importance,
+        None => {
+            ones = vec![1.0; weights.len()];
+            &ones
+        }
+    };
+    let (smallest, largest) = weights.iter().fold((0.0f32, 0.0f32), |(low, high), w| (low.min(*w), high.max(*w)));
+    let magnitude = largest.max(-smallest);
+    if !(magnitude > 0.0 && magnitude.is_finite()) {
+        return Found { scale: 1.0, zero_point: quantizer.zero_point.then_some(0.0) };
+    }
+    let shares = (FIRST..=LAST).map(|share| share as f32 / SHARES as f32);
+    let candidates: Vec<(Grid, f32)> = if quantizer.zero_point {
+        let zero_point = |scale: f32, share: f32| (-smallest * share / scale).round_ties_even().clamp(0.0, top);
+        let grid = |scale, share| Grid { low: -zero_point(scale, share), step: 1.0, top };
+        shares.map(|share| ((largest - smallest) * share / top, share)).map(|(s, share)| (grid(s, share), s)).collect()
+    } else {
+        let grid = Grid { low: scheme.code_of(0) as f32, step: scheme.code_step() as f32, top };
+        let widest = magnitude / (top / 2.0 * grid.step);
+        // Where the codes are not the same on both sides, which side is the longer one matters.
+        let signs: &[f32] = if scheme.code_range().0 == -scheme.code_range().1 { &[1.0] } else { &[1.0, -1.0] };
+        shares.flat_map(|share| signs.iter().map(move |sign| (grid, sign * widest * share))).collect()
+    };
+    let mut best: Option<(Fit, Grid, f32)> = None;
+    for (grid, scale) in candidates {
+        let fit = fit(scheme, grid, scale, weights, importance);
+        if best.is_none_or(|(other, ..)| fit.error < other.error) {
+            best = Some((fit, grid, scale));
+        }
+    }
+    let (mut now, grid, mut scale) = best.unwrap_or_else(|| unreachable!("there are candidates"));
+    for _ in 0..REFINEMENTS {
+        let better = now.weight_code / now.code_code;
+        if !(better.is_finite() && better != 0.0 && better.signum() == scale.signum()) {
+            break;
+        }
+        let next = fit(scheme, grid, better, weights, importance);
+        if next.error >= now.error {
+            break;
+        }
+        (now, scale) = (next, better);
+    }
+    Found { scale, zero_point: quantizer.zero_point.then_some(-grid.low) }
+}
+
+/// Rounds with `scale` and sums up. In lanes, so that it can run in vector registers.
+fn fit(scheme: Scheme, grid: Grid, scale: f32, weights: &[f32], importance: &[f32]) -> Fit {
+    const LANES: usize = 8;
+    /// Adding and taking away this leaves the nearest whole number, ties to even, for fields that are not huge.
+    const MAGIC: f32 = 12_582_912.0;
+    let (inverse, offset) = (1.0 / (scale * grid.step), -grid.low / grid.step);
+    let binary = scheme == Scheme::Binary;
+    let mut sums = [[0.0f32; LANES]; 3];
+    let mut add = |lane: usize, w: f32, h: f32| {
+        let field = (w * inverse + offset).clamp(0.0, grid.top);
+        // Half way between the two codes of binary counts as the upper one.
+        let field = if binary && w * inverse >= 0.0 { 1.0 } else { (field + MAGIC) - MAGIC };
+        let code = field * grid.step + grid.low;
+        let error = w - code * scale;
+        sums[0][lane] += h * error * error;
+        sums[1][lane] += h * w * code;
+        sums[2][lane] += h * code * code;
+    };
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    let (importances, importance_rest) = importance.as_chunks::<LANES>();
+    for (weights, importance) in chunks.iter().zip(importances) {
+        for lane in 0..LANES {
+            add(lane, weights[lane], importance[lane]);
+        }
+    }
+    for (w, h) in rest.iter().zip(importance_rest) {
+        add(0, *w, *h);
+    }
+    let [error, weight_code, code_code] = sums.map(|lanes| lanes.iter().sum());
+    Fit { error, weight_code, code_code }
+}
+
+impl Quantizer {
+    /// The code nearest to `weight`, or the field where there are zero points.
+    #[inline]
+    pub fn code_of(&self, weight: f32, found: Found) -> f32 {
+        let scheme = self.scheme;
+        let top = (scheme.levels() - 1) as f32;
+        match found.zero_point {
+            Some(zero_point) => ((weight / found.scale).round_ties_even() + zero_point).clamp(0.0, top),
+            None if scheme == Scheme::Binary => {
+                if weight / found.scale >= 0.0 {
+                    1.0
+                } else {
+                    -1.0
+                }
+            }
+            None => {
+                let (low, step) = (scheme.code_of(0) as f32, scheme.code_step() as f32);
+                ((weight / found.scale - low) / step).round_ties_even().clamp(0.0, top) * step + low
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{DenseMatrix, Granularity, quantize};
+
+    fn error(quantizer: &Quantizer, weights: &[f32], importance: &[f32], found: Found) -> f32 {
+        let of = |(w, h): (&f32, &f32)| {
+            let code = quantizer.code_of(*w, found) - found.zero_point.unwrap_or(0.0);
+            h * (w - code * found.scale).powi(2)
+        };
+        weights.iter().zip(importance).map(of).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn the_scale_found_is_no_worse_than_the_plain_one(
+            weights in prop::collection::vec(-1f32..1.0, 32..200), which in 0usize..1000, tail in 1f32..20.0
+        ) {
+            let mut weights = weights;
+            weights[0] *= tail;
+            let all = crate::quantizer::tests::all();
+            let quantizer = all[which % all.len()].with_granularity(Granularity::Row);
+            let importance: Vec<f32> = weights.iter().map(|w| 0.1 + w * w).collect();
+            let found = search(&quantizer, &weights, Some(&importance));
+            prop_assert!(found.scale != 0.0 && found.scale.is_finite());
+            let plain = quantize(&quantizer, DenseMatrix { data: weights.clone(), columns: weights.len() }, None);
+            let plain = Found {
+                scale: plain.scales.data[0],
+                zero_point: plain.zero_points.map(|points| points.data[0]),
+            };
+            let (found, plain) = (error(&quantizer, &weights, &importance, found), error(&quantizer, &weights, &importance, plain));
+            // The search does not try exactly this scale, and the error has many minima.
+            prop_assert!(found <= plain * 1.05 + 1e-7, "{} {} {}", quantizer, found, plain);
+        }
+    }
+
+    #[test]
+    fn a_grid_is_found_again() {
+        for scheme in Scheme::ALL {
+            let quantizer = Quantizer::from(scheme);
+            let weights: Vec<f32> =
+                (0..200).map(|i| scheme.code_of((i * 7 % scheme.levels()) as u8) as f32 * 0.37).collect();
+            let found = search(&quantizer, &weights, None);
+            let ones = vec![1.0; 200];
+            assert!(error(&quantizer, &weights, &ones, found) < 1e-3, "{scheme}: {found:?}");
+        }
+        let zeros = search(&Quantizer::from(Scheme::Int4), &[0.0; 32], None);
+        assert_eq!(zeros, Found { scale: 1.0, zero_point: None });
+    }
+}

@@ -1,0 +1,82 @@
+//! The gradients of quantizers: what passes to the weights, and what to scales that are trained.
+//!
+//! All are straight-through estimators (Bengio et al. 2013, <https://arxiv.org/abs/1308.3432>): rounding itself counts as
+//! the identity. With `v = w / scale` and the level `q` that it is rounded to (in units of the scale), gradients of
+//! `q * scale` are:
+//!
+//! | method | to w | to the scale |
+//! |---|---|---|
+//! | `absmean`, `twn`, `minmax` | 1 | none: the scale counts as a constant |
+//! | `learned` | 1 | q |
+//! | `elastic` | 1 where \|v\| <= 1, else 0 | q / sqrt(n) |
+//! | `lsq` | 1 within the codes, else 0 | (q - v within the codes, else q) / sqrt(n Qp) |
+//! | `seq` | 1 where \|v\| <= 0.99, else 0 | (q - v there, else q, or sign(v) in ternary) / sqrt(n) |
+//!
+//! `n` is the number of weights that share the scale, `Qp` the largest code. Sources: LSQ,
+//! <https://arxiv.org/abs/1902.08153>, equations 3 and 5; ParetoQ, <https://arxiv.org/abs/2502.02631>, `utils_quant.py` of
+//! its code for `elastic` and `seq`, where `n` is the size of the matrix: for the optimizers here, which are indifferent
+//! to the length of a gradient, that is the same.
+
+use bitllama_core::rounding::{Quantized, Scales, alpha_codes};
+use bitllama_core::{Method, Quantizer, RowMatrix, Scheme};
+use burn::tensor::Tensor;
+
+use super::matrix::TensorMatrix;
+
+/// The part of a stretched range in which weights have a gradient: ParetoQ's `clip_val`.
+const STRETCHED: f32 = 0.99;
+
+/// What a gradient is multiplied by on its way.
+pub struct Factors {
+    /// To each weight, `[outer, n, inner]`; `None` is 1.
+    pub weight: Option<Tensor<3>>,
+    /// From each weight to its trained scale, `[outer, n, inner]`; `None` where none is trained.
+    pub scale: Option<Tensor<3>>,
+}
+
+/// The factors of a rounded matrix. `trained` are the scales as they are trained, `None` where they are not.
+pub fn factors(
+    quantizer: &Quantizer,
+    weight: TensorMatrix,
+    trained: Option<Scales<TensorMatrix>>,
+    rounded: Quantized<TensorMatrix>,
+) -> Factors {
+    let Some(Scales { scales, zero_points }) = trained.filter(|_| quantizer.method.trains_scales()) else {
+        return Factors { weight: None, scale: None };
+    };
+    let [_, n, _] = weight.0.dims();
+    let scheme = quantizer.scheme;
+    let (low, high) = match &zero_points {
+        Some(_) => (0.0, (scheme.levels() - 1) as f32),
+        None => (scheme.code_range().0 as f32, scheme.code_range().1 as f32),
+    };
+    let v = weight.div_rows(scales.clamp(f32::MIN_POSITIVE, f32::MAX));
+    // In codes or fields, and the level in units of the trained scale.
+    let (position, level) = match zero_points {
+        Some(points) => (v.clone().add_rows(points.clone()), rounded.codes.add_rows(points.scale(-1.0))),
+        None => (v.clone(), rounded.codes.scale(1.0 / alpha_codes(quantizer))),
+    };
+    let within = |x: TensorMatrix, low: f32, high: f32| {
+        x.0.clone().greater_equal_elem(low).bool_and(x.0.lower_equal_elem(high)).float()
+    };
+    let n = n as f32;
+    let (weight, scale) = match quantizer.method {
+        Method::Absmean | Method::Twn | Method::Minmax => (None, None),
+        Method::Learned => (None, Some(level.0)),
+        Method::Elastic => (Some(within(v, -1.0, 1.0)), Some(level.0 * (1.0 / n.sqrt()))),
+        Method::Lsq => {
+            let inside = within(position, low, high);
+            let scale = (level.0 - v.0 * inside.clone()) * (1.0 / (n * high).sqrt());
+            (Some(inside), Some(scale))
+        }
+        Method::Seq => {
+            let inside = within(v.clone(), -STRETCHED, STRETCHED);
+            // ParetoQ's code takes 1 for the last level of ternary here, where its value is 2/3.
+            let last = if scheme == Scheme::Ternary { 1.5 } else { 1.0 };
+            let weight_of_level = inside.clone() * (1.0 - last) + last;
+            let scale = (level.0 * weight_of_level - v.0 * inside.clone()) * (1.0 / n.sqrt());
+            (Some(inside), Some(scale))
+        }
+    };
+    Factors { weight, scale }
+}

@@ -1,0 +1,172 @@
+//! Every quantizer: against PyTorch's values and gradients (`golden/quantizers.py`), packed against fake-quantized, in both
+//! layouts of Burn's parameters.
+
+use bitllama_core::rounding::{Scales, StoredScales};
+use bitllama_core::weights::{Kind, WeightSpec};
+use bitllama_core::{DenseMatrix, Granularity, Method, PackedMatrix, Quantized, Quantizer, Scheme};
+use bitllama_nn::fake_quant::{FakeQuant, quantize};
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Deserialize;
+
+#[derive(Module, Debug)]
+struct One {
+    weight: Param<Tensor<2>>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    weight: Vec<f32>,
+    c: Vec<f32>,
+    shape: [usize; 2],
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    scheme: Scheme,
+    method: Method,
+    granularity: serde_json::Value,
+    zero_point: bool,
+    start: Option<Vec<f32>>,
+    scale: Option<Vec<f32>>,
+    zero_points: Option<Vec<f32>>,
+    value: Vec<f32>,
+    weight_gradient: Vec<f32>,
+    scale_gradient: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn quantizer(&self) -> Quantizer {
+        let granularity = match self.granularity.as_u64() {
+            Some(size) => Granularity::Group(size as usize),
+            None if self.granularity == "row" => Granularity::Row,
+            None => Granularity::Tensor,
+        };
+        Quantizer { scheme: self.scheme, method: self.method, granularity, zero_point: self.zero_point }
+    }
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("golden/quantizers.json")).unwrap()
+}
+
+fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data_as::<f32>().try_into_vec().unwrap()
+}
+
+/// A row-major `[rows, columns]` as a parameter of `kind`: linear layers have it transposed.
+fn tensor(data: &[f32], [rows, columns]: [usize; 2], kind: Kind, device: &Device) -> Tensor<2> {
+    let tensor = Tensor::from_data(TensorData::new(data.to_vec(), [rows, columns]), device);
+    if kind == Kind::Linear { tensor.transpose() } else { tensor }
+}
+
+fn row_major(tensor: Tensor<2>, kind: Kind) -> Vec<f32> {
+    floats(if kind == Kind::Linear { tensor.transpose() } else { tensor })
+}
+
+/// The weight of the golden file with a quantizer on it.
+fn module(golden: &Golden, quantizer: Quantizer, kind: Kind, stored: &StoredScales, device: &Device) -> One {
+    let weight = tensor(&golden.weight, golden.shape, kind, device);
+    let weight = if device.is_autodiff() { weight.require_grad() } else { weight };
+    let spec = WeightSpec { name: "weight".into(), shape: golden.shape.to_vec(), kind };
+    quantize(One { weight: Param::from_tensor(weight) }, &[(spec, Some(quantizer))], stored)
+}
+
+fn fake_quant(module: &One) -> &FakeQuant {
+    module.weight.reparameterization().unwrap()
+}
+
+fn numbers(data: &[f32]) -> DenseMatrix {
+    DenseMatrix { data: data.to_vec(), columns: 1 }
+}
+
+fn close(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
+    for (index, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() <= 1e-6 * largest, "{what} at {index}: {a}, PyTorch has {b}");
+    }
+}
+
+#[test]
+fn values_and_gradients_are_pytorchs() {
+    let golden = golden();
+    let device = Device::flex().autodiff();
+    for case in &golden.cases {
+        let quantizer = case.quantizer();
+        quantizer.check().unwrap();
+        for kind in [Kind::Linear, Kind::Embedding] {
+            let what = format!("{quantizer}, {kind:?}");
+            if let Some(start) = &case.start {
+                let fresh = module(&golden, quantizer, kind, &StoredScales::new(), &device);
+                let scales = fake_quant(&fresh).stored_scales(fresh.weight.base().dims()).unwrap();
+                close(&scales.scales.data, start, &format!("{what}: start"));
+                assert_eq!(scales.zero_points.map(|points| points.data), case.zero_points, "{what}");
+            }
+            let mut stored = StoredScales::new();
+            if let Some(scale) = &case.scale {
+                let zero_points = case.zero_points.as_deref().map(numbers);
+                stored.insert("weight".into(), Scales { scales: numbers(scale), zero_points });
+            }
+            let module = module(&golden, quantizer, kind, &stored, &device);
+            let value = module.weight.val();
+            close(&row_major(value.clone(), kind), &case.value, &format!("{what}: value"));
+
+            let c = tensor(&golden.c, golden.shape, kind, &device);
+            let grads = GradientsParams::from_grads((value * c).sum().backward(), &module);
+            let gradient = grads.get::<2>(module.weight.id).unwrap();
+            close(&row_major(gradient, kind), &case.weight_gradient, &format!("{what}: gradient of the weight"));
+            assert_eq!(grads.len(), 1 + case.scale_gradient.iter().len(), "{what}");
+            if let Some(expected) = &case.scale_gradient {
+                let gradient = grads.get::<3>(fake_quant(&module).scales_id().unwrap()).unwrap();
+                // Of a linear layer as `[groups, 1, rows]`.
+                let [outer, _, inner] = gradient.dims();
+                let gradient = floats(gradient.reshape::<2, _>([outer, inner]).transpose());
+                close(&gradient, expected, &format!("{what}: gradient of the scale"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_golden_file_has_every_quantizer() {
+    let there: Vec<Quantizer> = golden().cases.iter().map(Case::quantizer).collect();
+    for scheme in Scheme::ALL {
+        for method in Method::ALL {
+            for granularity in [Granularity::Row, Granularity::Tensor, Granularity::Group(32)] {
+                for zero_point in [false, true] {
+                    let quantizer = Quantizer { scheme, method, granularity, zero_point };
+                    assert_eq!(there.contains(&quantizer), quantizer.check().is_ok(), "{quantizer}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_is_fake_quantized_to_the_bit() {
+    let golden = golden();
+    for case in &golden.cases {
+        let quantizer = case.quantizer();
+        for (device, kind) in [
+            (Device::flex(), Kind::Linear),
+            (Device::flex().autodiff(), Kind::Linear),
+            (Device::flex(), Kind::Embedding),
+        ] {
+            let module = module(&golden, quantizer, kind, &StoredScales::new(), &device);
+            let (view, rounded) = fake_quant(&module).codes_and_scales(module.weight.base());
+            let rounded = Quantized {
+                codes: DenseMatrix { data: view.elements(rounded.codes), columns: golden.shape[1] },
+                scales: view.numbers(rounded.scales),
+                zero_points: rounded.zero_points.map(|points| view.numbers(points)),
+            };
+            let packed = PackedMatrix::pack(&quantizer, golden.shape, rounded).unwrap();
+            assert_eq!(packed.dequantize().data, row_major(module.weight.val(), kind), "{quantizer}");
+            // Plain Rust takes the mean of a row in another order, so that scales may differ in their last bits.
+            let plain = PackedMatrix::quantize(&quantizer, golden.shape, golden.weight.clone()).unwrap();
+            close(&plain.dequantize().data, &packed.dequantize().data, &format!("{quantizer}: plain"));
+        }
+    }
+}

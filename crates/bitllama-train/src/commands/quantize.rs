@@ -1,0 +1,246 @@
+//! `quantize`: a model to an artifact without training.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::size::StoredSize;
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, Scheme};
+use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
+use bitllama_nn::device::default_name;
+use bitllama_runtime::text::{encode, own_bos};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::models::{self, ResolvedPlan};
+use crate::ptq::{self, Method, gptq};
+
+/// Round a model into an artifact, without training
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, GGUF file or hub id
+    #[arg(long)]
+    model: String,
+    /// Folder to write; an artifact that is there is replaced
+    #[arg(long)]
+    output: PathBuf,
+    /// Bits of the matrices of all blocks
+    #[arg(long, value_enum, required_unless_present = "scheme")]
+    bits: Option<Bits>,
+    /// Scheme of the matrices of all blocks, in place of --bits: binary, ternary, seq2, int2, int3, int4 or int8
+    #[arg(long, conflicts_with = "bits")]
+    scheme: Option<Scheme>,
+    /// Columns that share a scale (a multiple of 32), or `row`, or `tensor`
+    #[arg(long, default_value = "64", value_parser = granularity)]
+    group_size: Granularity,
+    /// A zero point beside each scale (asymmetric)
+    #[arg(long)]
+    zero_point: bool,
+    /// How codes and scales are found
+    #[arg(long, value_enum, default_value = "search")]
+    method: Method,
+    /// Scheme of the embedding and the head, with the same --group-size, or f32
+    #[arg(long, default_value = "int8", value_name = "SCHEME")]
+    embedding: Rule,
+    /// Round the first N blocks only
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Another scheme for some matrices: a glob over parameter paths and a scheme or f32, for instance
+    /// *.down_proj=int8; may be given several times, the last one that matches decides
+    #[arg(long, value_name = "GLOB=SCHEME")]
+    rule: Vec<String>,
+    /// Calibration text for --method importance and gptq, UTF-8; may be given several times
+    #[arg(long, value_name = "FILE")]
+    calibration: Vec<PathBuf>,
+    /// Tokens of calibration text to use, spread evenly over all of it
+    #[arg(long, default_value_t = 32768)]
+    calibration_tokens: usize,
+    /// Tokens a row of calibration text
+    #[arg(long, default_value_t = 512)]
+    calibration_ctx: usize,
+    /// GPTQ takes columns in the order of their inputs' size
+    #[arg(long)]
+    act_order: bool,
+    /// What GPTQ adds to the diagonal of the Hessian, as a share of its mean
+    #[arg(long, default_value_t = 0.01)]
+    damping: f64,
+    /// Device for the calibration: flex, ndarray, tch, cuda:N or wgpu
+    #[arg(long, default_value = default_name())]
+    device: String,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bits a weight, and the scheme that has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bits {
+    /// binary
+    #[value(name = "1")]
+    One,
+    /// ternary
+    #[value(name = "1.58")]
+    Trit,
+    /// int2
+    #[value(name = "2")]
+    Two,
+    /// int3
+    #[value(name = "3")]
+    Three,
+    /// int4
+    #[value(name = "4")]
+    Four,
+    /// int8
+    #[value(name = "8")]
+    Eight,
+}
+
+impl Bits {
+    fn scheme(self) -> Scheme {
+        match self {
+            Bits::One => Scheme::Binary,
+            Bits::Trit => Scheme::Ternary,
+            Bits::Two => Scheme::Int2,
+            Bits::Three => Scheme::Int3,
+            Bits::Four => Scheme::Int4,
+            Bits::Eight => Scheme::Int8,
+        }
+    }
+}
+
+fn granularity(text: &str) -> Result<Granularity, String> {
+    match text {
+        "row" => Ok(Granularity::Row),
+        "tensor" => Ok(Granularity::Tensor),
+        size => {
+            size.parse().map(Granularity::Group).map_err(|_| "expected a number of columns, `row` or `tensor`".into())
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model or text that is missing or damaged, groups that do not fit the model, a folder that cannot be written.
+pub fn run(args: Args) -> Result<()> {
+    let start = Instant::now();
+    match (args.method.calibrates(), args.calibration.is_empty()) {
+        (true, true) => bail!("--method {} needs text: pass --calibration FILE", name(args.method)),
+        (false, false) => bail!("--method {} uses no text: leave --calibration out", name(args.method)),
+        _ => {}
+    }
+    ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
+    let device = bitllama_nn::device(&args.device)?;
+    let model = models::open(&args.model)?;
+    let plan = plan(&args, &model.config)?;
+
+    let mut rounded = match args.method.calibrates() {
+        true => {
+            let rows = calibration_rows(&args, &model)?;
+            let bar = ProgressBar::new(model.config.num_hidden_layers as u64);
+            bar.set_style(ProgressStyle::with_template("{bar:30} block {pos}/{len}  {elapsed} < {eta}")?);
+            let options = gptq::Options { damping: args.damping, act_order: args.act_order };
+            let progress = |done: usize| bar.set_position(done as u64);
+            let rounded = ptq::calibrated(args.method, &model, &plan, &rows, options, &device, progress)?;
+            bar.finish_and_clear();
+            rounded
+        }
+        false => Default::default(),
+    };
+    let weights = plan.iter().map(|(spec, quantizer)| {
+        if let Some(packed) = rounded.remove(&spec.name) {
+            return Ok((spec.clone(), StoredWeight::Packed(packed)));
+        }
+        let weight = model.weights.read(spec)?;
+        let stored = match quantizer {
+            Some(quantizer) => StoredWeight::Packed(
+                ptq::round(args.method, quantizer, spec, weight)
+                    .map_err(|e| FormatError::invalid(&model.path, format!("{e:#}")))?,
+            ),
+            None => StoredWeight::Full(weight),
+        };
+        Ok((spec.clone(), stored))
+    });
+    let provenance = json!({
+        "command": "quantize",
+        "model": model.path,
+        "method": name(args.method),
+        "calibration": args.calibration,
+        "calibration_tokens": args.method.calibrates().then_some(args.calibration_tokens),
+        "act_order": args.act_order,
+        "damping": args.damping,
+        "version": env!("CARGO_PKG_VERSION"),
+        "git_revision": env!("GIT_REVISION"),
+    });
+    artifact::write(&args.output, &model.config, weights, &model.tokenizer, artifact::Layout::Packed, provenance)?;
+    let (size, seconds) = (StoredSize::of(&plan), start.elapsed().as_secs_f64());
+    if args.json {
+        let result = json!({
+            "output": args.output, "bits_per_weight": size.bits_per_weight(), "bytes": size.bytes,
+            "parameters": size.parameters, "seconds": seconds,
+        });
+        println!("{result}");
+    } else {
+        println!(
+            "{}: {} bytes packed, {:.3} bits per weight, {seconds:.1} s",
+            args.output.display(),
+            size.bytes,
+            size.bits_per_weight()
+        );
+    }
+    Ok(())
+}
+
+fn name(method: Method) -> String {
+    method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+}
+
+/// The bit plan that the flags ask for.
+fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
+    let scheme = args.scheme.or(args.bits.map(Bits::scheme)).context("pass --bits or --scheme")?;
+    let with_groups = |quantizer: Quantizer| Quantizer { granularity: args.group_size, ..quantizer };
+    let blocks = with_groups(Quantizer { zero_point: args.zero_point, ..Quantizer::from(scheme) });
+    blocks.check()?;
+    let head = Rule(args.embedding.0.map(with_groups));
+    let mut rules = vec![("layers.*".to_string(), Rule(Some(blocks))), ("embed_tokens".to_string(), head)];
+    if !config.tie_word_embeddings {
+        rules.push(("lm_head".to_string(), head));
+    }
+    let layers = config.num_hidden_layers;
+    if let Some(first) = args.layers {
+        ensure!(first <= layers, "--layers {first}: {} has {layers} blocks", args.model);
+        rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule(None))));
+    }
+    for rule in &args.rule {
+        let (glob, scheme) = rule.split_once('=').with_context(|| format!("--rule {rule}: expected GLOB=SCHEME"))?;
+        let scheme: Rule = scheme.parse().with_context(|| format!("--rule {rule}"))?;
+        rules.push((glob.to_string(), Rule(scheme.0.map(with_groups))));
+    }
+    let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?.resolve(config);
+    plan.with_context(|| format!("{}: pass another --group-size, `row` always fits", args.model))
+}
+
+/// Rows of tokens, spread evenly over the calibration text.
+fn calibration_rows(args: &Args, model: &Model) -> Result<Vec<Vec<u32>>> {
+    let (ctx, limit) = (args.calibration_ctx, model.config.max_position_embeddings);
+    ensure!(ctx > 0 && ctx <= limit, "--calibration-ctx {ctx} is not within the model's context of {limit} tokens");
+    let bos = own_bos(&model.tokenizer, model.config.bos_token_id)?;
+    let mut tokens = Vec::new();
+    for path in &args.calibration {
+        tokens.extend(tokens_of(path, model, bos)?);
+    }
+    let rows = (tokens.len() / ctx).min(args.calibration_tokens / ctx);
+    ensure!(
+        rows > 0,
+        "{} calibration tokens are no row of {ctx}: give more text or tokens, or lower --calibration-ctx",
+        tokens.len().min(args.calibration_tokens)
+    );
+    let apart = (tokens.len() - ctx) / rows.max(2).saturating_sub(1);
+    Ok((0..rows).map(|row| tokens[row * apart..row * apart + ctx].to_vec()).collect())
+}
+
+fn tokens_of(path: &Path, model: &Model, bos: Option<u32>) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    encode(&model.tokenizer, bos, &text).with_context(|| format!("{}", path.display()))
+}

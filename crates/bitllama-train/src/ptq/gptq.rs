@@ -1,0 +1,276 @@
+//! GPTQ (Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>): a matrix is rounded column after column, and what
+//! rounding a column takes from the layer's outputs is given back by the columns that are not rounded yet.
+//!
+//! With inputs `x` and `H = sum x x^T`, the rounded matrix is to have small `(w - q) H (w - q)^T` in each row. Let
+//! `H^-1 = L L^T`. When column `j` is rounded, with the error `e = (w_j - q_j) / L_jj`, the best that the columns `k > j`
+//! can do is `w_k -= e * L_kj`, and `e^2` is what stays. So `1 / L_jj^2` is how much the error of column `j` weighs, which
+//! is what scales are searched by.
+
+use anyhow::{Result, anyhow, ensure};
+use bitllama_core::search::{Found, search};
+use bitllama_core::{Granularity, PackedMatrix, Quantizer};
+use faer::linalg::solvers::DenseSolveCore;
+use faer::{Mat, Side};
+use rayon::prelude::*;
+
+/// What inputs of a matrix were like.
+#[derive(Debug, Clone)]
+pub struct Hessian {
+    /// `sum x x^T`, `[columns, columns]`.
+    pub sum: Vec<f32>,
+    /// `in_features`.
+    pub columns: usize,
+}
+
+/// How to go about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Added to the diagonal, as a share of its mean.
+    pub damping: f64,
+    /// Columns whose inputs are largest come first, with scales set beforehand.
+    pub act_order: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { damping: 0.01, act_order: false }
+    }
+}
+
+/// Rows that a thread works on at a time, so that each column of `L` is read once for all of them.
+const ROWS: usize = 16;
+
+impl Hessian {
+    /// The mean square of each input, up to a factor.
+    pub fn diagonal(&self) -> Vec<f32> {
+        (0..self.columns).map(|i| self.sum[i * self.columns + i]).collect()
+    }
+
+    /// The order to take columns in, and `L` of the inverse in that order: column `j` has the elements from the diagonal
+    /// down.
+    fn factor(&self, options: Options) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
+        let n = self.columns;
+        let mut diagonal: Vec<f64> = self.diagonal().into_iter().map(f64::from).collect();
+        ensure!(diagonal.iter().all(|x| x.is_finite()), "the calibration text gives inputs that are not finite");
+        let damping = options.damping * diagonal.iter().sum::<f64>() / n as f64;
+        ensure!(damping > 0.0, "the calibration text gives inputs that are all zero");
+        let mut order: Vec<usize> = (0..n).collect();
+        if options.act_order {
+            order.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
+        }
+        // Inputs that are always zero: any weight will do.
+        diagonal.iter_mut().filter(|x| **x == 0.0).for_each(|x| *x = 1.0);
+        let matrix = Mat::from_fn(n, n, |i, j| match (order[i], order[j]) {
+            (a, b) if a == b => diagonal[a] + damping,
+            (a, b) => self.sum[a * n + b] as f64,
+        });
+        let failed =
+            || anyhow!("the inputs of a layer are too much alike for GPTQ; use more calibration text or damping");
+        let inverse = matrix.llt(Side::Lower).map_err(|_| failed())?.inverse();
+        let factor = inverse.llt(Side::Lower).map_err(|_| failed())?;
+        let columns = (0..n).map(|j| (j..n).map(|i| factor.L()[(i, j)] as f32).collect()).collect();
+        Ok((order, columns))
+    }
+}
+
+/// Rounds `weight`, row-major `[rows, columns]`, to the grid of `quantizer`.
+///
+/// # Errors
+/// If the Hessian has no inverse, or a weight is not finite.
+pub fn gptq(
+    quantizer: &Quantizer,
+    shape: [usize; 2],
+    weight: &[f32],
+    hessian: &Hessian,
+    options: Options,
+) -> Result<PackedMatrix> {
+    let [rows, columns] = shape;
+    quantizer.check_shape(shape)?;
+    let (order, factor) = hessian.factor(options)?;
+    let mut weighs = vec![0.0; columns];
+    order.iter().zip(&factor).for_each(|(column, factor)| weighs[*column] = factor[0].powi(-2));
+    let group = match quantizer.granularity {
+        Granularity::Group(size) => size,
+        Granularity::Row | Granularity::Tensor => columns,
+    };
+    let whole =
+        (quantizer.granularity == Granularity::Tensor).then(|| search(quantizer, weight, Some(&weighs.repeat(rows))));
+    let task = Task { quantizer, columns, group, order: &order, factor: &factor, weighs: &weighs, whole };
+
+    let groups = columns / group;
+    let (mut codes, mut found) =
+        (vec![0.0; rows * columns], vec![Found { scale: 1.0, zero_point: None }; rows * groups]);
+    let chunks = weight.par_chunks(ROWS * columns).zip(codes.par_chunks_mut(ROWS * columns));
+    chunks
+        .zip(found.par_chunks_mut(ROWS * groups))
+        .for_each(|((weight, codes), found)| task.run(weight.to_vec(), codes, found, options.act_order));
+
+    let scheme = quantizer.scheme;
+    let scales = found.iter().map(|found| found.scale).collect();
+    let zero_points = quantizer.zero_point.then(|| found.iter().map(|f| f.zero_point.unwrap_or(0.0) as i32).collect());
+    let packed = PackedMatrix::from_fields(scheme, shape, scales, zero_points, |row, fields| {
+        for (field, code) in fields.iter_mut().zip(&codes[row * columns..]) {
+            let low = if quantizer.zero_point { 0.0 } else { scheme.code_of(0) as f32 };
+            let step = if quantizer.zero_point { 1.0 } else { scheme.code_step() as f32 };
+            if !code.is_finite() {
+                return Err(bitllama_core::Error::Packed("a weight is not finite".into()));
+            }
+            *field = ((code - low) / step) as u8;
+        }
+        Ok(())
+    });
+    Ok(packed?)
+}
+
+/// What all rows share.
+struct Task<'a> {
+    quantizer: &'a Quantizer,
+    columns: usize,
+    /// Columns that share a scale.
+    group: usize,
+    order: &'a [usize],
+    factor: &'a [Vec<f32>],
+    /// How much the error of each column weighs.
+    weighs: &'a [f32],
+    /// The scale of the whole matrix, where there is one.
+    whole: Option<Found>,
+}
+
+impl Task<'_> {
+    /// Rounds some rows: `weight` and `codes` are `[rows, columns]`, `found` is `[rows, groups]`.
+    fn run(&self, mut weight: Vec<f32>, codes: &mut [f32], found: &mut [Found], beforehand: bool) {
+        let (columns, groups) = (self.columns, self.columns / self.group);
+        let rows = weight.len() / columns;
+        let scale = |weight: &[f32], found: &mut [Found], group: usize| {
+            let range = group * self.group..(group + 1) * self.group;
+            for row in 0..rows {
+                let weight = &weight[row * columns..][range.clone()];
+                let searched = || search(self.quantizer, weight, Some(&self.weighs[range.clone()]));
+                found[row * groups + group] = self.whole.unwrap_or_else(searched);
+            }
+        };
+        if beforehand {
+            (0..groups).for_each(|group| scale(&weight, found, group));
+        }
+        // The columns in their order, so that updates run along memory.
+        let mut ordered: Vec<f32> = Vec::with_capacity(weight.len());
+        for row in weight.chunks_exact(columns) {
+            ordered.extend(self.order.iter().map(|column| row[*column]));
+        }
+        for (position, (column, factor)) in self.order.iter().zip(self.factor).enumerate() {
+            let group = column / self.group;
+            if !beforehand && column % self.group == 0 {
+                // Columns are in their own order then, and these as the updates so far have left them.
+                for (row, ordered) in weight.chunks_exact_mut(columns).zip(ordered.chunks_exact(columns)) {
+                    row[*column..column + self.group].copy_from_slice(&ordered[position..position + self.group]);
+                }
+                scale(&weight, found, group);
+            }
+            for (row, ordered) in ordered.chunks_exact_mut(columns).enumerate() {
+                let found = found[row * groups + group];
+                let code = self.quantizer.code_of(ordered[position], found);
+                codes[row * columns + column] = code;
+                let rounded = (code - found.zero_point.unwrap_or(0.0)) * found.scale;
+                let error = (ordered[position] - rounded) / factor[0];
+                ordered[position + 1..].iter_mut().zip(&factor[1..]).for_each(|(w, l)| *w -= error * l);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitllama_core::Scheme;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Inputs that go together, as those of a layer do.
+    fn example(rows: usize, columns: usize) -> (Vec<f32>, Hessian) {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut random = |n: usize| (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect::<Vec<_>>();
+        let (weight, mixing) = (random(rows * columns), random(columns * columns / 4));
+        let mut sum = vec![0.0; columns * columns];
+        for _ in 0..4 * columns {
+            let hidden = random(columns / 4);
+            let noise = random(columns);
+            let x: Vec<f32> = (0..columns)
+                .map(|i| {
+                    let row = &mixing[i * (columns / 4)..][..columns / 4];
+                    row.iter().zip(&hidden).map(|(a, b)| a * b).sum::<f32>() + 0.2 * noise[i]
+                })
+                .collect();
+            for i in 0..columns {
+                for j in 0..columns {
+                    sum[i * columns + j] += x[i] * x[j];
+                }
+            }
+        }
+        (weight, Hessian { sum, columns })
+    }
+
+    /// `sum over rows of (w - q) H (w - q)^T`.
+    fn loss(weight: &[f32], packed: &PackedMatrix, hessian: &Hessian) -> f64 {
+        let n = hessian.columns;
+        let error: Vec<f64> = weight.iter().zip(packed.dequantize().data).map(|(w, q)| (w - q) as f64).collect();
+        let of_row = |error: &[f64]| {
+            (0..n)
+                .map(|i| (0..n).map(|j| error[i] * hessian.sum[i * n + j] as f64 * error[j]).sum::<f64>())
+                .sum::<f64>()
+        };
+        error.chunks_exact(n).map(of_row).sum()
+    }
+
+    #[test]
+    fn every_grid_loses_less_than_by_rounding_to_nearest() {
+        let (weight, hessian) = example(20, 64);
+        for scheme in Scheme::ALL {
+            for granularity in [Granularity::Row, Granularity::Group(32), Granularity::Tensor] {
+                for zero_point in [false, true] {
+                    let quantizer = Quantizer { granularity, zero_point, ..Quantizer::from(scheme) };
+                    if quantizer.check().is_err() {
+                        continue;
+                    }
+                    let nearest = PackedMatrix::quantize(&quantizer, [20, 64], weight.clone()).unwrap();
+                    let nearest = loss(&weight, &nearest, &hessian);
+                    for act_order in [false, true] {
+                        let options = Options { act_order, ..Options::default() };
+                        let packed = gptq(&quantizer, [20, 64], &weight, &hessian, options).unwrap();
+                        let found = loss(&weight, &packed, &hessian);
+                        assert!(found < 0.9 * nearest, "{quantizer} {act_order}: {found} {nearest}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_that_do_not_depend_on_each_other_leave_rounding_to_nearest() {
+        let (weight, _) = example(5, 32);
+        let mut sum = vec![0.0; 32 * 32];
+        (0..32).for_each(|i| sum[i * 33] = 3.0);
+        let quantizer = Quantizer::from(Scheme::Int4);
+        let packed = gptq(&quantizer, [5, 32], &weight, &Hessian { sum, columns: 32 }, Options::default()).unwrap();
+        for (row, weight) in weight.chunks_exact(32).enumerate() {
+            let found = search(&quantizer, weight, None);
+            let mut codes = vec![0.0; 32];
+            packed.codes_into(row, &mut codes);
+            let nearest: Vec<f32> = weight.iter().map(|w| quantizer.code_of(*w, found)).collect();
+            assert_eq!(codes, nearest);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_inverted_is_an_error() {
+        let quantizer = Quantizer::from(Scheme::Int4);
+        for value in [0.0, f32::NAN] {
+            let hessian = Hessian { sum: vec![value; 16], columns: 4 };
+            assert!(gptq(&quantizer, [1, 4], &[1.0; 4], &hessian, Options::default()).is_err());
+        }
+        // Columns of zeros are no harm.
+        let mut sum = vec![0.0; 16];
+        sum[0] = 1.0;
+        assert!(gptq(&quantizer, [1, 4], &[1.0; 4], &Hessian { sum, columns: 4 }, Options::default()).is_ok());
+    }
+}
