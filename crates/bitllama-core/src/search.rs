@@ -8,7 +8,8 @@ use crate::{Quantizer, Scheme};
 /// A scale, and the zero point that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
-    /// Not 0. Negative where codes reach further on that side than on the other and the weights ask for it.
+    /// Not 0. Negative where codes reach further on that side than on the other and the weights ask for it, unless the
+    /// method trains scales, which must be positive.
     pub scale: f32,
     /// A field, as a whole number.
     pub zero_point: Option<f32>,
@@ -63,7 +64,8 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         let grid = Grid { low: scheme.code_of(0) as f32, step: scheme.code_step() as f32, top };
         let widest = magnitude / (top / 2.0 * grid.step);
         // Where the codes are not the same on both sides, which side is the longer one matters.
-        let signs: &[f32] = if scheme.code_range().0 == -scheme.code_range().1 { &[1.0] } else { &[1.0, -1.0] };
+        let even = scheme.code_range().0 == -scheme.code_range().1;
+        let signs: &[f32] = if even || quantizer.method.trains_scales() { &[1.0] } else { &[1.0, -1.0] };
         shares.flat_map(|share| signs.iter().map(move |sign| (grid, sign * widest * share))).collect()
     };
     let mut best: Option<(Fit, Grid, f32)> = None;

@@ -20,6 +20,11 @@ impl Rotary {
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
 
+    /// The tables for tensors with a gradient.
+    pub fn tracked(&self) -> Self {
+        Self { cos: Tensor::from_inner(self.cos.clone()), sin: Tensor::from_inner(self.sin.clone()) }
+    }
+
     /// Turns `[batch, heads, seq, head_dim]` by position.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let mut halves = x.chunk(2, 3).into_iter();

@@ -92,41 +92,50 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 }
 
-/// Puts other elements into a matrix of a block of `model`: row-major, of `spec.shape`. A quantizer on it is gone then.
+/// The matrices of a block, in the order and by the names of [`BLOCK_MATRICES`].
+pub fn block_matrices(block: &Block) -> [(&'static str, &Param<Tensor<2>>); 7] {
+    let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &block.self_attn;
+    let Mlp { gate_proj, up_proj, down_proj } = &block.mlp;
+    let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
+    std::array::from_fn(|i| (BLOCK_MATRICES[i], &linears[i].weight))
+}
+
+/// Puts other elements into a matrix of a block: row-major `[rows, columns]`, on `device`. A quantizer on it is gone then.
 ///
 /// # Panics
-/// If `spec` is no matrix of a block of this model, or `data` is not of its shape.
-pub fn set_matrix(model: &mut Llama, spec: &WeightSpec, data: &[f32]) {
-    let param = block_matrix(model, &spec.name).unwrap_or_else(|| panic!("{} is no matrix of a block", spec.name));
-    let tensor = matrix_tensor(spec, data, &param.base().device());
-    *param = Param::initialized(param.id, tensor);
+/// If a block has no such matrix.
+pub fn set_block_matrix(block: &mut Block, name: &str, [rows, columns]: [usize; 2], data: &[f32], device: &Device) {
+    let linear = match name {
+        "self_attn.q_proj" => &mut block.self_attn.q_proj,
+        "self_attn.k_proj" => &mut block.self_attn.k_proj,
+        "self_attn.v_proj" => &mut block.self_attn.v_proj,
+        "self_attn.o_proj" => &mut block.self_attn.o_proj,
+        "mlp.gate_proj" => &mut block.mlp.gate_proj,
+        "mlp.up_proj" => &mut block.mlp.up_proj,
+        "mlp.down_proj" => &mut block.mlp.down_proj,
+        _ => panic!("{name} is no matrix of a block"),
+    };
+    let data = TensorData::new(transposed(data, rows, columns), [columns, rows]);
+    let tensor = Tensor::from_data(data, (device, DType::F32));
+    let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };
+    linear.weight = Param::initialized(linear.weight.id, tensor);
 }
 
-/// The matrix of a block by its name.
-fn block_matrix<'a>(model: &'a mut Llama, name: &str) -> Option<&'a mut Param<Tensor<2>>> {
-    let (layer, matrix) = name.strip_prefix("layers.")?.strip_suffix(".weight")?.split_once('.')?;
-    let Block { self_attn, mlp, .. } = model.layers.get_mut(layer.parse::<usize>().ok()?)?;
-    let linear = match matrix {
-        "self_attn.q_proj" => &mut self_attn.q_proj,
-        "self_attn.k_proj" => &mut self_attn.k_proj,
-        "self_attn.v_proj" => &mut self_attn.v_proj,
-        "self_attn.o_proj" => &mut self_attn.o_proj,
-        "mlp.gate_proj" => &mut mlp.gate_proj,
-        "mlp.up_proj" => &mut mlp.up_proj,
-        "mlp.down_proj" => &mut mlp.down_proj,
-        _ => return None,
+/// A matrix rounded on its device, by the function and the scales that fake quantization uses, and packed; `None` if it is
+/// in full precision.
+///
+/// # Errors
+/// [`Error::Packed`] if a weight is not finite: it has no code.
+pub fn pack(param: &Param<Tensor<2>>) -> Result<Option<PackedMatrix>, Error> {
+    let Some(fake) = param.reparameterization::<FakeQuant>() else { return Ok(None) };
+    let (view, rounded) = fake.codes_and_scales(param.base());
+    let [_, columns] = view.matrix_shape();
+    let rounded = Quantized {
+        codes: DenseMatrix { data: view.elements(rounded.codes), columns },
+        scales: view.numbers(rounded.scales),
+        zero_points: rounded.zero_points.map(|points| view.numbers(points)),
     };
-    Some(&mut linear.weight)
-}
-
-/// A matrix, row-major `[out_features, in_features]`, in the layout of its Burn parameter.
-fn matrix_tensor(spec: &WeightSpec, data: &[f32], device: &Device) -> Tensor<2> {
-    let [rows, columns] = spec.shape[..] else { panic!("{} is no matrix", spec.name) };
-    let data = match input_dimension(spec.kind) {
-        0 => TensorData::new(transposed(data, rows, columns), [columns, rows]),
-        _ => TensorData::new(data.to_vec(), [rows, columns]),
-    };
-    Tensor::from_data(data, (device, DType::F32))
+    PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), rounded).map(Some)
 }
 
 /// The dimension of a Burn parameter along which the inputs of one output row lie.
@@ -154,77 +163,49 @@ pub(crate) fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> 
 }
 
 /// The stored parameters of a model: what training moves, before any rounding.
-pub struct Weights {
-    matrices: HashMap<String, Matrix>,
-    vectors: HashMap<String, Tensor<1>>,
+pub struct Weights<'a> {
+    matrices: HashMap<String, &'a Param<Tensor<2>>>,
+    vectors: HashMap<String, &'a Param<Tensor<1>>>,
 }
 
-struct Matrix {
-    base: Tensor<2>,
-    fake_quant: Option<FakeQuant>,
-}
-
-impl Weights {
-    /// Takes hold of the parameters of `model`; tensors are shared, not copied.
-    pub fn of(model: &Llama) -> Self {
-        let mut weights = Self { matrices: HashMap::new(), vectors: HashMap::new() };
-        weights.matrix(EMBEDDING.into(), &model.embed_tokens.weight);
+impl<'a> Weights<'a> {
+    /// The parameters of `model` by their names.
+    pub fn of(model: &'a Llama) -> Self {
+        let mut matrices = HashMap::from([(EMBEDDING.to_string(), &model.embed_tokens.weight)]);
+        let mut vectors = HashMap::from([(FINAL_NORM.to_string(), &model.norm.weight)]);
         for (index, block) in model.layers.iter().enumerate() {
-            let Block { input_layernorm, self_attn, post_attention_layernorm, mlp } = block;
-            let Attention { q_proj, k_proj, v_proj, o_proj, .. } = self_attn;
-            let Mlp { gate_proj, up_proj, down_proj } = mlp;
-            let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
-            for (name, linear) in BLOCK_MATRICES.iter().zip(linears) {
-                weights.matrix(format!("layers.{index}.{name}.weight"), &linear.weight);
-            }
-            for (name, norm) in BLOCK_NORMS.iter().zip([input_layernorm, post_attention_layernorm]) {
-                weights.vectors.insert(format!("layers.{index}.{name}.weight"), norm.weight.base());
-            }
+            let name = |part: &str| format!("layers.{index}.{part}.weight");
+            matrices.extend(block_matrices(block).map(|(part, param)| (name(part), param)));
+            let norms = [&block.input_layernorm, &block.post_attention_layernorm];
+            vectors.extend(BLOCK_NORMS.iter().zip(norms).map(|(part, norm)| (name(part), &norm.weight)));
         }
-        weights.vectors.insert(FINAL_NORM.into(), model.norm.weight.base());
-        if let Some(head) = &model.lm_head {
-            weights.matrix(HEAD.into(), &head.weight);
-        }
-        weights
-    }
-
-    fn matrix(&mut self, name: String, param: &Param<Tensor<2>>) {
-        let fake_quant = param.reparameterization().cloned();
-        self.matrices.insert(name, Matrix { base: param.base(), fake_quant });
+        matrices.extend(model.lm_head.as_ref().map(|head| (HEAD.to_string(), &head.weight)));
+        Self { matrices, vectors }
     }
 
     /// One weight, row-major, of `spec.shape`.
     pub fn read(&self, spec: &WeightSpec) -> Vec<f32> {
         match spec.shape[..] {
             [_, _] => {
-                let tensor = self.matrices[&spec.name].base.clone();
+                let tensor = self.matrices[&spec.name].base();
                 floats(if input_dimension(spec.kind) == 0 { tensor.transpose() } else { tensor })
             }
-            _ => floats(self.vectors[&spec.name].clone()),
+            _ => floats(self.vectors[&spec.name].base()),
         }
     }
 
-    /// One matrix rounded on the model's device, by the function and the scales that fake quantization uses, and packed;
-    /// `None` if it is in full precision.
+    /// [`pack`] of one matrix; `None` for a norm.
     ///
     /// # Errors
-    /// [`Error::Packed`] if a weight is not finite: it has no code.
+    /// As [`pack`].
     pub fn pack(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>, Error> {
-        let Some(Matrix { base, fake_quant: Some(fake) }) = self.matrices.get(&spec.name) else { return Ok(None) };
-        let (view, rounded) = fake.codes_and_scales(base.clone());
-        let [_, columns] = view.matrix_shape();
-        let rounded = Quantized {
-            codes: DenseMatrix { data: view.elements(rounded.codes), columns },
-            scales: view.numbers(rounded.scales),
-            zero_points: rounded.zero_points.map(|points| view.numbers(points)),
-        };
-        PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), rounded).map(Some)
+        self.matrices.get(&spec.name).map_or(Ok(None), |param| pack(param))
     }
 
     /// The scales that are trained, by the names of their weights.
     pub fn scales(&self) -> StoredScales {
-        let trained = self.matrices.iter().filter_map(|(name, matrix)| {
-            let scales = matrix.fake_quant.as_ref()?.stored_scales(matrix.base.dims())?;
+        let trained = self.matrices.iter().filter_map(|(name, param)| {
+            let scales = param.reparameterization::<FakeQuant>()?.stored_scales(param.base().dims())?;
             Some((name.clone(), scales))
         });
         trained.collect()

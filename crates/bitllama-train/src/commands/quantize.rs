@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::models::{self, ResolvedPlan};
+use crate::ptq::reconstruct::{self, Report};
 use crate::ptq::{self, Method, gptq};
 
 /// Round a model into an artifact, without training
@@ -50,7 +51,7 @@ pub struct Args {
     /// *.down_proj=int8; may be given several times, the last one that matches decides
     #[arg(long, value_name = "GLOB=SCHEME")]
     rule: Vec<String>,
-    /// Calibration text for --method importance and gptq, UTF-8; may be given several times
+    /// Calibration text for --method importance, gptq and block, UTF-8; may be given several times
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
     /// Tokens of calibration text to use, spread evenly over all of it
@@ -65,6 +66,18 @@ pub struct Args {
     /// What GPTQ adds to the diagonal of the Hessian, as a share of its mean
     #[arg(long, default_value_t = 0.01)]
     damping: f64,
+    /// Times that --method block goes through the calibration text
+    #[arg(long, default_value_t = 2)]
+    epochs: usize,
+    /// Learning rate of the weights in --method block
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f64,
+    /// Learning rate of the scales in --method block
+    #[arg(long, default_value_t = 1e-4)]
+    scale_lr: f64,
+    /// Of the order in which --method block goes through the text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Device for the calibration: flex, ndarray, tch, cuda:N or wgpu
     #[arg(long, default_value = default_name())]
     device: String,
@@ -130,6 +143,10 @@ pub fn run(args: Args) -> Result<()> {
         (false, false) => bail!("--method {} uses no text: leave --calibration out", name(args.method)),
         _ => {}
     }
+    ensure!(args.epochs > 0, "--epochs must be at least 1");
+    for (flag, rate) in [("--lr", args.lr), ("--scale-lr", args.scale_lr)] {
+        ensure!(rate >= 0.0 && rate.is_finite(), "{flag} must not be negative");
+    }
     ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
     let device = bitllama_nn::device(&args.device)?;
     let model = models::open(&args.model)?;
@@ -140,8 +157,15 @@ pub fn run(args: Args) -> Result<()> {
             let rows = calibration_rows(&args, &model)?;
             let bar = ProgressBar::new(model.config.num_hidden_layers as u64);
             bar.set_style(ProgressStyle::with_template("{bar:30} block {pos}/{len}  {elapsed} < {eta}")?);
-            let options = gptq::Options { damping: args.damping, act_order: args.act_order };
-            let progress = |done: usize| bar.set_position(done as u64);
+            let gptq = gptq::Options { damping: args.damping, act_order: args.act_order };
+            let Args { epochs, lr, scale_lr, seed, .. } = args;
+            let options = ptq::Options { gptq, block: reconstruct::Options { epochs, lr, scale_lr, seed } };
+            let progress = |done: usize, report: Option<reconstruct::Report>| {
+                if let Some(Report { before, after }) = report {
+                    bar.suspend(|| eprintln!("block {done}: relative squared error {before:.5} -> {after:.5}"));
+                }
+                bar.set_position(done as u64);
+            };
             let rounded = ptq::calibrated(args.method, &model, &plan, &rows, options, &device, progress)?;
             bar.finish_and_clear();
             rounded
@@ -170,6 +194,9 @@ pub fn run(args: Args) -> Result<()> {
         "calibration_tokens": args.method.calibrates().then_some(args.calibration_tokens),
         "act_order": args.act_order,
         "damping": args.damping,
+        "block": (args.method == Method::Block).then(|| json!({
+            "epochs": args.epochs, "lr": args.lr, "scale_lr": args.scale_lr, "seed": args.seed,
+        })),
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });

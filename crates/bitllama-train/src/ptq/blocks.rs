@@ -1,17 +1,19 @@
 //! A model block by block: what the layers of each block see on calibration text, with all earlier blocks as they have
 //! become.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
 use bitllama_core::ModelConfig;
 use bitllama_nn::rotary::Rotary;
 use bitllama_nn::{Block, Llama, mask};
 use burn::tensor::{Device, Tensor};
-use std::collections::HashMap;
 
 use super::gptq::Hessian;
 use crate::evaluate::token_tensor;
 
 /// Hidden states of the calibration text between two blocks.
+#[derive(Clone)]
 pub struct Stream {
     /// `[rows, seq, hidden]` each.
     batches: Vec<Tensor<3>>,
@@ -56,6 +58,21 @@ impl Stream {
             hessians.extend(names.iter().map(|name| (*name, Hessian { sum: sum.clone(), columns })));
         }
         Ok(hessians)
+    }
+
+    /// The hidden states.
+    pub fn batches(&self) -> &[Tensor<3>] {
+        &self.batches
+    }
+
+    /// Rotary tables for them.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// The causal mask for them.
+    pub fn mask(&self) -> Tensor<4> {
+        self.mask.clone()
     }
 
     /// Goes on to the next block.

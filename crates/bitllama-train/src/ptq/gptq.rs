@@ -73,6 +73,16 @@ impl Hessian {
     }
 }
 
+/// What GPTQ made of a matrix.
+#[derive(Debug, Clone)]
+pub struct Rounded {
+    /// The result.
+    pub packed: PackedMatrix,
+    /// The weights as they were when they were rounded, row-major `[rows, columns]`: with the scales of `packed` they
+    /// round to its codes.
+    pub weight: Vec<f32>,
+}
+
 /// Rounds `weight`, row-major `[rows, columns]`, to the grid of `quantizer`.
 ///
 /// # Errors
@@ -83,7 +93,7 @@ pub fn gptq(
     weight: &[f32],
     hessian: &Hessian,
     options: Options,
-) -> Result<PackedMatrix> {
+) -> Result<Rounded> {
     let [rows, columns] = shape;
     quantizer.check_shape(shape)?;
     let (order, factor) = hessian.factor(options)?;
@@ -98,12 +108,12 @@ pub fn gptq(
     let task = Task { quantizer, columns, group, order: &order, factor: &factor, weighs: &weighs, whole };
 
     let groups = columns / group;
-    let (mut codes, mut found) =
-        (vec![0.0; rows * columns], vec![Found { scale: 1.0, zero_point: None }; rows * groups]);
-    let chunks = weight.par_chunks(ROWS * columns).zip(codes.par_chunks_mut(ROWS * columns));
+    let (mut weight, mut codes) = (weight.to_vec(), vec![0.0; rows * columns]);
+    let mut found = vec![Found { scale: 1.0, zero_point: None }; rows * groups];
+    let chunks = weight.par_chunks_mut(ROWS * columns).zip(codes.par_chunks_mut(ROWS * columns));
     chunks
         .zip(found.par_chunks_mut(ROWS * groups))
-        .for_each(|((weight, codes), found)| task.run(weight.to_vec(), codes, found, options.act_order));
+        .for_each(|((weight, codes), found)| task.run(weight, codes, found, options.act_order));
 
     let scheme = quantizer.scheme;
     let scales = found.iter().map(|found| found.scale).collect();
@@ -119,7 +129,7 @@ pub fn gptq(
         }
         Ok(())
     });
-    Ok(packed?)
+    Ok(Rounded { packed: packed?, weight })
 }
 
 /// What all rows share.
@@ -137,8 +147,9 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Rounds some rows: `weight` and `codes` are `[rows, columns]`, `found` is `[rows, groups]`.
-    fn run(&self, mut weight: Vec<f32>, codes: &mut [f32], found: &mut [Found], beforehand: bool) {
+    /// Rounds some rows: `weight` and `codes` are `[rows, columns]`, `found` is `[rows, groups]`. Weights become what they
+    /// were when they were rounded.
+    fn run(&self, weight: &mut [f32], codes: &mut [f32], found: &mut [Found], beforehand: bool) {
         let (columns, groups) = (self.columns, self.columns / self.group);
         let rows = weight.len() / columns;
         let scale = |weight: &[f32], found: &mut [Found], group: usize| {
@@ -150,7 +161,7 @@ impl Task<'_> {
             }
         };
         if beforehand {
-            (0..groups).for_each(|group| scale(&weight, found, group));
+            (0..groups).for_each(|group| scale(weight, found, group));
         }
         // The columns in their order, so that updates run along memory.
         let mut ordered: Vec<f32> = Vec::with_capacity(weight.len());
@@ -164,12 +175,13 @@ impl Task<'_> {
                 for (row, ordered) in weight.chunks_exact_mut(columns).zip(ordered.chunks_exact(columns)) {
                     row[*column..column + self.group].copy_from_slice(&ordered[position..position + self.group]);
                 }
-                scale(&weight, found, group);
+                scale(weight, found, group);
             }
             for (row, ordered) in ordered.chunks_exact_mut(columns).enumerate() {
                 let found = found[row * groups + group];
                 let code = self.quantizer.code_of(ordered[position], found);
                 codes[row * columns + column] = code;
+                weight[row * columns + column] = ordered[position];
                 let rounded = (code - found.zero_point.unwrap_or(0.0)) * found.scale;
                 let error = (ordered[position] - rounded) / factor[0];
                 ordered[position + 1..].iter_mut().zip(&factor[1..]).for_each(|(w, l)| *w -= error * l);
@@ -236,7 +248,9 @@ mod tests {
                     let nearest = loss(&weight, &nearest, &hessian);
                     for act_order in [false, true] {
                         let options = Options { act_order, ..Options::default() };
-                        let packed = gptq(&quantizer, [20, 64], &weight, &hessian, options).unwrap();
+                        let Rounded { packed, weight: latent } =
+                            gptq(&quantizer, [20, 64], &weight, &hessian, options).unwrap();
+                        assert_eq!(latent.len(), weight.len());
                         let found = loss(&weight, &packed, &hessian);
                         assert!(found < 0.9 * nearest, "{quantizer} {act_order}: {found} {nearest}");
                     }
@@ -251,7 +265,9 @@ mod tests {
         let mut sum = vec![0.0; 32 * 32];
         (0..32).for_each(|i| sum[i * 33] = 3.0);
         let quantizer = Quantizer::from(Scheme::Int4);
-        let packed = gptq(&quantizer, [5, 32], &weight, &Hessian { sum, columns: 32 }, Options::default()).unwrap();
+        let rounded = gptq(&quantizer, [5, 32], &weight, &Hessian { sum, columns: 32 }, Options::default());
+        let Rounded { packed, weight: latent } = rounded.unwrap();
+        assert_eq!(latent, weight);
         for (row, weight) in weight.chunks_exact(32).enumerate() {
             let found = search(&quantizer, weight, None);
             let mut codes = vec![0.0; 32];

@@ -1,9 +1,10 @@
-//! Quantization without training: rounding to nearest, searched scales, GPTQ.
+//! Quantization without end-to-end training: rounding to nearest, searched scales, GPTQ, block-wise reconstruction.
 //!
 //! | module | subject |
 //! |---|---|
 //! | this one | the methods by name, over all weights of a model |
 //! | [`gptq`] | one matrix by GPTQ |
+//! | [`reconstruct`] | one block trained to give the output that it had |
 //! | [`blocks`] | what the matrices of a block see on calibration text |
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use bitllama_core::search::search;
 use bitllama_core::weights::{BLOCK_MATRICES, WeightSpec};
 use bitllama_core::{DenseMatrix, PackedMatrix, Quantizer};
 use bitllama_formats::Model;
-use bitllama_nn::weights::set_matrix;
+use bitllama_nn::weights::set_block_matrix;
 use burn::tensor::Device;
 use clap::ValueEnum;
 use rayon::prelude::*;
@@ -23,6 +24,9 @@ use crate::models::{self, ResolvedPlan};
 
 pub mod blocks;
 pub mod gptq;
+pub mod reconstruct;
+
+use reconstruct::Start;
 
 /// How codes and scales are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,12 +39,15 @@ pub enum Method {
     Importance,
     /// GPTQ on calibration text
     Gptq,
+    /// GPTQ, and then each block trained alone to give the output that it had, weights and scales both (EfficientQAT's
+    /// Block-AP)
+    Block,
 }
 
 impl Method {
     /// Whether it needs text.
     pub fn calibrates(self) -> bool {
-        matches!(self, Method::Importance | Method::Gptq)
+        matches!(self, Method::Importance | Method::Gptq | Method::Block)
     }
 }
 
@@ -84,54 +91,91 @@ pub fn searched(
 /// # Errors
 /// As [`searched`].
 pub fn round(method: Method, quantizer: &Quantizer, spec: &WeightSpec, weight: Vec<f32>) -> Result<PackedMatrix> {
-    let &[rows, columns] = &spec.shape[..] else { unreachable!("a bit plan has matrices only") };
     let packed = match method {
-        Method::Rtn => PackedMatrix::quantize(quantizer, [rows, columns], weight).map_err(Into::into),
-        _ => searched(quantizer, [rows, columns], weight, None),
+        Method::Rtn => PackedMatrix::quantize(quantizer, shape_of(spec), weight).map_err(Into::into),
+        _ => searched(quantizer, shape_of(spec), weight, None),
     };
     packed.with_context(|| spec.name.clone())
+}
+
+/// How the methods that use text go about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Of GPTQ, also as the start of the reconstruction.
+    pub gptq: gptq::Options,
+    /// Of the reconstruction.
+    pub block: reconstruct::Options,
 }
 
 /// Rounds the matrices of all blocks on calibration text: `rows` of tokens of one length. Each block sees the text through
 /// the rounded blocks before it. Weights outside of blocks are not in the answer.
 ///
-/// `progress` is told how many blocks are done.
+/// `progress` is told how many blocks are done, and how well the last one was reconstructed.
 ///
 /// # Errors
-/// A weight that cannot be read or is not finite; a Hessian without an inverse.
+/// A weight that cannot be read or is not finite; a Hessian without an inverse; a reconstruction that diverges.
 pub fn calibrated(
     method: Method,
     model: &Model,
     plan: &ResolvedPlan,
     rows: &[Vec<u32>],
-    options: gptq::Options,
+    options: Options,
     device: &Device,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize, Option<reconstruct::Report>),
 ) -> Result<HashMap<String, PackedMatrix>> {
     ensure!(!rows.is_empty(), "there is no calibration text");
     let mut llama = models::to_device(model, device)?;
     let mut stream = blocks::Stream::new(&llama, &model.config, rows, device);
+    let mut teachers = (method == Method::Block).then(|| stream.clone());
     let plan: HashMap<&str, (&WeightSpec, Quantizer)> =
         plan.iter().filter_map(|(spec, quantizer)| Some((spec.name.as_str(), (spec, (*quantizer)?)))).collect();
+    let of_layer = |layer: usize| BLOCK_MATRICES.map(|name| plan.get(format!("layers.{layer}.{name}.weight").as_str()));
+    let last = (0..llama.layers.len()).rev().find(|layer| of_layer(*layer).iter().any(Option::is_some));
     let mut done = HashMap::new();
-    for layer in 0..model.config.num_hidden_layers {
-        let hessians = stream.hessians(&llama.layers[layer])?;
-        for matrix in BLOCK_MATRICES {
-            let Some((spec, quantizer)) = plan.get(format!("layers.{layer}.{matrix}.weight").as_str()) else {
-                continue;
-            };
-            let (hessian, weight) = (&hessians[matrix], model.weights.read(spec)?);
-            let &[rows, columns] = &spec.shape[..] else { unreachable!("a bit plan has matrices only") };
-            let packed = match method {
-                Method::Gptq => gptq::gptq(quantizer, [rows, columns], &weight, hessian, options),
-                _ => searched(quantizer, [rows, columns], weight, Some(&hessian.diagonal())),
-            };
-            let packed = packed.with_context(|| spec.name.clone())?;
-            set_matrix(&mut llama, spec, &packed.dequantize().data);
-            done.insert(spec.name.clone(), packed);
+    for (layer, block) in llama.layers.iter_mut().enumerate().take(last.map_or(0, |last| last + 1)) {
+        if let Some(teachers) = &mut teachers {
+            teachers.advance(block);
         }
-        stream.advance(&llama.layers[layer]);
-        progress(layer + 1);
+        let hessians = stream.hessians(block)?;
+        let (mut packed, mut starts) = (HashMap::new(), Vec::new());
+        for (name, planned) in BLOCK_MATRICES.into_iter().zip(of_layer(layer)) {
+            let Some((spec, quantizer)) = planned else { continue };
+            let (hessian, weight, shape) = (&hessians[name], model.weights.read(spec)?, shape_of(spec));
+            let round = |quantizer: &Quantizer| {
+                gptq::gptq(quantizer, shape, &weight, hessian, options.gptq).with_context(|| spec.name.clone())
+            };
+            match method {
+                Method::Block => {
+                    let quantizer = reconstruct::trained(*quantizer);
+                    starts.push(Start { name, quantizer, rounded: round(&quantizer)? });
+                }
+                Method::Gptq => drop(packed.insert(name, round(quantizer)?.packed)),
+                _ => {
+                    let searched = searched(quantizer, shape, weight, Some(&hessian.diagonal()));
+                    packed.insert(name, searched.with_context(|| spec.name.clone())?);
+                }
+            }
+        }
+        let mut report = None;
+        if let Some(teachers) = teachers.as_ref().filter(|_| !starts.is_empty()) {
+            let result = reconstruct::reconstruct(block, starts, &stream, teachers, options.block, device);
+            let (matrices, how_well) = result.with_context(|| format!("block {layer}"))?;
+            (packed, report) = (matrices, Some(how_well));
+        }
+        for (name, matrix) in packed {
+            let shape = [matrix.rows(), matrix.columns()];
+            set_block_matrix(block, name, shape, &matrix.dequantize().data, device);
+            done.insert(format!("layers.{layer}.{name}.weight"), matrix);
+        }
+        stream.advance(block);
+        progress(layer + 1, report);
     }
     Ok(done)
+}
+
+fn shape_of(spec: &WeightSpec) -> [usize; 2] {
+    match spec.shape[..] {
+        [rows, columns] => [rows, columns],
+        _ => unreachable!("a bit plan has matrices only"),
+    }
 }
