@@ -92,7 +92,9 @@ fn wait_for(path: &Path, lines: usize) {
 #[test]
 fn a_killed_run_resumes_to_the_same_numbers() {
     let folder = tempfile::tempdir().unwrap();
-    let sets = ["train.steps=24", "train.checkpoint_every=4", "train.grad_accumulation=2"];
+    // Trained scales are a part of the state.
+    let lsq = "bits.layers.*.mlp.*={ scheme = \"int2\", method = \"lsq\", zero_point = true }";
+    let sets = ["train.steps=24", "train.checkpoint_every=4", "train.grad_accumulation=2", lsq];
     let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
     let reference = run_json(&short_run(&whole, &sets));
     let args = short_run(&killed, &sets);
@@ -130,19 +132,29 @@ fn ctrl_c_checkpoints_and_stops() {
 }
 
 #[test]
-fn the_artifact_of_every_scheme_says_what_the_fake_quantized_student_says() {
-    for scheme in ["binary", "ternary", "int2", "int3", "int4", "int8"] {
+fn the_artifact_of_every_quantizer_says_what_the_fake_quantized_student_says() {
+    let table = |scheme: &str, rest: &str| format!("{{ scheme = \"{scheme}\", {rest} }}");
+    let plain = ["binary", "ternary", "int2", "int3", "int4", "int8"].map(|scheme| (scheme.to_string(), true));
+    let others = [
+        (table("binary", "method = \"elastic\""), true),
+        (table("ternary", "method = \"twn\", granularity = \"tensor\""), true),
+        (table("ternary", "method = \"seq\""), true),
+        (table("seq2", "method = \"seq\""), false),
+        (table("int3", "method = \"lsq\", zero_point = true"), true),
+    ];
+    for (quantizer, older_tools) in plain.into_iter().chain(others) {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        run_json(&short_run(&run, &["train.steps=3", &format!("bits.*={scheme}"), "bits.embed_tokens=int8"]));
+        run_json(&short_run(&run, &["train.steps=3", &format!("bits.*={quantizer}"), "bits.embed_tokens=int8"]));
         let v2 = folder.path().join("v2");
         let (run, v2) = (run.to_str().unwrap(), v2.to_str().unwrap());
-        succeed(&mut train(&["export", "--checkpoint", run, "--output", v2, "--layout", "v2"]));
-        for artifact in [format!("{run}/artifact"), v2.to_string()] {
+        let export = train(&["export", "--checkpoint", run, "--output", v2, "--layout", "v2"]).output().unwrap();
+        assert_eq!(export.status.success(), older_tools, "{quantizer}");
+        for artifact in [format!("{run}/artifact"), v2.to_string()].iter().take(1 + older_tools as usize) {
             let result = succeed_json(&mut train(&[
                 "eval",
                 "--model",
-                &artifact,
+                artifact,
                 "--teacher",
                 run,
                 "--text",
@@ -154,7 +166,10 @@ fn the_artifact_of_every_scheme_says_what_the_fake_quantized_student_says() {
                 "--json",
             ]));
             let (kld, same_top) = (result["mean_kld"].as_f64().unwrap(), result["same_top"].as_f64().unwrap());
-            assert!(kld.abs() <= 3e-4 && same_top >= 0.99, "{scheme} {artifact}: mean KLD {kld}, same top {same_top}");
+            assert!(
+                kld.abs() <= 3e-4 && same_top >= 0.99,
+                "{quantizer} {artifact}: mean KLD {kld}, same top {same_top}"
+            );
         }
     }
 }

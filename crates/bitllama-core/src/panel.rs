@@ -8,7 +8,7 @@
 //! | scheme | columns of a block | vectors | column `c` of a block |
 //! |---|---|---|---|
 //! | `binary` | 32 | 1 | byte `c % 4`, bit `c / 4` |
-//! | `ternary`, `int2` | 16 | 1 | byte `c % 4`, bits `2 * (c / 4)` and up |
+//! | `ternary`, `seq2`, `int2` | 16 | 1 | byte `c % 4`, bits `2 * (c / 4)` and up |
 //! | `int3` | 32 | 3 | its low two bits like `int2` in vectors 0 and 1, its high bit like `binary` in vector 2 |
 //! | `int4` | 8 | 1 | byte `c % 4`, bits `4 * (c / 4)` and up |
 //! | `int8` | 4 | 1 | byte `c` |

@@ -32,9 +32,10 @@ pub struct Args {
     /// Scheme of the matrices of all blocks, in place of --bits: binary, ternary, seq2, int2, int3, int4 or int8
     #[arg(long, conflicts_with = "bits")]
     scheme: Option<Scheme>,
-    /// Columns that share a scale (a multiple of 32), or `row`, or `tensor`
-    #[arg(long, default_value = "64", value_parser = granularity)]
-    group_size: Granularity,
+    /// Columns that share a scale (a multiple of 32), or `row`, or `tensor` [default: 64 where that divides all matrices,
+    /// else row]
+    #[arg(long, value_parser = granularity)]
+    group_size: Option<Granularity>,
     /// A zero point beside each scale (asymmetric)
     #[arg(long)]
     zero_point: bool,
@@ -70,10 +71,10 @@ pub struct Args {
     #[arg(long, default_value_t = 2)]
     epochs: usize,
     /// Learning rate of the weights in --method block
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 2e-3)]
     lr: f64,
     /// Learning rate of the scales in --method block
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 4e-4)]
     scale_lr: f64,
     /// Of the order in which --method block goes through the text
     #[arg(long, default_value_t = 0)]
@@ -223,10 +224,17 @@ fn name(method: Method) -> String {
     method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
 }
 
+const GROUP_SIZE: usize = 64;
+
 /// The bit plan that the flags ask for.
 fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
     let scheme = args.scheme.or(args.bits.map(Bits::scheme)).context("pass --bits or --scheme")?;
-    let with_groups = |quantizer: Quantizer| Quantizer { granularity: args.group_size, ..quantizer };
+    let divides = |size: usize| {
+        [config.hidden_size, config.intermediate_size, config.q_size()].iter().all(|n| n.is_multiple_of(size))
+    };
+    let default = if divides(GROUP_SIZE) { Granularity::Group(GROUP_SIZE) } else { Granularity::Row };
+    let granularity = args.group_size.unwrap_or(default);
+    let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity);
     let blocks = with_groups(Quantizer { zero_point: args.zero_point, ..Quantizer::from(scheme) });
     blocks.check()?;
     let head = Rule(args.embedding.0.map(with_groups));
@@ -245,7 +253,7 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
         rules.push((glob.to_string(), Rule(scheme.0.map(with_groups))));
     }
     let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?.resolve(config);
-    plan.with_context(|| format!("{}: pass another --group-size, `row` always fits", args.model))
+    plan.with_context(|| args.model.clone())
 }
 
 /// Rows of tokens, spread evenly over the calibration text.

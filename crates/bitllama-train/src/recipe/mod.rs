@@ -74,8 +74,8 @@ pub struct Student {
     pub tokenizer: Option<PathBuf>,
 }
 
-/// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * KL(teacher || student)` (Hinton et al. 2015,
-/// <https://arxiv.org/abs/1503.02531>).
+/// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * D(teacher, student)` (Hinton et al. 2015,
+/// <https://arxiv.org/abs/1503.02531>), where D is a divergence, by default KL(teacher || student).
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
@@ -83,6 +83,52 @@ pub struct Distill {
     pub alpha: f64,
     /// T: both distributions are softened by it.
     pub temperature: f64,
+    /// `forward_kl`, `reverse_kl` or `jsd`.
+    pub loss: Loss,
+    /// Of `jsd`: the teacher's share of the mixture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Compare the teacher's likeliest tokens only, so many of them, and the mass of all others as one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+}
+
+/// The divergence by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// KL(teacher || student).
+    #[default]
+    ForwardKl,
+    /// KL(student || teacher) (MiniLLM, <https://arxiv.org/abs/2306.08543>).
+    ReverseKl,
+    /// Generalized Jensen-Shannon divergence (GKD, <https://arxiv.org/abs/2306.13649>).
+    Jsd,
+}
+
+/// A divergence with its constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Divergence {
+    /// KL(teacher || student).
+    ForwardKl,
+    /// KL(student || teacher).
+    ReverseKl,
+    /// `beta KL(teacher || m) + (1 - beta) KL(student || m)` with `m = beta teacher + (1 - beta) student`.
+    Jsd {
+        /// Between 0 and 1.
+        beta: f64,
+    },
+}
+
+impl Distill {
+    /// The divergence that `loss` and `beta` name.
+    pub fn divergence(&self) -> Divergence {
+        match self.loss {
+            Loss::ForwardKl => Divergence::ForwardKl,
+            Loss::ReverseKl => Divergence::ReverseKl,
+            Loss::Jsd => Divergence::Jsd { beta: self.beta.unwrap_or(0.5) },
+        }
+    }
 }
 
 /// `[data]`
@@ -172,7 +218,7 @@ pub struct Eval {
 
 impl Default for Distill {
     fn default() -> Self {
-        Self { alpha: 0.0, temperature: 1.0 }
+        Self { alpha: 0.0, temperature: 1.0, loss: Loss::default(), beta: None, top_k: None }
     }
 }
 
@@ -218,6 +264,9 @@ impl Recipe {
             "distill.temperature",
             "must be positive",
         );
+        require(distill.beta.is_none_or(|beta| beta > 0.0 && beta < 1.0), "distill.beta", "must be between 0 and 1");
+        require(distill.beta.is_none() || distill.loss == Loss::Jsd, "distill.beta", "is of `loss = \"jsd\"` only");
+        require(distill.top_k != Some(0), "distill.top_k", "must be at least 1");
         require(!data.train.is_empty(), "data.train", "must name at least one text file or folder");
         require(
             data.valid_fraction > 0.0 && data.valid_fraction < 1.0,

@@ -1,17 +1,18 @@
-//! Losses: cross-entropy with the text, forward KL divergence from the teacher.
+//! Losses: cross-entropy with the text, divergence from the teacher.
 
-use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 
+use super::divergence::divergence;
 use crate::recipe::Distill;
 
 /// The loss of a batch and its terms, each a scalar of shape `[1]`, in nats a token.
 pub struct Terms {
-    /// `alpha * ce + (1 - alpha) * T^2 * kl`; tracked by autodiff.
+    /// `alpha * ce + (1 - alpha) * T^2 * kl`, where `kl` stands for any divergence; tracked by autodiff.
     pub loss: Tensor<1>,
     /// Cross-entropy of the scored targets.
     pub ce: Tensor<1>,
-    /// KL(teacher || student) at temperature T, over all positions; `None` without a teacher.
+    /// The recipe's divergence from the teacher at temperature T, over all positions; `None` without a teacher.
     pub kl: Option<Tensor<1>>,
 }
 
@@ -37,13 +38,7 @@ pub fn terms(
         return Terms { loss: ce.clone(), ce, kl: None };
     };
 
-    let log_q = if temperature == 1.0 { log_q } else { log_softmax(student / temperature, 1) };
-    let teacher = teacher / temperature;
-    let p = softmax(teacher.clone(), 1);
-    // Only the cross term depends on the student; the teacher's negative entropy makes the value a divergence.
-    let negative_entropy = (p.clone() * log_softmax(teacher, 1)).sum();
-    let cross = (Tensor::from_inner(p) * log_q).sum();
-    let kl = (Tensor::from_inner(negative_entropy) - cross) / positions as f64;
+    let kl = divergence(distill.divergence(), distill.top_k, temperature, student, teacher);
     let loss = ce.clone() * distill.alpha + kl.clone() * ((1.0 - distill.alpha) * temperature * temperature);
     Terms { loss, ce, kl: Some(kl) }
 }
@@ -61,7 +56,7 @@ mod tests {
         let student: Vec<f32> = (0..15).map(|i| ((i * 7 % 11) as f32 - 5.0) * 0.4).collect();
         let teacher: Vec<f32> = (0..15).map(|i| ((i * 5 % 13) as f32 - 6.0) * 0.3).collect();
         let (targets, scored) = ([4usize, 0, 2], [1.0f64, 0.0, 1.0]);
-        let distill = Distill { alpha: 0.3, temperature: 2.0 };
+        let distill = Distill { alpha: 0.3, temperature: 2.0, ..Distill::default() };
 
         let reference = |student: &[f32]| {
             let log_softmax = |row: &[f32], t: f64| {
