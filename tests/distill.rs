@@ -213,3 +213,26 @@ fn pretraining_makes_a_model_that_evaluates() {
     ]));
     assert!(eval["perplexity"].as_f64().unwrap() > 100.0, "three steps teach little: {eval}");
 }
+
+#[test]
+fn a_student_starts_from_what_its_recipe_names() {
+    let folder = tempfile::tempdir().unwrap();
+    // Hardly trained: what comes out is what it started from.
+    let still = ["train.steps=1", "train.lr=1e-12", "train.warmup_steps=0", "quant.calibration_tokens=8192"];
+    let of = |bits: &str, init: &str| {
+        let run = folder.path().join(init);
+        let init = format!("quant.init={init}");
+        let sets = [&still[..], &["bits.embed_tokens=int8", bits, &init]].concat();
+        let result = run_json(&short_run(&run, &sets));
+        fs::remove_dir_all(&run).unwrap();
+        let perplexity = |row: &str| result[row]["perplexity"].as_f64().unwrap();
+        perplexity("student") / perplexity("round_to_nearest")
+    };
+    let lsq = "bits.layers.*={ scheme = \"int2\", method = \"lsq\" }";
+    assert!((of(lsq, "rtn") - 1.0).abs() < 1e-6);
+    let [search, gptq, block] = ["search", "gptq", "block"].map(|init| of(lsq, init));
+    assert!(search < 0.95 && gptq < search && block < 0.9 * gptq, "{search} {gptq} {block}");
+    // A method that takes its scales from the weights starts from the rounded ones.
+    let minmax = of("bits.layers.*=int2", "gptq");
+    assert!(minmax < 0.9, "{minmax}");
+}

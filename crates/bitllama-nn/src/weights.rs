@@ -121,6 +121,11 @@ pub fn set_block_matrix(block: &mut Block, name: &str, [rows, columns]: [usize; 
     linear.weight = Param::initialized(linear.weight.id, tensor);
 }
 
+/// The stored elements of a matrix, row-major `[out_features, in_features]`.
+pub fn read(param: &Param<Tensor<2>>, kind: Kind) -> Vec<f32> {
+    floats(if input_dimension(kind) == 0 { param.base().transpose() } else { param.base() })
+}
+
 /// A matrix rounded on its device, by the function and the scales that fake quantization uses, and packed; `None` if it is
 /// in full precision.
 ///
@@ -186,10 +191,7 @@ impl<'a> Weights<'a> {
     /// One weight, row-major, of `spec.shape`.
     pub fn read(&self, spec: &WeightSpec) -> Vec<f32> {
         match spec.shape[..] {
-            [_, _] => {
-                let tensor = self.matrices[&spec.name].base();
-                floats(if input_dimension(spec.kind) == 0 { tensor.transpose() } else { tensor })
-            }
+            [_, _] => read(self.matrices[&spec.name], spec.kind),
             _ => floats(self.vectors[&spec.name].base()),
         }
     }

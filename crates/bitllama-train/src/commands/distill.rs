@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::outcome::{Outcome, Row};
-use super::prepare::{Models, models, resume_point};
+use super::prepare::{Models, initialized, models, resume_point};
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
 use crate::monitor::progress::Log;
-use crate::recipe::{Recipe, dry_run, load};
+use crate::ptq;
+use crate::recipe::{Quant, Recipe, dry_run, load};
 use crate::training::checkpoint::{CheckpointState, FOLDER, Fingerprint};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
@@ -76,6 +77,7 @@ pub fn pretrain(args: Args) -> Result<ExitCode> {
     ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
     ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
     ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.config.display());
+    ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.config.display());
     train(&args, &recipe)
 }
 
@@ -132,7 +134,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         state.ensure_same(folder, &fingerprint)?;
         say(args, &format!("going on after step {} from {}", state.step, folder.display()));
     }
-    let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
+    let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let run = Run {
         recipe,
@@ -154,6 +156,15 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let baseline = match &teacher_llama {
         Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some())?),
         None => None,
+    };
+    let student = match start {
+        None if recipe.quant.init != ptq::Method::Rtn => {
+            let student = initialized(recipe, &student, &plan, &mut rows, &device)?;
+            let perplexity = run.evaluate(&student)?.perplexity;
+            say(args, &format!("after quant.init = \"{}\": perplexity {perplexity:.3}", recipe.quant.init.name()));
+            student
+        }
+        _ => student,
     };
 
     interrupt::listen()?;
@@ -306,6 +317,7 @@ fn fingerprint(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Res
         ("teacher", provenance["teacher"].clone()),
         ("student", serde_json::to_value(config)?),
         ("bits", json!(recipe.bits)),
+        ("quant", json!(recipe.quant)),
         ("distill", json!(recipe.distill())),
         ("eval", json!([recipe.eval_ctx(), recipe.eval.chunks])),
     ];

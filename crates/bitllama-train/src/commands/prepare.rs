@@ -1,18 +1,24 @@
 //! From a recipe to the things a run works on: models on their devices, tokens, a bit plan.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
+use bitllama_core::weights::WeightSpec;
 use bitllama_formats::{Model, hf};
+use bitllama_nn::weights::{Weights, build};
 use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 
+use crate::data::batches::Rows;
 use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
+use crate::ptq::gptq::Rounded;
+use crate::ptq::{self, reconstruct};
 use crate::recipe::Recipe;
 use crate::training::checkpoint::{self, CheckpointState};
 
@@ -72,6 +78,48 @@ pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Resul
     let student = fake_quant::quantize(student, &plan, &scales);
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
     Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
+}
+
+/// The student as `[quant]` wants it to start: the weights of `student` (fake-quantized, in training), with scales and for
+/// some methods other weights found on the first training `rows`.
+///
+/// # Errors
+/// Those of [`ptq::calibrated`].
+pub fn initialized(
+    recipe: &Recipe,
+    student: &Llama,
+    plan: &ResolvedPlan,
+    rows: &mut Rows,
+    device: &Device,
+) -> Result<Llama> {
+    let (method, seq) = (recipe.quant.init, recipe.data.sequence_length);
+    let stored = Weights::of(student);
+    let build_with = |device: &Device, other: &HashMap<String, Vec<f32>>| {
+        let read = |spec: &WeightSpec| -> Result<Vec<f32>> {
+            Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec)))
+        };
+        build(&student.config, device, read)
+    };
+    let rounded = if method.calibrates() {
+        let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
+        let rows: Vec<Vec<u32>> = batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect();
+        let options = ptq::Options {
+            block: reconstruct::Options { seed: recipe.seed, ..Default::default() },
+            ..Default::default()
+        };
+        ptq::calibrated(method, build_with(device, &HashMap::new())?, plan, &rows, options, device, |_, _| ())?
+    } else {
+        let mut rounded = HashMap::new();
+        for (spec, quantizer) in plan {
+            let Some(quantizer) = quantizer else { continue };
+            let weight = stored.read(spec);
+            let packed = ptq::round(method, quantizer, spec, weight.clone())?;
+            rounded.insert(spec.name.clone(), Rounded { packed, weight });
+        }
+        rounded
+    };
+    let (weights, scales) = ptq::starts(plan, rounded);
+    Ok(fake_quant::quantize(build_with(&device.clone().autodiff(), &weights)?, plan, &scales))
 }
 
 /// The checkpoint that `--resume` goes on from, if the run has one.

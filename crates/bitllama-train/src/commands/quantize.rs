@@ -140,8 +140,8 @@ fn granularity(text: &str) -> Result<Granularity, String> {
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     match (args.method.calibrates(), args.calibration.is_empty()) {
-        (true, true) => bail!("--method {} needs text: pass --calibration FILE", name(args.method)),
-        (false, false) => bail!("--method {} uses no text: leave --calibration out", name(args.method)),
+        (true, true) => bail!("--method {} needs text: pass --calibration FILE", args.method.name()),
+        (false, false) => bail!("--method {} uses no text: leave --calibration out", args.method.name()),
         _ => {}
     }
     ensure!(args.epochs > 0, "--epochs must be at least 1");
@@ -162,19 +162,31 @@ pub fn run(args: Args) -> Result<()> {
             let Args { epochs, lr, scale_lr, seed, .. } = args;
             let options = ptq::Options { gptq, block: reconstruct::Options { epochs, lr, scale_lr, seed } };
             let progress = |done: usize, report: Option<reconstruct::Report>| {
-                if let Some(Report { before, after }) = report {
-                    bar.suspend(|| eprintln!("block {done}: relative squared error {before:.5} -> {after:.5}"));
+                if let Some(Report { first, last }) = report {
+                    bar.suspend(|| {
+                        eprintln!(
+                            "block {done}: relative squared error {first:.5} in the first epoch, {last:.5} in the last"
+                        )
+                    });
                 }
                 bar.set_position(done as u64);
             };
-            let rounded = ptq::calibrated(args.method, &model, &plan, &rows, options, &device, progress)?;
+            let rounded = ptq::calibrated(
+                args.method,
+                models::to_device(&model, &device)?,
+                &plan,
+                &rows,
+                options,
+                &device,
+                progress,
+            )?;
             bar.finish_and_clear();
             rounded
         }
         false => Default::default(),
     };
     let weights = plan.iter().map(|(spec, quantizer)| {
-        if let Some(packed) = rounded.remove(&spec.name) {
+        if let Some(gptq::Rounded { packed, .. }) = rounded.remove(&spec.name) {
             return Ok((spec.clone(), StoredWeight::Packed(packed)));
         }
         let weight = model.weights.read(spec)?;
@@ -190,7 +202,7 @@ pub fn run(args: Args) -> Result<()> {
     let provenance = json!({
         "command": "quantize",
         "model": model.path,
-        "method": name(args.method),
+        "method": args.method.name(),
         "calibration": args.calibration,
         "calibration_tokens": args.method.calibrates().then_some(args.calibration_tokens),
         "act_order": args.act_order,
@@ -218,10 +230,6 @@ pub fn run(args: Args) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn name(method: Method) -> String {
-    method.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
 }
 
 const GROUP_SIZE: usize = 64;

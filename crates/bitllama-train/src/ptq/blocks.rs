@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use bitllama_core::ModelConfig;
 use bitllama_nn::rotary::Rotary;
 use bitllama_nn::{Block, Llama, mask};
 use burn::tensor::{Device, Tensor};
@@ -26,11 +25,11 @@ const ROWS: usize = 4;
 
 impl Stream {
     /// The embeddings of `rows` of tokens, all of the same length.
-    pub fn new(llama: &Llama, config: &ModelConfig, rows: &[Vec<u32>], device: &Device) -> Self {
+    pub fn new(llama: &Llama, rows: &[Vec<u32>], device: &Device) -> Self {
         let seq = rows.first().map_or(0, Vec::len);
         let batches =
             rows.chunks(ROWS).map(|rows| llama.embed(token_tensor(&rows.concat(), rows.len(), device))).collect();
-        Self { batches, rotary: Rotary::new(config, seq, device), mask: mask::causal(seq, device) }
+        Self { batches, rotary: Rotary::new(&llama.config, seq, device), mask: mask::causal(seq, device) }
     }
 
     /// `sum x x^T` of the inputs of each matrix of `block`, by the names of [`bitllama_core::weights::BLOCK_MATRICES`].

@@ -10,28 +10,32 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use bitllama_core::rounding::Quantized;
+use bitllama_core::rounding::{Quantized, Scales, StoredScales, alpha_codes};
 use bitllama_core::search::search;
 use bitllama_core::weights::{BLOCK_MATRICES, WeightSpec};
-use bitllama_core::{DenseMatrix, PackedMatrix, Quantizer};
-use bitllama_formats::Model;
-use bitllama_nn::weights::set_block_matrix;
+use bitllama_core::{DenseMatrix, Granularity, PackedMatrix, Quantizer};
+use bitllama_nn::Llama;
+use bitllama_nn::weights::{block_matrices, read, set_block_matrix};
 use burn::tensor::Device;
 use clap::ValueEnum;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use crate::models::{self, ResolvedPlan};
+use crate::models::ResolvedPlan;
 
 pub mod blocks;
 pub mod gptq;
 pub mod reconstruct;
 
+use gptq::Rounded;
 use reconstruct::Start;
 
 /// How codes and scales are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Method {
     /// The scales that the weights give (largest or mean magnitude), each weight to the nearest code
+    #[default]
     Rtn,
     /// The scales with the least squared error of the weights
     Search,
@@ -45,6 +49,17 @@ pub enum Method {
 }
 
 impl Method {
+    /// The name on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Rtn => "rtn",
+            Method::Search => "search",
+            Method::Importance => "importance",
+            Method::Gptq => "gptq",
+            Method::Block => "block",
+        }
+    }
+
     /// Whether it needs text.
     pub fn calibrates(self) -> bool {
         matches!(self, Method::Importance | Method::Gptq | Method::Block)
@@ -99,7 +114,7 @@ pub fn round(method: Method, quantizer: &Quantizer, spec: &WeightSpec, weight: V
 }
 
 /// How the methods that use text go about it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Of GPTQ, also as the start of the reconstruction.
     pub gptq: gptq::Options,
@@ -107,25 +122,24 @@ pub struct Options {
     pub block: reconstruct::Options,
 }
 
-/// Rounds the matrices of all blocks on calibration text: `rows` of tokens of one length. Each block sees the text through
+/// Rounds the matrices of all blocks of `llama`, which is in full precision on `device`, on calibration text: `rows` of tokens of one length. Each block sees the text through
 /// the rounded blocks before it. Weights outside of blocks are not in the answer.
 ///
 /// `progress` is told how many blocks are done, and how well the last one was reconstructed.
 ///
 /// # Errors
-/// A weight that cannot be read or is not finite; a Hessian without an inverse; a reconstruction that diverges.
+/// A weight that is not finite; a Hessian without an inverse; a reconstruction that diverges.
 pub fn calibrated(
     method: Method,
-    model: &Model,
+    mut llama: Llama,
     plan: &ResolvedPlan,
     rows: &[Vec<u32>],
     options: Options,
     device: &Device,
     mut progress: impl FnMut(usize, Option<reconstruct::Report>),
-) -> Result<HashMap<String, PackedMatrix>> {
+) -> Result<HashMap<String, Rounded>> {
     ensure!(!rows.is_empty(), "there is no calibration text");
-    let mut llama = models::to_device(model, device)?;
-    let mut stream = blocks::Stream::new(&llama, &model.config, rows, device);
+    let mut stream = blocks::Stream::new(&llama, rows, device);
     let mut teachers = (method == Method::Block).then(|| stream.clone());
     let plan: HashMap<&str, (&WeightSpec, Quantizer)> =
         plan.iter().filter_map(|(spec, quantizer)| Some((spec.name.as_str(), (spec, (*quantizer)?)))).collect();
@@ -137,10 +151,12 @@ pub fn calibrated(
             teachers.advance(block);
         }
         let hessians = stream.hessians(block)?;
-        let (mut packed, mut starts) = (HashMap::new(), Vec::new());
+        let (mut rounded, mut starts) = (HashMap::new(), Vec::new());
         for (name, planned) in BLOCK_MATRICES.into_iter().zip(of_layer(layer)) {
             let Some((spec, quantizer)) = planned else { continue };
-            let (hessian, weight, shape) = (&hessians[name], model.weights.read(spec)?, shape_of(spec));
+            let (hessian, shape) = (&hessians[name], shape_of(spec));
+            let param = block_matrices(block).into_iter().find(|(other, _)| *other == name).map(|(_, param)| param);
+            let weight = param.map(|param| read(param, spec.kind)).unwrap_or_default();
             let round = |quantizer: &Quantizer| {
                 gptq::gptq(quantizer, shape, &weight, hessian, options.gptq).with_context(|| spec.name.clone())
             };
@@ -149,10 +165,11 @@ pub fn calibrated(
                     let quantizer = reconstruct::trained(*quantizer);
                     starts.push(Start { name, quantizer, rounded: round(&quantizer)? });
                 }
-                Method::Gptq => drop(packed.insert(name, round(quantizer)?.packed)),
+                Method::Gptq => drop(rounded.insert(name, round(quantizer)?)),
                 _ => {
-                    let searched = searched(quantizer, shape, weight, Some(&hessian.diagonal()));
-                    packed.insert(name, searched.with_context(|| spec.name.clone())?);
+                    let searched = searched(quantizer, shape, weight.clone(), Some(&hessian.diagonal()));
+                    let packed = searched.with_context(|| spec.name.clone())?;
+                    rounded.insert(name, Rounded { packed, weight });
                 }
             }
         }
@@ -160,17 +177,48 @@ pub fn calibrated(
         if let Some(teachers) = teachers.as_ref().filter(|_| !starts.is_empty()) {
             let result = reconstruct::reconstruct(block, starts, &stream, teachers, options.block, device);
             let (matrices, how_well) = result.with_context(|| format!("block {layer}"))?;
-            (packed, report) = (matrices, Some(how_well));
+            (rounded, report) = (matrices, Some(how_well));
         }
-        for (name, matrix) in packed {
-            let shape = [matrix.rows(), matrix.columns()];
-            set_block_matrix(block, name, shape, &matrix.dequantize().data, device);
-            done.insert(format!("layers.{layer}.{name}.weight"), matrix);
+        for (name, rounded) in rounded {
+            let packed = &rounded.packed;
+            set_block_matrix(block, name, [packed.rows(), packed.columns()], &packed.dequantize().data, device);
+            done.insert(format!("layers.{layer}.{name}.weight"), rounded);
         }
         stream.advance(block);
         progress(layer + 1, report);
     }
     Ok(done)
+}
+
+/// The scales of a packed matrix as training has them.
+pub fn trained_scales(quantizer: &Quantizer, packed: &PackedMatrix) -> Scales<DenseMatrix> {
+    let codes = alpha_codes(quantizer);
+    let numbers = |mut data: Vec<f32>| {
+        if quantizer.granularity == Granularity::Tensor {
+            data.truncate(1);
+        }
+        DenseMatrix { data, columns: 1 }
+    };
+    let zero_points = packed.zero_points().map(|points| numbers(points.iter().map(|point| *point as f32).collect()));
+    Scales { scales: numbers(packed.scales().iter().map(|scale| scale * codes).collect()), zero_points }
+}
+
+/// What a student starts from whose matrices were rounded so: trained scales, and other weights for some. Methods that
+/// train no scales have those of the weights, so there the rounded weights are the ones to start from.
+pub fn starts(plan: &ResolvedPlan, rounded: HashMap<String, Rounded>) -> (HashMap<String, Vec<f32>>, StoredScales) {
+    let (mut weights, mut scales) = (HashMap::new(), StoredScales::new());
+    for (spec, quantizer) in plan {
+        let (Some(quantizer), Some(Rounded { packed, weight })) = (quantizer, rounded.get(&spec.name)) else {
+            continue;
+        };
+        if quantizer.method.trains_scales() {
+            scales.insert(spec.name.clone(), trained_scales(quantizer, packed));
+            weights.insert(spec.name.clone(), weight.clone());
+        } else {
+            weights.insert(spec.name.clone(), packed.dequantize().data);
+        }
+    }
+    (weights, scales)
 }
 
 fn shape_of(spec: &WeightSpec) -> [usize; 2] {

@@ -8,12 +8,12 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
-use bitllama_core::rounding::{Scales, StoredScales, alpha_codes};
+use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, Granularity, Method, PackedMatrix, Quantizer, Scheme};
+use bitllama_core::{Method, Quantizer, Scheme};
 use bitllama_nn::Block;
 use bitllama_nn::fake_quant::{FakeQuant, quantize};
-use bitllama_nn::weights::{block_matrices, pack, set_block_matrix};
+use bitllama_nn::weights::{block_matrices, pack, read, set_block_matrix};
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
@@ -21,6 +21,7 @@ use rand::seq::SliceRandom;
 
 use super::blocks::Stream;
 use super::gptq::Rounded;
+use super::trained_scales;
 use crate::seeded;
 
 /// How long and how fast a block is trained.
@@ -36,8 +37,17 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// The method by which the scales of a scheme are trained.
+impl Default for Options {
+    fn default() -> Self {
+        Self { epochs: 2, lr: 2e-3, scale_lr: 4e-4, seed: 0 }
+    }
+}
+
+/// The quantizer with a method that trains scales.
 pub fn trained(quantizer: Quantizer) -> Quantizer {
+    if quantizer.method.trains_scales() {
+        return quantizer;
+    }
     quantizer.with_method(match quantizer.scheme {
         Scheme::Binary => Method::Elastic,
         Scheme::Seq2 => Method::Seq,
@@ -45,13 +55,13 @@ pub fn trained(quantizer: Quantizer) -> Quantizer {
     })
 }
 
-/// The loss of a block before and after.
+/// Squared error of a block's output over the square of the teacher's, the mean over tokens and over an epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Report {
-    /// Squared error of its output over the square of the teacher's, the mean over the tokens of the first batch.
-    pub before: f64,
-    /// The same over the last epoch.
-    pub after: f64,
+    /// In the first epoch.
+    pub first: f64,
+    /// In the last.
+    pub last: f64,
 }
 
 /// A matrix of a block to train: its name within the block, and what it starts from.
@@ -76,7 +86,7 @@ pub fn reconstruct(
     targets: &Stream,
     options: Options,
     device: &Device,
-) -> Result<(HashMap<&'static str, PackedMatrix>, Report)> {
+) -> Result<(HashMap<&'static str, Rounded>, Report)> {
     let tracked = device.clone().autodiff();
     let mut block = block.clone().train();
     let (mut stored, mut plan) = (StoredScales::new(), Vec::new());
@@ -84,7 +94,7 @@ pub fn reconstruct(
         let shape = [packed.rows(), packed.columns()];
         set_block_matrix(&mut block, name, shape, &weight, &tracked);
         let spec = WeightSpec { name: format!("{name}.weight"), shape: shape.to_vec(), kind: Kind::Linear };
-        stored.insert(spec.name.clone(), scales_of(&quantizer, &packed));
+        stored.insert(spec.name.clone(), trained_scales(&quantizer, &packed));
         plan.push((spec, Some(quantizer)));
     }
     let mut block = quantize(block, &plan, &stored);
@@ -98,11 +108,11 @@ pub fn reconstruct(
 
     let batches = stream.batches().len();
     let steps = options.epochs * batches;
-    let (mut first, mut last) = (None, 0.0);
+    let mut errors = Vec::new();
     for epoch in 0..options.epochs {
         let mut order: Vec<usize> = (0..batches).collect();
         order.shuffle(&mut seeded(options.seed, "reconstruct", epoch as u64));
-        last = 0.0;
+        let mut error = 0.0;
         for (index, batch) in order.into_iter().enumerate() {
             let target = targets.batches()[batch].clone();
             // Each token relative to its size: the next norm takes the size away, and a few tokens are far larger.
@@ -114,8 +124,7 @@ pub fn reconstruct(
             if !value.is_finite() {
                 bail!("the reconstruction loss is {value}: lower the learning rates");
             }
-            first.get_or_insert(value as f64);
-            last += value as f64 / batches as f64;
+            error += value as f64 / batches as f64;
             let progress = (epoch * batches + index) as f64 / steps as f64;
             let fall = 0.05 + 0.95 * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
             let mut grads = loss.backward();
@@ -124,24 +133,14 @@ pub fn reconstruct(
             block = weights.step(options.lr * fall, block, weight_grads);
             block = scales.step(options.scale_lr * fall, block, scale_grads);
         }
+        errors.push(error);
     }
-    let mut packed = HashMap::new();
+    let mut rounded = HashMap::new();
     for (name, param) in block_matrices(&block) {
-        packed.extend(pack(param)?.map(|matrix| (name, matrix)));
+        rounded.extend(pack(param)?.map(|packed| (name, Rounded { packed, weight: read(param, Kind::Linear) })));
     }
-    Ok((packed, Report { before: first.unwrap_or(f64::NAN), after: last }))
-}
-
-/// The scales of a packed matrix as training has them.
-fn scales_of(quantizer: &Quantizer, packed: &PackedMatrix) -> Scales<DenseMatrix> {
-    let codes = alpha_codes(quantizer);
-    let one = |numbers: Vec<f32>| {
-        let numbers = match quantizer.granularity {
-            Granularity::Tensor => numbers[..1].to_vec(),
-            _ => numbers,
-        };
-        DenseMatrix { data: numbers, columns: 1 }
-    };
-    let zero_points = packed.zero_points().map(|points| one(points.iter().map(|point| *point as f32).collect()));
-    Scales { scales: one(packed.scales().iter().map(|scale| scale * codes).collect()), zero_points }
+    Ok((
+        rounded,
+        Report { first: errors.first().copied().unwrap_or(f64::NAN), last: errors.last().copied().unwrap_or(f64::NAN) },
+    ))
 }

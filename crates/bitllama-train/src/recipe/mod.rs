@@ -15,6 +15,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
+use crate::ptq;
 
 pub mod dry_run;
 pub mod load;
@@ -40,6 +41,9 @@ pub struct Recipe {
     /// "tensor") and zero_point; the last rule that matches a weight decides.
     #[serde(default)]
     pub bits: IndexMap<String, Rule>,
+    /// What the quantizers start from.
+    #[serde(default)]
+    pub quant: Quant,
     /// Losses; of `distill` only.
     pub distill: Option<Distill>,
     /// Text.
@@ -72,6 +76,17 @@ pub struct Student {
     /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
     /// trained on the text (byte-level BPE, as large as the config's vocabulary).
     pub tokenizer: Option<PathBuf>,
+}
+
+/// `[quant]`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quant {
+    /// Scales, and for some methods weights, to start from: `rtn` (those that each method has by itself), or those that
+    /// `quantize --method` finds: `search`, `importance`, `gptq`, `block`, the last three on training text.
+    pub init: ptq::Method,
+    /// Tokens of the training text that it looks at.
+    pub calibration_tokens: usize,
 }
 
 /// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * D(teacher, student)` (Hinton et al. 2015,
@@ -216,6 +231,12 @@ pub struct Eval {
     pub chunks: Option<usize>,
 }
 
+impl Default for Quant {
+    fn default() -> Self {
+        Self { init: ptq::Method::Rtn, calibration_tokens: 32768 }
+    }
+}
+
 impl Default for Distill {
     fn default() -> Self {
         Self { alpha: 0.0, temperature: 1.0, loss: Loss::default(), beta: None, top_k: None }
@@ -267,6 +288,8 @@ impl Recipe {
         require(distill.beta.is_none_or(|beta| beta > 0.0 && beta < 1.0), "distill.beta", "must be between 0 and 1");
         require(distill.beta.is_none() || distill.loss == Loss::Jsd, "distill.beta", "is of `loss = \"jsd\"` only");
         require(distill.top_k != Some(0), "distill.top_k", "must be at least 1");
+        let enough = self.quant.calibration_tokens >= data.sequence_length;
+        require(enough, "quant.calibration_tokens", "must be at least data.sequence_length");
         require(!data.train.is_empty(), "data.train", "must name at least one text file or folder");
         require(
             data.valid_fraction > 0.0 && data.valid_fraction < 1.0,
