@@ -101,7 +101,7 @@ pub fn searched(
     Ok(PackedMatrix::pack(quantizer, shape, quantized)?)
 }
 
-/// Rounds one weight of the plan without text; `None` stays in f32.
+/// Rounds one weight of the plan without text.
 ///
 /// # Errors
 /// As [`searched`].
@@ -122,8 +122,9 @@ pub struct Options {
     pub block: reconstruct::Options,
 }
 
-/// Rounds the matrices of all blocks of `llama`, which is in full precision on `device`, on calibration text: `rows` of tokens of one length. Each block sees the text through
-/// the rounded blocks before it. Weights outside of blocks are not in the answer.
+/// Rounds the matrices of all blocks of `llama`, which is in full precision on `device`, on calibration text: `rows` of
+/// tokens of one length. Each block sees the text through the rounded blocks before it. Weights outside of blocks are not
+/// in the answer.
 ///
 /// `progress` is told how many blocks are done, and how well the last one was reconstructed.
 ///
@@ -152,11 +153,9 @@ pub fn calibrated(
         }
         let hessians = stream.hessians(block)?;
         let (mut rounded, mut starts) = (HashMap::new(), Vec::new());
-        for (name, planned) in BLOCK_MATRICES.into_iter().zip(of_layer(layer)) {
+        for ((name, param), planned) in block_matrices(block).into_iter().zip(of_layer(layer)) {
             let Some((spec, quantizer)) = planned else { continue };
-            let (hessian, shape) = (&hessians[name], shape_of(spec));
-            let param = block_matrices(block).into_iter().find(|(other, _)| *other == name).map(|(_, param)| param);
-            let weight = param.map(|param| read(param, spec.kind)).unwrap_or_default();
+            let (hessian, shape, weight) = (&hessians[name], shape_of(spec), read(param, spec.kind));
             let round = |quantizer: &Quantizer| {
                 gptq::gptq(quantizer, shape, &weight, hessian, options.gptq).with_context(|| spec.name.clone())
             };
