@@ -92,7 +92,7 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
         Some(state) => {
             let plan = BitPlan::new(state.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
             let plan = plan.resolve(&source.config)?;
-            llama = fake_quant::quantize(llama, &plan, &checkpoint::read_scales(&path)?);
+            llama = fake_quant::quantize(llama, &plan, &checkpoint::read_scales(&path, &plan)?);
             Some(plan)
         }
         None => None,

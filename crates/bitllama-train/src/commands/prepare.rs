@@ -74,7 +74,7 @@ pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Resul
         Ok(model) => models::to_device(model, &tracked)?,
         Err(config) => models::random(&config, recipe.seed, &tracked)?,
     };
-    let scales = resumed.map(checkpoint::read_scales).transpose()?.unwrap_or_default();
+    let scales = resumed.map(|folder| checkpoint::read_scales(folder, &plan)).transpose()?.unwrap_or_default();
     let student = fake_quant::quantize(student, &plan, &scales);
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
     Ok(Models { teacher, teacher_llama, student, tokenizer, plan })

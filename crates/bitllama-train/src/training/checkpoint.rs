@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use crate::export::write_hf_into;
+use crate::models::ResolvedPlan;
 
 /// Folder of the checkpoints within that of a run.
 pub const FOLDER: &str = "checkpoints";
@@ -126,13 +127,32 @@ pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOpt
     fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
 }
 
-/// The trained scales of a checkpoint: none if no method of its bit plan trains them.
+/// The trained scales of a checkpoint of `plan`: none if no method of it trains them.
 ///
 /// # Errors
-/// If the file is damaged.
-pub fn read_scales(folder: &Path) -> Result<StoredScales> {
+/// If the file is missing or damaged, or its scales are not those of the plan.
+pub fn read_scales(folder: &Path, plan: &ResolvedPlan) -> Result<StoredScales> {
+    let trained =
+        plan.iter().filter_map(|(spec, quantizer)| Some((spec, quantizer.filter(|q| q.method.trains_scales())?)));
+    let trained: Vec<_> = trained.collect();
+    if trained.is_empty() {
+        return Ok(StoredScales::new());
+    }
     let path = folder.join(SCALES);
-    if path.is_file() { Ok(scales::read(&path)?) } else { Ok(StoredScales::new()) }
+    let stored = scales::read(&path)?;
+    for (spec, quantizer) in trained {
+        let expected = spec.len() / quantizer.group_len([spec.shape[0], spec.shape[1]]);
+        let found = stored
+            .get(&spec.name)
+            .map(|scales| (scales.scales.data.len(), scales.zero_points.as_ref().map(|points| points.data.len())));
+        ensure!(
+            found == Some((expected, quantizer.zero_point.then_some(expected))),
+            "{}: the scales of {} are not those of the bit plan",
+            path.display(),
+            spec.name
+        );
+    }
+    Ok(stored)
 }
 
 /// The newest checkpoint of a run.

@@ -172,5 +172,5 @@ pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device
     let source = bitllama_formats::model::open(folder)?;
     ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
-    Ok(bitllama_nn::fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder)?))
+    Ok(bitllama_nn::fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder, plan)?))
 }
