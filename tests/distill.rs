@@ -4,17 +4,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{failure, metrics, short_run, succeed, succeed_json, train};
+use common::{failure, metrics, run_json, short_run, start, succeed, succeed_json, train, wait_for};
 
 const VALID_TEXT: &str = "data/austen/sense-and-sensibility.txt";
-
-fn run_json(args: &[String]) -> serde_json::Value {
-    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--json"]).collect();
-    succeed_json(&mut train(&args))
-}
 
 #[test]
 fn a_run_leaves_a_table_an_artifact_and_its_records() {
@@ -34,7 +27,7 @@ fn a_run_leaves_a_table_an_artifact_and_its_records() {
     let lines = metrics(&run);
     assert_eq!(lines.iter().filter(|l| l.get("loss").is_some()).count(), 30);
     assert_eq!(lines.iter().filter(|l| l.get("valid_perplexity").is_some()).count(), 2);
-    assert!(lines.iter().filter(|l| l.get("loss").is_some()).all(|l| l["ce"].is_f64() && l["kl"].is_f64()));
+    assert!(lines.iter().filter(|l| l.get("loss").is_some()).all(|l| l["ce"].is_f64() && l["divergence"].is_f64()));
     let checkpoints = fs::read_dir(run.join("checkpoints")).unwrap().count();
     assert_eq!(checkpoints, 2);
 
@@ -74,19 +67,6 @@ fn an_earlier_run_is_neither_mixed_nor_lost() {
     assert_eq!(metrics(&run).len(), 4);
     let recorded = fs::read_to_string(run.join("recipe.toml")).unwrap();
     assert!(recorded.contains("seed = 0") && run.join("artifact").is_dir(), "{recorded}");
-}
-
-fn start(args: &[String]) -> Child {
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    train(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
-}
-
-fn wait_for(path: &Path, lines: usize) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while fs::read_to_string(path).map_or(0, |text| text.lines().count()) < lines {
-        assert!(Instant::now() < deadline, "{} never had {lines} lines", path.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

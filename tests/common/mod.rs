@@ -3,7 +3,8 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -74,4 +75,25 @@ pub fn metrics(run: &Path) -> Vec<Value> {
         value
     });
     lines.collect()
+}
+
+/// A run that goes on by itself.
+pub fn start(args: &[String]) -> Child {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    train(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Until a file has so many lines.
+pub fn wait_for(path: &Path, lines: usize) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while std::fs::read_to_string(path).map_or(0, |text| text.lines().count()) < lines {
+        assert!(Instant::now() < deadline, "{} never had {lines} lines", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A command of the given arguments with `--json`, run to the end.
+pub fn run_json(args: &[String]) -> Value {
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--json"]).collect();
+    succeed_json(&mut train(&args))
 }

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 SCALARS = [
     "train/loss",
     "train/ce",
-    "train/kl",
+    "train/divergence",
     "train/lr",
     "train/grad_norm",
     "train/tokens_per_second",

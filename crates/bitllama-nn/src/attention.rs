@@ -5,6 +5,7 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
+use crate::decoder::Site;
 use crate::rotary::Rotary;
 
 /// Attention of `num_heads` queries over `num_kv_heads` keys and values.
@@ -27,22 +28,27 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores. `observe` is shown what goes
-    /// into `o_proj`.
+    /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores. `observe` is shown each
+    /// [`Site`] of the attention.
     pub fn forward(
         &self,
         x: Tensor<3>,
         rotary: &Rotary,
         mask: Tensor<4>,
-        observe: impl FnOnce(&Tensor<3>),
+        observe: &mut dyn FnMut(Site, &Tensor<3>),
     ) -> Tensor<3> {
+        observe(Site::Input(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), &x);
         let [batch, seq, _] = x.dims();
         let group = self.num_heads / self.num_kv_heads;
         let heads = |x: Tensor<3>, n: usize| x.reshape([batch, seq, n, self.head_dim]).swap_dims(1, 2);
 
-        let q = rotary.apply(heads(self.q_proj.forward(x.clone()), self.num_heads));
-        let k = rotary.apply(heads(self.k_proj.forward(x.clone()), self.num_kv_heads));
-        let v = heads(self.v_proj.forward(x), self.num_kv_heads);
+        let (q, k, v) = (self.q_proj.forward(x.clone()), self.k_proj.forward(x.clone()), self.v_proj.forward(x));
+        observe(Site::Queries, &q);
+        observe(Site::Keys, &k);
+        observe(Site::Values, &v);
+        let q = rotary.apply(heads(q, self.num_heads));
+        let k = rotary.apply(heads(k, self.num_kv_heads));
+        let v = heads(v, self.num_kv_heads);
 
         // The queries of a group lie under one another as rows of one matrix, so that keys and values need no copies.
         let q = (q * (self.head_dim as f64).powf(-0.5)).reshape([batch, self.num_kv_heads, group * seq, self.head_dim]);
@@ -50,7 +56,7 @@ impl Attention {
         let probabilities = softmax(scores, 3).reshape([batch, self.num_kv_heads, group * seq, seq]);
         let out = probabilities.matmul(v).reshape([batch, self.num_heads, seq, self.head_dim]);
         let out = out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim]);
-        observe(&out);
+        observe(Site::Input(&["self_attn.o_proj"]), &out);
         self.o_proj.forward(out)
     }
 }

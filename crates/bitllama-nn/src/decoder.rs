@@ -28,6 +28,21 @@ pub struct Llama {
     pub config: ModelConfig,
 }
 
+/// A place in a block, `[batch, seq, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// What goes into the matrices of these names (of [`bitllama_core::weights::BLOCK_MATRICES`]), which share it.
+    Input(&'static [&'static str]),
+    /// What `q_proj` gives, all heads side by side, before the rotation.
+    Queries,
+    /// What `k_proj` gives, before the rotation.
+    Keys,
+    /// What `v_proj` gives.
+    Values,
+    /// What the block gives.
+    Output,
+}
+
 /// Attention and feed-forward, each behind a norm and beside a residual path.
 #[derive(Module, Debug)]
 pub struct Block {
@@ -45,13 +60,24 @@ impl Llama {
     /// Logits `[batch, seq, vocab]` of `tokens` (`[batch, seq]`) under an additive `mask` (`[1 or batch, 1, seq, seq]`,
     /// see [`crate::mask`]).
     pub fn forward(&self, tokens: Tensor<2, Int>, mask: Tensor<4>) -> Tensor<3> {
+        self.forward_observed(tokens, mask, &mut |_, _, _| ())
+    }
+
+    /// As [`Llama::forward`]; `observe` is shown the number of each block with what [`Site`] names, in the order
+    /// of computation.
+    pub fn forward_observed(
+        &self,
+        tokens: Tensor<2, Int>,
+        mask: Tensor<4>,
+        observe: &mut dyn FnMut(usize, Site, &Tensor<3>),
+    ) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let rotary = Rotary::new(&self.config, seq, &mask.device());
         // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
         let table = self.embed_tokens.weight.val();
         let mut x = embedding(table.clone(), tokens);
-        for block in &self.layers {
-            x = block.forward(x, &rotary, mask.clone());
+        for (layer, block) in self.layers.iter().enumerate() {
+            x = block.forward_observed(x, &rotary, mask.clone(), &mut |site, value| observe(layer, site, value));
         }
         let x = self.norm.forward(x);
         match &self.lm_head {
@@ -74,21 +100,19 @@ impl Block {
         self.forward_observed(x, rotary, mask, &mut |_, _| ())
     }
 
-    /// As [`Block::forward`]; `observe` is shown the input of each matrix, with the names (those of
-    /// [`bitllama_core::weights::BLOCK_MATRICES`]) of all that share it.
+    /// As [`Block::forward`]; `observe` is shown every [`Site`].
     pub fn forward_observed(
         &self,
         x: Tensor<3>,
         rotary: &Rotary,
         mask: Tensor<4>,
-        observe: &mut dyn FnMut(&'static [&'static str], &Tensor<3>),
+        observe: &mut dyn FnMut(Site, &Tensor<3>),
     ) -> Tensor<3> {
         let normed = self.input_layernorm.forward(x.clone());
-        observe(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], &normed);
-        let attended = self.self_attn.forward(normed, rotary, mask, |input| observe(&["self_attn.o_proj"], input));
-        let x = x + attended;
+        let x = x + self.self_attn.forward(normed, rotary, mask, observe);
         let normed = self.post_attention_layernorm.forward(x.clone());
-        observe(&["mlp.gate_proj", "mlp.up_proj"], &normed);
-        x + self.mlp.forward(normed, |input| observe(&["mlp.down_proj"], input))
+        let x = x + self.mlp.forward(normed, observe);
+        observe(Site::Output, &x);
+        x
     }
 }

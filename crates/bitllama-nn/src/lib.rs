@@ -21,5 +21,5 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod weights;
 
-pub use decoder::{Block, Llama};
+pub use decoder::{Block, Llama, Site};
 pub use device::device;

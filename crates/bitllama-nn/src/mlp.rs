@@ -5,6 +5,8 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
+use crate::decoder::Site;
+
 /// `down_proj(silu(gate_proj(x)) * up_proj(x))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
@@ -17,11 +19,12 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `[batch, seq, hidden]` to the same shape. `observe` is shown what goes into `down_proj`.
-    pub fn forward(&self, x: Tensor<3>, observe: impl FnOnce(&Tensor<3>)) -> Tensor<3> {
+    /// `[batch, seq, hidden]` to the same shape. `observe` is shown each [`Site`] of the layer.
+    pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, &Tensor<3>)) -> Tensor<3> {
+        observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &x);
         let gate = silu(self.gate_proj.forward(x.clone()));
         let gated = gate * self.up_proj.forward(x);
-        observe(&gated);
+        observe(Site::Input(&["mlp.down_proj"]), &gated);
         self.down_proj.forward(gated)
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{distill, eval, export, quantize};
+use bitllama_train::commands::{cache_teacher, distill, eval, export, quantize};
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
@@ -21,6 +21,7 @@ enum Command {
     Eval(eval::Args),
     Export(export::Args),
     Quantize(quantize::Args),
+    CacheTeacher(cache_teacher::Args),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Quantize(args) => quantize::run(args).map(|()| ExitCode::SUCCESS),
+        Command::CacheTeacher(args) => cache_teacher::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));

@@ -1,12 +1,13 @@
 //! Models by name: files, hub ids and checkpoints as Burn modules on a device.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bitllama_core::weights::Kind;
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
-use bitllama_nn::weights::build;
+use bitllama_nn::weights::{Weights, build};
 use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
 use rand_distr::{Distribution, Normal};
@@ -51,6 +52,13 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
     Ok(build(&model.config, device, |spec| model.weights.read(spec))?)
+}
+
+/// The latent weights of a model in one without quantizers, on `device`.
+pub fn rebuilt(model: &Llama, device: &Device) -> Llama {
+    let stored = Weights::of(model);
+    let built = build(&model.config, device, |spec| Ok::<_, Infallible>(stored.read(spec)));
+    built.unwrap_or_else(|never| match never {})
 }
 
 /// A model with random weights: norms 1, matrices normal with standard deviation 0.02, those that write into the

@@ -7,6 +7,8 @@
 //! | [`gradient`] | the gradient of each method |
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bitllama_core::rounding::{Quantized, Scales, StoredScales, quantize as round, start_scales};
 use bitllama_core::weights::{Kind, WeightSpec};
@@ -27,10 +29,33 @@ pub struct FakeQuant {
     /// Beside trained scales, whole numbers; not trained.
     zero_points: Option<Param<Tensor<3>>>,
     #[module(skip)]
+    strength: Strength,
+    #[module(skip)]
     quantizer: Quantizer,
     /// What the weight is for, which tells its layout.
     #[module(skip)]
     kind: Kind,
+}
+
+/// How much of the rounding is in force, lambda of `w + lambda (q(w) - w)`, 0 to 1: one number for all quantizers that were
+/// attached with it, which may change from step to step.
+#[derive(Debug, Clone)]
+pub struct Strength(Arc<AtomicU32>);
+
+impl Strength {
+    /// All of it, until it is set.
+    pub fn full() -> Self {
+        Self(Arc::new(AtomicU32::new(1f32.to_bits())))
+    }
+
+    /// Sets lambda.
+    pub fn set(&self, lambda: f32) {
+        self.0.store(lambda.to_bits(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl FakeQuant {
@@ -71,14 +96,21 @@ impl FakeQuant {
 impl Reparameterization for FakeQuant {
     const NAME: &'static str = "fake_quant";
 
-    /// The rounded weight, exactly; gradients are those of [`gradient`].
+    /// The rounded weight, exactly, at full strength; gradients are those of [`gradient`].
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let lambda = self.strength.get();
+        if lambda == 0.0 {
+            return base;
+        }
         let shape = base.shape();
         let view = self.view([shape[0], shape.num_elements() / shape[0]]);
         let weight = TensorMatrix(view.rows_of(base.clone().inner()));
         let trained = self.trained();
         let rounded = round(&self.quantizer, weight.clone(), trained.clone());
-        let value = rounded.clone().dequantize().0;
+        let mut value = rounded.clone().dequantize().0;
+        if lambda != 1.0 {
+            value = value * lambda + weight.0.clone() * (1.0 - lambda);
+        }
         if !base.is_autodiff() {
             return value.reshape(shape);
         }
@@ -87,13 +119,17 @@ impl Reparameterization for FakeQuant {
         // `base + (rounded - base)` is not.
         let zero = |x: Tensor<3>| x.clone() - Tensor::from_inner(x.inner());
         let residual = base.clone() - Tensor::from_inner(base.inner());
+        let faded = |factor: Tensor<3>| if lambda == 1.0 { factor } else { factor * lambda + (1.0 - lambda) };
         let residual = match factors.weight {
-            Some(factor) => residual * Tensor::from_inner(factor.reshape(shape.clone())),
+            Some(factor) => residual * Tensor::from_inner(faded(factor).reshape(shape.clone())),
             None => residual,
         };
         let value = Tensor::from_inner(value.reshape(shape.clone())) + residual;
         match (factors.scale, &self.scales) {
-            (Some(factor), Some(scales)) => value + (zero(scales.val()) * Tensor::from_inner(factor)).reshape(shape),
+            (Some(factor), Some(scales)) => {
+                let factor = if lambda == 1.0 { factor } else { factor * lambda };
+                value + (zero(scales.val()) * Tensor::from_inner(factor)).reshape(shape)
+            }
             _ => value,
         }
     }
@@ -103,16 +139,27 @@ impl Reparameterization for FakeQuant {
 ///
 /// Trained scales are those in `stored`; without an entry there, those that the weights give.
 pub fn quantize<M: Module>(model: M, plan: &[(WeightSpec, Option<Quantizer>)], stored: &StoredScales) -> M {
+    quantize_by(model, plan, stored, &Strength::full())
+}
+
+/// As [`quantize`], where `strength` can fade the rounding in.
+pub fn quantize_by<M: Module>(
+    model: M,
+    plan: &[(WeightSpec, Option<Quantizer>)],
+    stored: &StoredScales,
+    strength: &Strength,
+) -> M {
     let rules = plan
         .iter()
         .filter_map(|(weight, quantizer)| quantizer.map(|quantizer| (weight.name.as_str(), (weight.kind, quantizer))))
         .collect();
-    model.apply_reparameterization(Attach { rules, stored })
+    model.apply_reparameterization(Attach { rules, stored, strength })
 }
 
 struct Attach<'a> {
     rules: HashMap<&'a str, (Kind, Quantizer)>,
     stored: &'a StoredScales,
+    strength: &'a Strength,
 }
 
 impl Reparameterizer for Attach<'_> {
@@ -124,7 +171,7 @@ impl Reparameterizer for Attach<'_> {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<FakeQuant>) {
         let Some((kind, quantizer)) = self.rules.get(path).copied() else { return (param, None) };
-        let mut fake = FakeQuant { scales: None, zero_points: None, quantizer, kind };
+        let mut fake = FakeQuant { scales: None, zero_points: None, strength: self.strength.clone(), quantizer, kind };
         if quantizer.method.trains_scales() {
             let base = param.base();
             let (device, shape) = (base.device(), base.shape());

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_core::ModelConfig;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::artifact::Layout;
@@ -13,20 +12,26 @@ use bitllama_formats::{Model, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_runtime::evaluate::Perplexity;
 use bitllama_runtime::text::own_bos;
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::cache_teacher::cache_of;
+use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
-use super::prepare::{Models, initialized, models, resume_point};
+use super::prepare::{initialized, resume_point, sources, student};
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
+use crate::models::to_device;
 use crate::monitor::progress::Log;
 use crate::ptq;
 use crate::recipe::{Quant, Recipe, dry_run, load};
-use crate::training::checkpoint::{CheckpointState, FOLDER, Fingerprint};
+use crate::training::checkpoint::{CheckpointState, FOLDER};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
+use crate::training::states::{Compared, Projections};
+use crate::training::teacher::Teacher;
 
 /// Train a student by a recipe
 #[derive(clap::Args)]
@@ -106,10 +111,11 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     }
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
     let start = earlier_run(args, recipe)?;
-    let models = models(recipe, &device, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
-    let Models { teacher, teacher_llama, student, tokenizer, plan } = models;
-    let config = student.config.clone();
-    let Split { train, valid } = data::load(recipe, &tokenizer, &config)?;
+    let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
+    let student = student(recipe, &sources, start.as_ref(), &device).with_context(at_recipe)?;
+    let (teacher, tokenizer, plan) = (&sources.teacher, &sources.tokenizer, &sources.plan);
+    let config = sources.config.clone();
+    let Split { train, valid } = data::load(recipe, tokenizer, &config)?;
     ensure!(
         valid.token_count() >= recipe.eval_ctx(),
         "{}: {} held-out tokens are fewer than one chunk of {}; hold out more with `data.valid_fraction` or lower `eval.ctx`",
@@ -128,22 +134,48 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
             valid.document_count(),
         ),
     );
-    let provenance = provenance(recipe, teacher.as_ref(), json!({ "train": train.hashes, "valid": valid.hashes }))?;
-    let fingerprint = fingerprint(recipe, &provenance, &config)?;
+    let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
+    let provenance = provenance(recipe, teacher.as_ref(), hashes)?;
+    let cache = cache_of(recipe, tokenizer, &provenance["data_sha256"]).with_context(at_recipe)?;
+    let fingerprint = fingerprint(recipe, &provenance, &config, cache.as_ref())?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;
         say(args, &format!("going on after step {} from {}", state.step, folder.display()));
     }
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
+    let llama = match teacher {
+        Some(teacher) if cache.is_none() => Some(to_device(teacher, &device)?),
+        _ => None,
+    };
+    let source = match (&llama, &cache) {
+        (Some(llama), _) => Teacher::Model(llama),
+        (None, Some(cache)) => Teacher::Cache(cache),
+        (None, None) => Teacher::Absent,
+    };
+    let (compared, projections) = match teacher {
+        Some(teacher) => {
+            let compared = Compared::new(&recipe.distill(), &config, &teacher.config).with_context(at_recipe)?;
+            let (own, of_teacher) = (config.hidden_size, teacher.config.hidden_size);
+            let projections = Projections::new(&compared, own, of_teacher, recipe.seed, &tracked);
+            (compared, projections)
+        }
+        None => {
+            let compared = Compared::default();
+            let projections = Projections::new(&compared, 0, 0, recipe.seed, &tracked);
+            (compared, projections)
+        }
+    };
     let run = Run {
         recipe,
-        teacher: teacher_llama.as_ref(),
+        teacher: &source,
+        compared: &compared,
+        projections,
         device: &tracked,
-        plan: &plan,
-        tokenizer: &tokenizer,
+        plan,
+        tokenizer,
         valid: &valid.all_tokens(),
-        eval_bos: own_bos(&tokenizer, config.bos_token_id)?,
+        eval_bos: own_bos(tokenizer, config.bos_token_id)?,
         log: args.log,
         fingerprint,
     };
@@ -153,13 +185,13 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
     write_json(recipe, "run.json", &provenance)?;
     atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
-    let baseline = match &teacher_llama {
-        Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some())?),
+    let baseline = match teacher {
+        Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some(), &device)?),
         None => None,
     };
     let student = match start {
         None if recipe.quant.init != ptq::Method::Rtn => {
-            let student = initialized(recipe, &student, &plan, &mut rows, &device)?;
+            let student = initialized(recipe, &student, plan, &mut rows, &device)?;
             let perplexity = run.evaluate(&student)?.perplexity;
             say(args, &format!("after quant.init = \"{}\": perplexity {perplexity:.3}", recipe.quant.init.name()));
             student
@@ -174,8 +206,8 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
             Ok(ExitCode::from(interrupt::EXIT_CODE as u8))
         }
         LoopOutcome::Finished { best, perplexity } => {
-            let student = restored(&best, &config, &plan, &tracked)?;
-            match (baseline, &teacher) {
+            let student = restored(&best, &config, plan, &tracked)?;
+            match (baseline, teacher) {
                 (Some(baseline), Some(teacher)) => {
                     finish_distill(args, &run, teacher, &student, baseline, perplexity, provenance)?;
                 }
@@ -221,7 +253,14 @@ fn clear(output: &Path) -> Result<()> {
     Ok(())
 }
 
-fn baseline(args: &Args, run: &Run, teacher: &Llama, student: &Llama, resumed: bool) -> Result<Baseline> {
+fn baseline(
+    args: &Args,
+    run: &Run,
+    teacher: &Model,
+    student: &Llama,
+    resumed: bool,
+    device: &Device,
+) -> Result<Baseline> {
     if resumed
         && let Ok(bytes) = fs::read(run.recipe.output.join(BASELINE))
         && let Ok(kept) = serde_json::from_slice(&bytes)
@@ -229,7 +268,14 @@ fn baseline(args: &Args, run: &Run, teacher: &Llama, student: &Llama, resumed: b
         return Ok(kept);
     }
     ensure!(!resumed, "{}: {BASELINE} is gone, start anew with `--overwrite`", run.recipe.output.display());
-    let baseline = Baseline { teacher: run.evaluate(teacher)?, round_to_nearest: run.evaluate(student)? };
+    let of_teacher = match run.teacher {
+        Teacher::Model(llama) => run.evaluate(llama)?,
+        Teacher::Cache(cache) if cache.index.evaluation.protocol == run.fingerprint["eval"] => {
+            cache.index.evaluation.perplexity
+        }
+        _ => run.evaluate(&to_device(teacher, device)?)?,
+    };
+    let baseline = Baseline { teacher: of_teacher, round_to_nearest: run.evaluate(student)? };
     say(
         args,
         &format!(
@@ -288,40 +334,6 @@ fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexi
         );
     }
     Ok(())
-}
-
-/// What made a run: recipe, code, teacher, data.
-fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Result<Value> {
-    Ok(json!({
-        "recipe": serde_json::to_value(recipe)?,
-        "version": env!("CARGO_PKG_VERSION"),
-        "git_revision": env!("GIT_REVISION"),
-        // For a hub id this is the folder of a commit.
-        "teacher": teacher.map(|t| json!({ "path": t.path, "bytes": t.weights.stored_bytes() })),
-        "data_sha256": hashes,
-    }))
-}
-
-/// What must be the same for a run to go on: everything that the next batch, the loss, the figures and the meaning of
-/// the weights depend on. Learning rate and length may change.
-fn fingerprint(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Result<Fingerprint> {
-    let (train, data) = (&recipe.train, &recipe.data);
-    let held_out = if data.valid.is_empty() { json!(data.valid_fraction) } else { Value::Null };
-    let parts = [
-        ("seed", json!(recipe.seed)),
-        ("data", provenance["data_sha256"].clone()),
-        ("data.valid_fraction", held_out),
-        ("data.sequence_length", json!(data.sequence_length)),
-        ("train.batch_size", json!(train.batch_size)),
-        ("train.grad_accumulation", json!(train.grad_accumulation)),
-        ("teacher", provenance["teacher"].clone()),
-        ("student", serde_json::to_value(config)?),
-        ("bits", json!(recipe.bits)),
-        ("quant", json!(recipe.quant)),
-        ("distill", json!(recipe.distill())),
-        ("eval", json!([recipe.eval_ctx(), recipe.eval.chunks])),
-    ];
-    Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }
 
 fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {

@@ -1,8 +1,10 @@
 //! The commands of the binary, one file each: arguments, and the calls that answer them.
 
+pub mod cache_teacher;
 pub mod distill;
 pub mod eval;
 pub mod export;
+mod identity;
 mod outcome;
 mod prepare;
 pub mod quantize;

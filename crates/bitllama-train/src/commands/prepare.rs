@@ -1,10 +1,11 @@
 //! From a recipe to the things a run works on: models on their devices, tokens, a bit plan.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
+use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::WeightSpec;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::weights::{Weights, build};
@@ -20,27 +21,30 @@ use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::{self, reconstruct};
 use crate::recipe::Recipe;
+use crate::recipe::quant::in_stage;
 use crate::training::checkpoint::{self, CheckpointState};
 
-/// Teacher and student of a run.
-pub struct Models {
+/// The files of a run, opened, and what they say.
+pub struct Sources {
     /// The teacher's files.
     pub teacher: Option<Model>,
-    /// The teacher on a device without autodiff.
-    pub teacher_llama: Option<Llama>,
-    /// The student on the same device with autodiff, fake-quantized.
-    pub student: Llama,
+    /// The files whose weights the student starts from, where they are not the teacher's.
+    start: Option<Model>,
+    /// The student's architecture.
+    pub config: ModelConfig,
+    /// The blocks of the start weights that the student's blocks start from.
+    layers: Vec<usize>,
     /// The student's tokenizer.
     pub tokenizer: Tokenizer,
     /// The student's bit plan.
     pub plan: ResolvedPlan,
 }
 
-/// Opens or makes teacher and student. With `resumed`, the student's weights are those of that folder.
+/// Opens what a recipe names. With `resumed`, the student's weights are those of that folder.
 ///
 /// # Errors
 /// Files that are missing, damaged or do not fit each other or the recipe.
-pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Result<Models> {
+pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
     let teacher = recipe.teacher.as_ref().map(|teacher| models::open(&teacher.model)).transpose()?;
     if let (Some(teacher), Some(path)) = (&teacher, recipe.teacher.as_ref().and_then(|t| t.config.as_ref())) {
         ensure!(
@@ -55,29 +59,69 @@ pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Resul
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
     };
-    // The files whose weights the student starts from, or the config of one that starts from none.
-    let source = match (&start, &recipe.student.config, &teacher) {
-        (Some(model), _, _) | (None, None, Some(model)) => Ok(model),
-        (None, Some(path), _) => Err(hf::read_config(path)?),
+    let (config, layers, tokenizer) = match (start.as_ref(), &recipe.student.config, &teacher) {
+        (Some(model), _, _) if resumed.is_some() => {
+            let all = (0..model.config.num_hidden_layers).collect();
+            (model.config.clone(), all, model.tokenizer.clone())
+        }
+        (Some(model), _, _) | (None, None, Some(model)) => {
+            let (config, layers) = recipe.student.shape(&model.config)?;
+            (config, layers, model.tokenizer.clone())
+        }
+        (None, Some(path), _) => {
+            let config = hf::read_config(path)?;
+            let tokenizer = tokenizer(recipe, &config, teacher.as_ref())?;
+            (config, Vec::new(), tokenizer)
+        }
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
-    };
-    let (config, tokenizer) = match &source {
-        Ok(model) => (model.config.clone(), model.tokenizer.clone()),
-        Err(config) => (config.clone(), tokenizer(recipe, config, teacher.as_ref())?),
     };
     if let Some(teacher) = &teacher {
         models::same_vocabulary(teacher, &tokenizer, config.vocab_size)?;
     }
     let plan = recipe.plan_for(&config)?;
+    Ok(Sources { teacher, start, config, layers, tokenizer, plan })
+}
+
+/// The student of a run, with autodiff and fake-quantized: as it starts, or as the checkpoint `resumed` has it.
+///
+/// # Errors
+/// A weight that is missing, damaged or has the wrong shape; trained scales that are not those of the bit plan.
+pub fn student(
+    recipe: &Recipe,
+    sources: &Sources,
+    resumed: Option<&(CheckpointState, PathBuf)>,
+    device: &Device,
+) -> Result<Llama> {
     let tracked = device.clone().autodiff();
-    let student = match source {
-        Ok(model) => models::to_device(model, &tracked)?,
-        Err(config) => models::random(&config, recipe.seed, &tracked)?,
+    let source = match (&sources.start, &recipe.student.config) {
+        (Some(start), _) => Some(start),
+        (None, None) => sources.teacher.as_ref(),
+        (None, Some(_)) => None,
     };
-    let scales = resumed.map(|folder| checkpoint::read_scales(folder, &plan)).transpose()?.unwrap_or_default();
-    let student = fake_quant::quantize(student, &plan, &scales);
-    let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
-    Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
+    let student = match source {
+        Some(model) => build(&sources.config, &tracked, |spec| {
+            let name = in_source(&spec.name, &sources.layers);
+            model.weights.read(&WeightSpec { name, ..spec.clone() })
+        })?,
+        None => models::random(&sources.config, recipe.seed, &tracked)?,
+    };
+    let Some((state, folder)) = resumed else {
+        return Ok(fake_quant::quantize(student, &sources.plan, &StoredScales::new()));
+    };
+    let plan = match state.stage {
+        Some(stage) => in_stage(&sources.plan, stage),
+        None => sources.plan.clone(),
+    };
+    Ok(fake_quant::quantize(student, &plan, &checkpoint::read_scales_of(folder, &plan)?))
+}
+
+/// The name of a weight of the student in the files that it starts from.
+fn in_source(name: &str, layers: &[usize]) -> String {
+    let of_block = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    match of_block.and_then(|(layer, rest)| Some((layers.get(layer.parse::<usize>().ok()?)?, rest))) {
+        Some((layer, rest)) => format!("layers.{layer}.{rest}"),
+        None => name.to_string(),
+    }
 }
 
 /// The student as `[quant]` wants it to start: the weights of `student` (fake-quantized, in training), with scales and for
@@ -126,7 +170,7 @@ pub fn initialized(
 ///
 /// # Errors
 /// If its state cannot be read.
-pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, std::path::PathBuf)>> {
+pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
     let checkpoints = recipe.output.join(checkpoint::FOLDER);
     let Some(folder) = checkpoint::newest(&checkpoints)? else { return Ok(None) };
     let state = CheckpointState::read(&folder)?

@@ -46,9 +46,15 @@ pub struct TrainMetrics {
     pub loss: f64,
     /// Cross-entropy, nats a token.
     pub ce: f64,
-    /// Divergence from the teacher, nats a token.
+    /// The recipe's divergence from the teacher, nats a token.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kl: Option<f64>,
+    pub divergence: Option<f64>,
+    /// Distance of hidden states from the teacher's, 0 to about 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<f64>,
+    /// Divergence of attention relations from the teacher's, nats a position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relations: Option<f64>,
     /// Learning rate.
     pub lr: f64,
     /// Norm of the gradients before clipping.
@@ -85,8 +91,8 @@ impl Monitor {
     /// # Errors
     /// If they cannot be written.
     pub fn step(&mut self, step: usize, report: &StepReport, epoch: f64, tokens_per_second: f64) -> Result<()> {
-        let StepReport { loss, ce, kl, lr, grad_norm } = *report;
-        let train = TrainMetrics { loss, ce, kl, lr, grad_norm, epoch, tokens_per_second };
+        let StepReport { loss, ce, divergence, hidden, relations, lr, grad_norm } = *report;
+        let train = TrainMetrics { loss, ce, divergence, hidden, relations, lr, grad_norm, epoch, tokens_per_second };
         self.write(Metrics { step, train: Some(train), valid_perplexity: None, valid_perplexity_error: None })
     }
 

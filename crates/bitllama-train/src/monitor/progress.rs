@@ -52,8 +52,10 @@ impl Progress {
             self.say(&format!("step {step}/{}  valid perplexity {perplexity:.3} ± {error:.3}", self.steps));
         }
         let Some(train) = &metrics.train else { return };
-        let kl = train.kl.map(|kl| format!("  kl {kl:.4}")).unwrap_or_default();
-        let figures = format!("loss {:.4}  ce {:.4}{kl}  {:.0} tok/s", train.loss, train.ce, train.tokens_per_second);
+        let terms = [("divergence", train.divergence), ("hidden", train.hidden), ("relations", train.relations)];
+        let terms: String = terms.iter().filter_map(|(name, term)| Some(format!("  {name} {:.4}", (*term)?))).collect();
+        let figures =
+            format!("loss {:.4}  ce {:.4}{terms}  {:.0} tok/s", train.loss, train.ce, train.tokens_per_second);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(step as u64);

@@ -60,8 +60,11 @@ impl EventFile {
         if let Some(train) = &metrics.train {
             add("train/loss", train.loss)?;
             add("train/ce", train.ce)?;
-            if let Some(kl) = train.kl {
-                add("train/kl", kl)?;
+            let terms = [("divergence", train.divergence), ("hidden", train.hidden), ("relations", train.relations)];
+            for (name, term) in terms {
+                if let Some(term) = term {
+                    add(&format!("train/{name}"), term)?;
+                }
             }
             add("train/lr", train.lr)?;
             add("train/grad_norm", train.grad_norm)?;

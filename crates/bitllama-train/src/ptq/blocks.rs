@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use bitllama_nn::rotary::Rotary;
-use bitllama_nn::{Block, Llama, mask};
+use bitllama_nn::{Block, Llama, Site, mask};
 use burn::tensor::{Device, Tensor};
 
 use super::gptq::Hessian;
@@ -39,7 +39,8 @@ impl Stream {
     pub fn hessians(&self, block: &Block) -> Result<HashMap<&'static str, Hessian>> {
         let mut sums: Vec<(&'static [&'static str], Tensor<2>)> = Vec::new();
         for x in &self.batches {
-            block.forward_observed(x.clone(), &self.rotary, self.mask.clone(), &mut |names, input| {
+            block.forward_observed(x.clone(), &self.rotary, self.mask.clone(), &mut |site, input| {
+                let Site::Input(names) = site else { return };
                 let [rows, seq, width] = input.dims();
                 let input = input.clone().reshape([rows * seq, width]);
                 let products = input.clone().transpose().matmul(input);

@@ -7,8 +7,8 @@ use bitllama_core::weights::parameter_count;
 use bitllama_formats::hf;
 use serde_json::json;
 
-use super::Recipe;
-use crate::models;
+use super::{Optimizer, Recipe};
+use crate::models::{self, ResolvedPlan};
 
 /// Prints the answer. Reads configs only; fetches none that the recipe gives a `config` for.
 ///
@@ -24,13 +24,14 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
     };
     let student = match (&recipe.student.config, &recipe.student.model, &teacher) {
         (Some(path), _, _) => hf::read_config(path)?,
-        (None, Some(name), _) => models::config(name)?,
-        (None, None, Some(teacher)) => teacher.clone(),
+        (None, Some(name), _) => recipe.student.shape(&models::config(name)?)?.0,
+        (None, None, Some(teacher)) => recipe.student.shape(teacher)?.0,
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
     let plan = recipe.plan_for(&student)?;
     let size = StoredSize::of(&plan);
-    let memory = memory(recipe, &student, teacher.as_ref());
+    let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
+    let memory = memory(recipe, &plan, &student, teacher.as_ref().filter(|_| !cached));
     let tokens = recipe.tokens_per_step() * recipe.train.steps;
     if as_json {
         let answer = json!({
@@ -57,7 +58,7 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
     }
     println!("# training: {} steps of {} tokens, {tokens} tokens in all", recipe.train.steps, recipe.tokens_per_step());
     println!(
-        "# memory: about {} (weights and teacher {}, gradients and AdamW {}, activations {}, logits {})",
+        "# memory: about {} (weights and teacher {}, gradients and moments {}, activations {}, logits {})",
         gigabytes(memory.total()),
         gigabytes(memory.weights),
         gigabytes(memory.optimizer),
@@ -81,11 +82,15 @@ impl Memory {
     }
 }
 
-fn memory(recipe: &Recipe, student: &ModelConfig, teacher: Option<&ModelConfig>) -> Memory {
+fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: Option<&ModelConfig>) -> Memory {
     const F32: u64 = 4;
     let positions = (recipe.train.batch_size * recipe.data.sequence_length) as u64;
     let n = |x: usize| x as u64;
-    let parameters = n(parameter_count(student));
+    let scales = plan.iter().filter_map(|(spec, quantizer)| {
+        let quantizer = quantizer.filter(|quantizer| quantizer.method.trains_scales())?;
+        Some(spec.len() / quantizer.group_len([spec.shape[0], spec.shape[1]]))
+    });
+    let parameters = n(parameter_count(student) + scales.sum::<usize>());
     // Tensors that autodiff keeps for the backward pass of one block, per position, counted from the operators of
     // `bitllama-nn`: norms and residuals, projections and their rotations, scores and probabilities, the gate.
     let block = 12 * n(student.hidden_size)
@@ -97,7 +102,13 @@ fn memory(recipe: &Recipe, student: &ModelConfig, teacher: Option<&ModelConfig>)
     Memory {
         // Latent weights, their rounded copies, the teacher.
         weights: (2 * parameters + teacher.map_or(0, |t| n(parameter_count(t)))) * F32,
-        optimizer: 3 * parameters * F32,
+        // Gradients, and the moments that the optimizer keeps.
+        optimizer: match recipe.train.optimizer {
+            Optimizer::Adamw => 3,
+            Optimizer::Muon => 2,
+            Optimizer::Adafactor => 1,
+        } * parameters
+            * F32,
         activations: positions * block * n(student.num_hidden_layers) * F32,
         logits: positions * n(student.vocab_size) * copies * F32,
     }

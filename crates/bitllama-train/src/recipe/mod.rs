@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | this one | the keys of a recipe, their meaning and defaults |
+//! | [`student`], [`quant`], [`distill`], [`train`] | the sections of these names |
 //! | [`load`] | reading a file and `--set` overrides, with errors that point at the line |
 //! | [`dry_run`] | what a recipe would do: size, bits, memory |
 
@@ -15,10 +16,18 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
-use crate::ptq;
 
+pub mod distill;
 pub mod dry_run;
 pub mod load;
+pub mod quant;
+pub mod student;
+pub mod train;
+
+pub use distill::{Distill, Divergence, Hidden, HiddenLoss, Loss, Relations};
+pub use quant::{Quant, Stage};
+pub use student::{Layers, Student};
+pub use train::{Optimizer, Train};
 
 /// A run of `distill` or `pretrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,87 +72,10 @@ pub struct Teacher {
     pub model: String,
     /// Its `config.json`, if kept apart: lets `--dry-run` work before the weights are there.
     pub config: Option<PathBuf>,
-}
-
-/// `[student]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Student {
-    /// Start weights: a Hugging Face directory, a GGUF file or a hub id; the teacher's if absent.
-    pub model: Option<String>,
-    /// Start from random weights in the shape of this `config.json` instead.
-    pub config: Option<PathBuf>,
-    /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
-    /// trained on the text (byte-level BPE, as large as the config's vocabulary).
-    pub tokenizer: Option<PathBuf>,
-}
-
-/// `[quant]`
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Quant {
-    /// Scales, and for some methods weights, to start from: `rtn` (those that each method has by itself), or those that
-    /// `quantize --method` finds: `search`, `importance`, `gptq`, `block`, the last three on training text.
-    pub init: ptq::Method,
-    /// Tokens of the training text that it looks at.
-    pub calibration_tokens: usize,
-}
-
-/// `[distill]`: `loss = alpha * CE + (1 - alpha) * T^2 * D(teacher, student)` (Hinton et al. 2015,
-/// <https://arxiv.org/abs/1503.02531>), where D is a divergence, by default KL(teacher || student).
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Distill {
-    /// Share of the cross-entropy, 0 to 1.
-    pub alpha: f64,
-    /// T: both distributions are softened by it.
-    pub temperature: f64,
-    /// `forward_kl`, `reverse_kl` or `jsd`.
-    pub loss: Loss,
-    /// Of `jsd`: the teacher's share of the mixture.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta: Option<f64>,
-    /// Compare the teacher's likeliest tokens only, so many of them, and the mass of all others as one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-}
-
-/// The divergence by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Loss {
-    /// KL(teacher || student).
-    #[default]
-    ForwardKl,
-    /// KL(student || teacher) (MiniLLM, <https://arxiv.org/abs/2306.08543>).
-    ReverseKl,
-    /// Generalized Jensen-Shannon divergence (GKD, <https://arxiv.org/abs/2306.13649>).
-    Jsd,
-}
-
-/// A divergence with its constants.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Divergence {
-    /// KL(teacher || student).
-    ForwardKl,
-    /// KL(student || teacher).
-    ReverseKl,
-    /// `beta KL(teacher || m) + (1 - beta) KL(student || m)` with `m = beta teacher + (1 - beta) student`.
-    Jsd {
-        /// Between 0 and 1.
-        beta: f64,
-    },
-}
-
-impl Distill {
-    /// The divergence that `loss` and `beta` name.
-    pub fn divergence(&self) -> Divergence {
-        match self.loss {
-            Loss::ForwardKl => Divergence::ForwardKl,
-            Loss::ReverseKl => Divergence::ReverseKl,
-            Loss::Jsd => Divergence::Jsd { beta: self.beta.unwrap_or(0.5) },
-        }
-    }
+    /// Folder that `cache-teacher` filled with its likeliest tokens: training takes them from there, and keeps no teacher in
+    /// memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
 }
 
 /// `[data]`
@@ -172,55 +104,6 @@ pub struct Data {
     pub cache: PathBuf,
 }
 
-/// `[train]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Train {
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Rows a forward pass.
-    #[serde(default = "defaults::batch_size")]
-    pub batch_size: usize,
-    /// Forward passes an optimizer step.
-    #[serde(default = "defaults::one")]
-    pub grad_accumulation: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Learning rate at the end, as a share of the peak.
-    #[serde(default = "defaults::lr_final_fraction")]
-    pub lr_final_fraction: f64,
-    /// Steps of linear warm-up.
-    #[serde(default)]
-    pub warmup_steps: usize,
-    /// AdamW's decoupled decay, on matrices only.
-    #[serde(default)]
-    pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
-    #[serde(default = "defaults::beta1")]
-    pub beta1: f64,
-    /// AdamW's decay of the second moment.
-    #[serde(default = "defaults::beta2")]
-    pub beta2: f64,
-    /// AdamW's epsilon.
-    #[serde(default = "defaults::epsilon")]
-    pub epsilon: f64,
-    /// Gradients are scaled down to this global L2 norm; 0 leaves them.
-    #[serde(default = "defaults::max_grad_norm")]
-    pub max_grad_norm: f64,
-    /// Steps between lines of metrics.
-    #[serde(default = "defaults::log_every")]
-    pub log_every: usize,
-    /// Steps between evaluations, each with a checkpoint; also at the end.
-    #[serde(default = "defaults::checkpoint_every")]
-    pub checkpoint_every: usize,
-    /// Newest checkpoints kept, beside the best.
-    #[serde(default = "defaults::keep_checkpoints")]
-    pub keep_checkpoints: usize,
-    /// Histograms of weights and scales in TensorBoard at each evaluation.
-    #[serde(default = "defaults::yes")]
-    pub histograms: bool,
-}
-
 /// `[eval]`: perplexity of the held-out documents by llama.cpp's protocol.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -229,18 +112,6 @@ pub struct Eval {
     pub ctx: Option<usize>,
     /// Chunks scored; all if absent.
     pub chunks: Option<usize>,
-}
-
-impl Default for Quant {
-    fn default() -> Self {
-        Self { init: ptq::Method::Rtn, calibration_tokens: 32768 }
-    }
-}
-
-impl Default for Distill {
-    fn default() -> Self {
-        Self { alpha: 0.0, temperature: 1.0, loss: Loss::default(), beta: None, top_k: None }
-    }
 }
 
 impl Recipe {
@@ -254,7 +125,7 @@ impl Recipe {
 
     /// The losses, by default those of [`Distill`].
     pub fn distill(&self) -> Distill {
-        self.distill.unwrap_or_default()
+        self.distill.clone().unwrap_or_default()
     }
 
     /// Tokens an evaluation chunk.
@@ -288,6 +159,28 @@ impl Recipe {
         require(distill.beta.is_none_or(|beta| beta > 0.0 && beta < 1.0), "distill.beta", "must be between 0 and 1");
         require(distill.beta.is_none() || distill.loss == Loss::Jsd, "distill.beta", "is of `loss = \"jsd\"` only");
         require(distill.top_k != Some(0), "distill.top_k", "must be at least 1");
+        let weights = [
+            ("distill.hidden.weight", distill.hidden.as_ref().map(|term| term.weight)),
+            ("distill.relations.weight", distill.relations.as_ref().map(|term| term.weight)),
+        ];
+        for (key, weight) in weights {
+            require(weight.is_none_or(|weight| weight > 0.0 && weight.is_finite()), key, "must be positive");
+        }
+        let quant = &self.quant;
+        let prepared = (quant.delay_steps + quant.warmup_steps).max(quant.stage_steps());
+        require(
+            prepared < train.steps || prepared == 0,
+            "quant",
+            "leaves no step with all of the rounding: \
+            delay_steps + warmup_steps, and the steps of all stages, must be less than train.steps",
+        );
+        require(quant.stages.iter().all(|stage| stage.steps > 0), "quant.stages", "must each have at least 1 step");
+        require(
+            quant.stages.is_empty() || !quant.init.calibrates(),
+            "quant.stages",
+            "cannot stand beside a `quant.init` that calibrates: it finds scales for `[bits]` alone",
+        );
+        require(train.scale_lr.is_none_or(|lr| lr > 0.0 && lr.is_finite()), "train.scale_lr", "must be positive");
         let enough = self.quant.calibration_tokens >= data.sequence_length;
         require(enough, "quant.calibration_tokens", "must be at least data.sequence_length");
         require(!data.train.is_empty(), "data.train", "must name at least one text file or folder");
@@ -322,6 +215,17 @@ impl Recipe {
             "student.tokenizer",
             "needs student.config: a student with start weights has its own tokenizer",
         );
+        require(
+            self.student.layers.is_none() || self.student.config.is_none(),
+            "student.layers",
+            "chooses blocks of start weights, and student.config has none",
+        );
+        let cached = self.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
+        require(
+            !cached || (distill.hidden.is_none() && distill.relations.is_none()),
+            "teacher.cache",
+            "has likeliest tokens only: distill.hidden and distill.relations need the teacher itself",
+        );
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -355,38 +259,5 @@ mod defaults {
     }
     pub fn cache() -> PathBuf {
         "runs/cache".into()
-    }
-    pub fn batch_size() -> usize {
-        4
-    }
-    pub fn one() -> usize {
-        1
-    }
-    pub fn lr_final_fraction() -> f64 {
-        0.1
-    }
-    pub fn beta1() -> f64 {
-        0.9
-    }
-    pub fn beta2() -> f64 {
-        0.95
-    }
-    pub fn epsilon() -> f64 {
-        1e-8
-    }
-    pub fn max_grad_norm() -> f64 {
-        1.0
-    }
-    pub fn log_every() -> usize {
-        10
-    }
-    pub fn checkpoint_every() -> usize {
-        100
-    }
-    pub fn keep_checkpoints() -> usize {
-        2
-    }
-    pub fn yes() -> bool {
-        true
     }
 }

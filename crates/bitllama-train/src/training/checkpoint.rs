@@ -7,25 +7,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use bitllama_core::Rule;
 use bitllama_core::rounding::StoredScales;
+use bitllama_core::{Rule, Scheme};
 use bitllama_formats::{Error as FormatError, atomic, hf, scales};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
-use burn::optim::ModuleOptimizer;
+use burn::module::Module;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
+use super::states::Projections;
+use super::step::Trainer;
 use crate::export::write_hf_into;
 use crate::models::ResolvedPlan;
 
 /// Folder of the checkpoints within that of a run.
 pub const FOLDER: &str = "checkpoints";
 const STATE: &str = "state.json";
-const OPTIMIZER: &str = "optimizer.bpk";
 const SCALES: &str = "scales.safetensors";
+const PROJECTIONS: &str = "projections.bpk";
 
 /// The state of a run after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct CheckpointState {
     pub best: Option<Best>,
     /// Bit plan, as in the recipe.
     pub bits: IndexMap<String, Rule>,
+    /// The stage of progressive bits that the step was in: trained scales are those of this scheme then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Scheme>,
     /// What must not change when a run goes on, by name.
     pub fingerprint: Fingerprint,
 }
@@ -87,7 +92,7 @@ impl CheckpointState {
     }
 }
 
-/// Writes a checkpoint and removes those that are neither among the newest `keep` nor the best.
+/// Writes a checkpoint and removes those that are neither among the newest that the recipe keeps nor the best.
 ///
 /// # Errors
 /// If the disk does not take it; nothing half-written stays.
@@ -95,22 +100,25 @@ pub fn write(
     checkpoints: &Path,
     state: &CheckpointState,
     model: &Llama,
-    optimizer: &ModuleOptimizer,
+    trainer: &Trainer,
     tokenizer: &Tokenizer,
-    keep: usize,
 ) -> Result<PathBuf> {
     let folder = checkpoints.join(format!("step-{:06}", state.step));
     atomic::write_folder(&folder, |temporary| {
         write_hf_into(temporary, model, tokenizer, hf::Dtype::F32)?;
         scales::write(&temporary.join(SCALES), &Weights::of(model).scales())?;
-        let path = temporary.join(OPTIMIZER);
-        optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e)))?;
+        trainer.optimizers.save(temporary)?;
+        let projections = &trainer.projections;
+        if !projections.is_empty() {
+            let path = temporary.join(PROJECTIONS);
+            projections.clone().save_file(&path).map_err(|e| FormatError::invalid(&path, one_line(&e)))?;
+        }
         let json = serde_json::to_vec_pretty(state).map_err(|e| FormatError::invalid(temporary.join(STATE), e))?;
         atomic::write_bytes(&temporary.join(STATE), &json)
     })?;
     let all = list(checkpoints)?;
     let best = state.best.map(|best| best.step);
-    for (step, old) in all.iter().rev().skip(keep) {
+    for (step, old) in all.iter().rev().skip(trainer.recipe.train.keep_checkpoints) {
         if Some(*step) != best {
             fs::remove_dir_all(old).with_context(|| format!("{}", old.display()))?;
         }
@@ -118,20 +126,35 @@ pub fn write(
     Ok(folder)
 }
 
-/// The optimizer of a checkpoint: `fresh` with its moments.
+/// The projections of a checkpoint: `fresh` with its numbers.
 ///
 /// # Errors
 /// If the file is missing or damaged.
-pub fn read_optimizer(folder: &Path, fresh: ModuleOptimizer) -> Result<ModuleOptimizer> {
-    let path = folder.join(OPTIMIZER);
-    fresh.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
+pub fn read_projections(folder: &Path, fresh: Projections) -> Result<Projections> {
+    if fresh.is_empty() {
+        return Ok(fresh);
+    }
+    let path = folder.join(PROJECTIONS);
+    fresh.try_load_file(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
 }
 
-/// The trained scales of a checkpoint of `plan`: none if no method of it trains them.
+/// The trained scales of a checkpoint of `plan`: none if no method of it trains them, or if it was made in a stage before
+/// that plan; the weights give them then.
 ///
 /// # Errors
 /// If the file is missing or damaged, or its scales are not those of the plan.
 pub fn read_scales(folder: &Path, plan: &ResolvedPlan) -> Result<StoredScales> {
+    if CheckpointState::read(folder)?.is_some_and(|state| state.stage.is_some()) {
+        return Ok(StoredScales::new());
+    }
+    read_scales_of(folder, plan)
+}
+
+/// The trained scales of a checkpoint, which are those of `plan`.
+///
+/// # Errors
+/// As [`read_scales`].
+pub fn read_scales_of(folder: &Path, plan: &ResolvedPlan) -> Result<StoredScales> {
     let trained =
         plan.iter().filter_map(|(spec, quantizer)| Some((spec, quantizer.filter(|q| q.method.trains_scales())?)));
     let trained: Vec<_> = trained.collect();

@@ -1,9 +1,35 @@
 //! Divergences of a student's distribution over the next token from a teacher's, in nats.
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor};
 
 use crate::recipe::Divergence;
+
+/// What is known of a teacher's distribution over the next token; not tracked by autodiff.
+#[derive(Debug, Clone)]
+pub struct TeacherSide {
+    /// The likeliest tokens, the likeliest first, `[positions, k]`; `None`: all, in the order of the vocabulary.
+    pub tokens: Option<Tensor<2, Int>>,
+    /// Natural logarithms of their probabilities, and behind those of the likeliest that of all other tokens together,
+    /// `[positions, vocab]` or `[positions, k + 1]`.
+    pub log_p: Tensor<2>,
+}
+
+impl TeacherSide {
+    /// Of logits `[positions, vocab]` divided by `temperature`: of all tokens, or of the `top_k` likeliest.
+    pub fn of(logits: Tensor<2>, temperature: f64, top_k: Option<usize>) -> Self {
+        let [_, vocab] = logits.dims();
+        // A token that the teacher excludes has the logarithm minus infinity, which times its probability is no number.
+        let log_p = softened(logits, temperature).clamp_min(LEAST);
+        match top_k.filter(|k| *k < vocab) {
+            None => Self { tokens: None, log_p },
+            Some(k) => {
+                let (log_p, tokens) = log_p.topk_with_indices(k, 1);
+                Self { tokens: Some(tokens), log_p: with_rest(log_p) }
+            }
+        }
+    }
+}
 
 /// Natural logarithms of probabilities, `[positions, categories]`.
 struct Pair {
@@ -12,33 +38,25 @@ struct Pair {
     student: Tensor<2>,
 }
 
-/// The mean over positions of the divergence of `student` logits (`[positions, vocab]`, tracked) from `teacher` logits
-/// (`[positions, vocab]`, not tracked), both divided by `temperature` before, as a scalar of shape `[1]`.
+/// The mean over positions of the divergence of `student` logits (`[positions, vocab]`, tracked), divided by `temperature`
+/// before, from the teacher's distribution, which was taken at the same temperature, as a scalar of shape `[1]`.
 ///
-/// With `top_k`, the categories are the teacher's `top_k` likeliest tokens and "any other token": the mass of all others is
+/// Where the likeliest tokens are known only, the categories are these and "any other token": the mass of all others is
 /// compared as one, so that a student cannot hide mass where the teacher has none. By the data processing inequality the
 /// forward and reverse KL divergences are then lower bounds of those over all tokens.
-pub fn divergence(
-    kind: Divergence,
-    top_k: Option<usize>,
-    temperature: f64,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
-) -> Tensor<1> {
-    let [positions, vocab] = student.dims();
-    let log_softmax_at =
-        |logits: Tensor<2>| log_softmax(if temperature == 1.0 { logits } else { logits / temperature }, 1);
-    // A token that the teacher excludes has the logarithm minus infinity, which times its probability is no number.
-    let (teacher, student) = (log_softmax_at(teacher).clamp_min(LEAST), log_softmax_at(student));
-    let pair = match top_k.filter(|k| *k < vocab) {
-        None => Pair { teacher: Tensor::from_inner(teacher), student },
-        Some(k) => {
-            let (teacher, tokens) = teacher.topk_with_indices(k, 1);
-            let student = student.gather(1, Tensor::from_inner(tokens));
-            Pair { teacher: with_rest(Tensor::from_inner(teacher)), student: with_rest(student) }
-        }
+pub fn divergence(kind: Divergence, temperature: f64, student: Tensor<2>, teacher: TeacherSide) -> Tensor<1> {
+    let [positions, _] = student.dims();
+    let student = softened(student, temperature);
+    let student = match teacher.tokens {
+        None => student,
+        Some(tokens) => with_rest(student.gather(1, Tensor::from_inner(tokens))),
     };
+    let pair = Pair { teacher: Tensor::from_inner(teacher.log_p), student };
     pair.divergence(kind) / positions as f64
+}
+
+fn softened(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
+    log_softmax(if temperature == 1.0 { logits } else { logits / temperature }, 1)
 }
 
 /// One category more: what is left of the mass, at least 1e-7 of it.
@@ -130,7 +148,10 @@ mod tests {
                 let reached = top_k.filter(|k| *k < VOCAB);
                 for temperature in [1.0, 2.5] {
                     let leaf = tensor(&student, &device).require_grad();
-                    let value = divergence(kind, top_k, temperature, leaf.clone(), tensor(&teacher, &Device::flex()));
+                    let value = {
+                        let teacher = TeacherSide::of(tensor(&teacher, &Device::flex()), temperature, top_k);
+                        divergence(kind, temperature, leaf.clone(), teacher)
+                    };
                     let grads = value.clone().backward();
                     let value: f32 = value.into_scalar();
                     let of = |student: &[f32]| reference(kind, reached, temperature, student, &teacher);
@@ -157,7 +178,7 @@ mod tests {
         for kind in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::Jsd { beta: 0.5 }] {
             let leaf = Tensor::<2>::from_data(data([0.0, 1.0, 2.0]), &device).require_grad();
             let teacher = Tensor::from_data(data([0.0, 1.0, f32::NEG_INFINITY]), &Device::flex());
-            let value = divergence(kind, None, 1.0, leaf.clone(), teacher);
+            let value = divergence(kind, 1.0, leaf.clone(), TeacherSide::of(teacher, 1.0, None));
             let grads = value.clone().backward();
             let value: f32 = value.into_scalar();
             let gradient: Vec<f32> = leaf.grad(&grads).unwrap().into_data_as::<f32>().try_into_vec().unwrap();

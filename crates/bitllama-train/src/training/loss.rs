@@ -3,27 +3,27 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 
-use super::divergence::divergence;
+use super::divergence::{TeacherSide, divergence};
 use crate::recipe::Distill;
 
 /// The loss of a batch and its terms, each a scalar of shape `[1]`, in nats a token.
 pub struct Terms {
-    /// `alpha * ce + (1 - alpha) * T^2 * kl`, where `kl` stands for any divergence; tracked by autodiff.
+    /// `alpha * ce + (1 - alpha) * T^2 * divergence`; tracked by autodiff.
     pub loss: Tensor<1>,
     /// Cross-entropy of the scored targets.
     pub ce: Tensor<1>,
     /// The recipe's divergence from the teacher at temperature T, over all positions; `None` without a teacher.
-    pub kl: Option<Tensor<1>>,
+    pub divergence: Option<Tensor<1>>,
 }
 
 /// Losses of `student` logits (`[positions, vocab]`, tracked) against `targets` (`[positions]`) where `scored`
-/// (`[positions]`, 1 or 0), and against `teacher` logits (`[positions, vocab]`, not tracked).
+/// (`[positions]`, 1 or 0), and against what is known of the teacher's distribution at the recipe's temperature.
 ///
 /// The form is Hinton et al. 2015 (<https://arxiv.org/abs/1503.02531>): T^2 keeps the gradient of the softened term in
 /// proportion.
 pub fn terms(
     student: Tensor<2>,
-    teacher: Option<Tensor<2>>,
+    teacher: Option<TeacherSide>,
     targets: Tensor<1, Int>,
     scored: Tensor<1>,
     distill: &Distill,
@@ -35,12 +35,12 @@ pub fn terms(
     let count = scored.clone().sum().clamp_min(1.0);
     let ce = -(of_target * scored).sum() / count;
     let Some(teacher) = teacher else {
-        return Terms { loss: ce.clone(), ce, kl: None };
+        return Terms { loss: ce.clone(), ce, divergence: None };
     };
 
-    let kl = divergence(distill.divergence(), distill.top_k, temperature, student, teacher);
-    let loss = ce.clone() * distill.alpha + kl.clone() * ((1.0 - distill.alpha) * temperature * temperature);
-    Terms { loss, ce, kl: Some(kl) }
+    let divergence = divergence(distill.divergence(), temperature, student, teacher);
+    let loss = ce.clone() * distill.alpha + divergence.clone() * ((1.0 - distill.alpha) * temperature * temperature);
+    Terms { loss, ce, divergence: Some(divergence) }
 }
 
 #[cfg(test)]
@@ -78,7 +78,11 @@ mod tests {
         let leaf = Tensor::<2>::from_data(TensorData::new(student.clone(), [positions, vocab]), &device).require_grad();
         let terms = terms(
             leaf.clone(),
-            Some(Tensor::from_data(TensorData::new(teacher.clone(), [positions, vocab]), &plain)),
+            Some(TeacherSide::of(
+                Tensor::from_data(TensorData::new(teacher.clone(), [positions, vocab]), &plain),
+                distill.temperature,
+                None,
+            )),
             Tensor::from_data(TensorData::new(targets.map(|t| t as i32).to_vec(), [positions]), &device),
             Tensor::from_data(TensorData::new(scored.map(|s| s as f32).to_vec(), [positions]), &device),
             &distill,
@@ -89,7 +93,7 @@ mod tests {
             assert!((got as f64 - value).abs() < 1e-5, "{got} {value}");
         };
         close(terms.ce, ce);
-        close(terms.kl.unwrap(), kl);
+        close(terms.divergence.unwrap(), kl);
         close(terms.loss.clone(), loss);
 
         let grads = terms.loss.backward();

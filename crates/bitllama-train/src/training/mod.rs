@@ -6,7 +6,9 @@
 //! | [`step`] | one optimizer step: forward, losses, gradients |
 //! | [`loss`] | cross-entropy and divergence, and how they are weighed |
 //! | [`divergence`] | forward and reverse KL, Jensen-Shannon, over all or the likeliest tokens |
-//! | [`optimizer`] | AdamW by groups, learning-rate schedule, clipping |
+//! | [`states`] | losses between hidden states and attention relations |
+//! | [`teacher`] | the teacher's distributions: from the model, or from a cache on disk |
+//! | [`optimizer`] | what moves weights and scales, learning-rate schedule, clipping |
 //! | [`checkpoint`] | what a run needs to go on, on disk |
 //! | [`interrupt`] | Ctrl-C |
 
@@ -16,4 +18,6 @@ pub mod interrupt;
 pub mod loss;
 pub mod optimizer;
 pub mod run;
+pub mod states;
 pub mod step;
+pub mod teacher;

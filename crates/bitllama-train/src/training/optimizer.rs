@@ -1,34 +1,154 @@
-//! AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>) by parameter groups, the learning-rate
-//! schedule, and clipping by the norm of all gradients together.
+//! What moves the weights, and beside it AdamW for trained scales; the learning-rate schedule, and clipping by the norm of all
+//! gradients together.
 
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use bitllama_formats::Error as FormatError;
 use bitllama_nn::Llama;
+use bitllama_nn::weights::block_matrices;
+use bitllama_runtime::one_line;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::{AdafactorConfig, AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig};
 use burn::tensor::Tensor;
 
-use crate::recipe::Train;
+use super::states::Projections;
+use crate::recipe::{Optimizer, Train};
 
-/// AdamW with the recipe's decay on matrices and none on vectors (norms).
-pub fn adamw(model: &Llama, train: &Train) -> ModuleOptimizer {
-    let config = AdamWConfig::new()
-        .with_beta_1(train.beta1 as f32)
-        .with_beta_2(train.beta2 as f32)
-        .with_epsilon(train.epsilon as f32);
-    let mut matrices = Matrices(Vec::new());
-    model.visit(&mut matrices);
-    ModuleOptimizer::from(config.clone().with_weight_decay(0.0).build()).with_group(
-        ParamGroup::from_ids(matrices.0),
-        config.with_weight_decay(train.weight_decay as f32).build(),
-        None,
-    )
+/// Gradients of everything that is trained.
+pub struct Gradients {
+    /// Of the student's weights and scales.
+    pub student: GradientsParams,
+    /// Of the projections between hidden states.
+    pub projections: GradientsParams,
 }
 
-struct Matrices(Vec<ParamId>);
+/// The optimizers of a run with their moments.
+#[derive(Clone)]
+pub struct Optimizers {
+    /// Of weights and projections.
+    weights: ModuleOptimizer,
+    /// Of trained scales, in the order of the model.
+    scales: ModuleOptimizer,
+    scale_ids: Vec<ParamId>,
+}
 
-impl ModuleVisitor for Matrices {
+const WEIGHTS: &str = "optimizer.bpk";
+const SCALES: &str = "scale_optimizer.bpk";
+
+impl Optimizers {
+    /// Those that the recipe asks for, without moments. Matrices decay, vectors (norms) and scales do not.
+    pub fn new(model: &Llama, train: &Train) -> Self {
+        let adamw = |decay: f64| {
+            AdamWConfig::new()
+                .with_beta_1(train.beta1 as f32)
+                .with_beta_2(train.beta2 as f32)
+                .with_epsilon(train.epsilon as f32)
+                .with_weight_decay(decay as f32)
+                .build()
+        };
+        let adafactor = |decay: f64| {
+            AdafactorConfig::new()
+                .with_relative_step(false)
+                .with_scale_parameter(false)
+                .with_weight_decay(decay as f32)
+                .build()
+        };
+        let mut ids = Ids::default();
+        model.visit(&mut ids);
+        let matrices = || ParamGroup::from_ids(ids.matrices.clone());
+        let weights =
+            match train.optimizer {
+                Optimizer::Adamw => {
+                    ModuleOptimizer::from(adamw(0.0)).with_group(matrices(), adamw(train.weight_decay), None)
+                }
+                Optimizer::Adafactor => {
+                    ModuleOptimizer::from(adafactor(0.0)).with_group(matrices(), adafactor(train.weight_decay), None)
+                }
+                Optimizer::Muon => {
+                    let of_blocks = model.layers.iter().flat_map(block_matrices).map(|(_, param)| param.id);
+                    let decay = (train.weight_decay > 0.0).then(|| WeightDecayConfig::new(train.weight_decay as f32));
+                    let muon = MuonConfig::new().with_adjust_lr_fn(AdjustLrFn::MatchRmsAdamW).with_weight_decay(decay);
+                    ModuleOptimizer::from(adamw(0.0))
+                        .with_group(matrices(), adamw(train.weight_decay), None)
+                        .with_group(ParamGroup::from_ids(of_blocks.collect()), muon.build(), None)
+                }
+            };
+        Self { weights, scales: adamw(0.0).into(), scale_ids: ids.scales }
+    }
+
+    /// Moves everything by its gradients: weights at the learning rate `lr`, scales at `scale_lr`, or not at all if that is
+    /// `None`.
+    pub fn step(
+        &mut self,
+        student: Llama,
+        projections: Projections,
+        mut grads: Gradients,
+        lr: f64,
+        scale_lr: Option<f64>,
+    ) -> (Llama, Projections) {
+        let mut of_scales = GradientsParams::new();
+        for id in &self.scale_ids {
+            if let Some(grad) = grads.student.remove::<3>(*id) {
+                of_scales.register(*id, grad);
+            }
+        }
+        let mut student = self.weights.step(lr, student, grads.student);
+        if let Some(lr) = scale_lr.filter(|_| !of_scales.is_empty()) {
+            student = self.scales.step(lr, student, of_scales);
+        }
+        let projections =
+            if projections.is_empty() { projections } else { self.weights.step(lr, projections, grads.projections) };
+        (student, projections)
+    }
+
+    /// Forgets the moments of the scales, which are others now.
+    pub fn forget_scales(&mut self, model: &Llama, train: &Train) {
+        let fresh = Self::new(model, train);
+        (self.scales, self.scale_ids) = (fresh.scales, fresh.scale_ids);
+    }
+
+    /// Writes the moments into a folder.
+    ///
+    /// # Errors
+    /// If the disk does not take them.
+    pub fn save(&self, folder: &Path) -> Result<(), FormatError> {
+        let save = |optimizer: &ModuleOptimizer, name: &str| {
+            let path = folder.join(name);
+            optimizer.save(&path).map_err(|e| FormatError::invalid(&path, one_line(&e)))
+        };
+        save(&self.weights, WEIGHTS)?;
+        if self.scale_ids.is_empty() { Ok(()) } else { save(&self.scales, SCALES) }
+    }
+
+    /// These optimizers with the moments of a folder.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn load(self, folder: &Path) -> Result<Self> {
+        let load = |optimizer: ModuleOptimizer, name: &str| {
+            let path = folder.join(name);
+            optimizer.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
+        };
+        let scales = if self.scale_ids.is_empty() { self.scales } else { load(self.scales, SCALES)? };
+        Ok(Self { weights: load(self.weights, WEIGHTS)?, scales, scale_ids: self.scale_ids })
+    }
+}
+
+#[derive(Default)]
+struct Ids {
+    matrices: Vec<ParamId>,
+    scales: Vec<ParamId>,
+}
+
+impl ModuleVisitor for Ids {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D == 2 {
-            self.0.push(param.id);
+        match D {
+            2 => self.matrices.push(param.id),
+            // Zero points are such tensors too, but never have a gradient.
+            3 => self.scales.push(param.id),
+            _ => {}
         }
     }
 }
@@ -46,14 +166,18 @@ pub fn learning_rate(train: &Train, step: usize) -> f64 {
 
 /// L2 norm of all gradients together, before clipping; scales them down to `limit` if it is larger. A `limit` of 0
 /// leaves them. One reading of the device.
-pub fn clip_global_norm(model: &Llama, grads: &mut GradientsParams, limit: f64) -> f64 {
-    let mut squares = Squares { grads, sums: Vec::new() };
+pub fn clip_global_norm(model: &Llama, projections: &Projections, grads: &mut Gradients, limit: f64) -> f64 {
+    let mut squares = Squares { grads: &grads.student, sums: Vec::new() };
     model.visit(&mut squares);
+    let mut squares = Squares { grads: &grads.projections, sums: squares.sums };
+    projections.visit(&mut squares);
     let norm: f32 = Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar();
     let norm = norm as f64;
     if limit > 0.0 && norm > limit {
         // As PyTorch's `clip_grad_norm_`.
-        model.visit(&mut Scale { grads, factor: limit / (norm + 1e-6) });
+        let factor = limit / (norm + 1e-6);
+        model.visit(&mut Scale { grads: &mut grads.student, factor });
+        projections.visit(&mut Scale { grads: &mut grads.projections, factor });
     }
     norm
 }

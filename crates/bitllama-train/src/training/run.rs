@@ -4,29 +4,39 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use bitllama_core::ModelConfig;
+use bitllama_core::rounding::StoredScales;
+use bitllama_core::{ModelConfig, Scheme};
 use bitllama_nn::Llama;
+use bitllama_nn::fake_quant::{self, Strength};
+use bitllama_nn::weights::Weights;
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use burn::tensor::Device;
 use tokenizers::Tokenizer;
 
 use super::checkpoint::{self, Best, CheckpointState, Fingerprint};
 use super::interrupt;
-use super::optimizer::{adamw, all_finite};
+use super::optimizer::{Optimizers, all_finite};
+use super::states::{Compared, Projections};
 use super::step::Trainer;
+use super::teacher::Teacher;
 use crate::data::batches::Rows;
 use crate::evaluate::Scored;
-use crate::models::ResolvedPlan;
+use crate::models::{ResolvedPlan, rebuilt};
 use crate::monitor::Monitor;
 use crate::monitor::progress::Log;
 use crate::recipe::Recipe;
+use crate::recipe::quant::in_stage;
 
 /// What the loop works on.
 pub struct Run<'a> {
     /// The run.
     pub recipe: &'a Recipe,
-    /// On an inner device.
-    pub teacher: Option<&'a Llama>,
+    /// Who is learned from.
+    pub teacher: &'a Teacher<'a>,
+    /// Which of its blocks too.
+    pub compared: &'a Compared,
+    /// Between hidden states of different widths, as they start.
+    pub projections: Projections,
     /// With autodiff.
     pub device: &'a Device,
     /// Of the student.
@@ -71,26 +81,49 @@ impl Run<'_> {
             .context("evaluation of the held-out documents")
     }
 
-    /// Trains from `start`: the state and folder of a checkpoint, or nothing for a new run.
+    /// Trains from `start`: the state and folder of a checkpoint, or nothing for a new run. The student is fake-quantized by
+    /// the bit plan, or by that of the checkpoint's stage.
     ///
     /// # Errors
     /// A loss that is not finite (with the last good checkpoint), files that cannot be written.
     pub fn train(&self, mut student: Llama, rows: Rows, start: Option<(CheckpointState, PathBuf)>) -> Result<Outcome> {
-        let train = &self.recipe.train;
-        let mut optimizer = adamw(&student, train);
+        let (train, quant) = (&self.recipe.train, &self.recipe.quant);
+        let mut stage = start.as_ref().and_then(|(state, _)| state.stage);
+        let strength = Strength::full();
+        if quant.fades_in() {
+            let scales = Weights::of(&student).scales();
+            student = self.requantized(&student, stage, &scales, &strength);
+        }
+        let mut optimizers = Optimizers::new(&student, train);
+        let mut projections = self.projections.clone();
         let (mut done, mut best, mut last) = (0, None, None);
         if let Some((state, folder)) = start {
-            optimizer = checkpoint::read_optimizer(&folder, optimizer)?;
+            optimizers = optimizers.load(&folder)?;
+            projections = checkpoint::read_projections(&folder, projections)?;
             (done, best, last) = (state.step, state.best, Some(folder));
         }
         let epoch_of = |step: usize, rows: &Rows| {
             (step * train.batch_size * train.grad_accumulation) as f64 / rows.rows_per_epoch() as f64
         };
         let mut monitor = Monitor::open(&self.recipe.output, self.log, train.steps, done)?;
-        let mut trainer = Trainer { recipe: self.recipe, teacher: self.teacher, device: self.device, rows, optimizer };
+        let mut trainer = Trainer {
+            recipe: self.recipe,
+            teacher: self.teacher,
+            compared: self.compared,
+            device: self.device,
+            rows,
+            optimizers,
+            projections,
+        };
         let (mut since, mut steps_since) = (Instant::now(), 0);
         let mut newest = None;
         for step in done + 1..=train.steps {
+            if quant.stage(step) != stage {
+                stage = quant.stage(step);
+                student = self.requantized(&student, stage, &StoredScales::new(), &strength);
+                trainer.optimizers.forget_scales(&student, train);
+            }
+            strength.set(quant.strength(step));
             let report;
             (student, report) = trainer.step(student, step).map_err(|e| stopped(e, last.as_deref()))?;
             steps_since += 1;
@@ -105,16 +138,20 @@ impl Run<'_> {
                 continue;
             }
             let paused = Instant::now();
+            // What is evaluated is what would be exported: rounded by the plan itself, and wholly.
+            strength.set(1.0);
+            let whole = stage.map(|_| self.requantized(&student, None, &StoredScales::new(), &strength));
+            let whole = whole.as_ref().unwrap_or(&student);
             let mut result = None;
             if due {
-                let evaluation = self.evaluate(&student).with_context(|| format!("step {step}"));
+                let evaluation = self.evaluate(whole).with_context(|| format!("step {step}"));
                 let evaluation = evaluation.map_err(|e| stopped(e, last.as_deref()))?;
                 if best.is_none_or(|b: Best| evaluation.perplexity < b.perplexity) {
                     best = Some(Best { step, perplexity: evaluation.perplexity });
                 }
                 monitor.evaluation(step, &evaluation)?;
                 if train.histograms {
-                    monitor.histograms(step, &student, self.plan)?;
+                    monitor.histograms(step, whole, self.plan)?;
                 }
                 result = Some(evaluation);
             }
@@ -126,11 +163,10 @@ impl Run<'_> {
                 perplexity: result.map(|r| r.perplexity),
                 best,
                 bits: self.recipe.bits.clone(),
+                stage,
                 fingerprint: self.fingerprint.clone(),
             };
-            let keep = train.keep_checkpoints;
-            let folder =
-                checkpoint::write(&self.checkpoints(), &state, &student, &trainer.optimizer, self.tokenizer, keep)?;
+            let folder = checkpoint::write(&self.checkpoints(), &state, &student, &trainer, self.tokenizer)?;
             newest = result.map(|r| (step, r));
             last = Some(folder.clone());
             since += paused.elapsed();
@@ -141,6 +177,13 @@ impl Run<'_> {
         }
         monitor.finish();
         self.finished(best, newest, &student)
+    }
+
+    /// A student with its latent weights as they are and the quantizers of a stage, or of the plan after all stages.
+    fn requantized(&self, student: &Llama, stage: Option<Scheme>, scales: &StoredScales, strength: &Strength) -> Llama {
+        let plan = stage.map(|stage| in_stage(self.plan, stage));
+        let plan = plan.as_ref().unwrap_or(self.plan);
+        fake_quant::quantize_by(rebuilt(student, self.device), plan, scales, strength)
     }
 
     fn finished(&self, best: Option<Best>, newest: Option<(usize, Perplexity)>, student: &Llama) -> Result<Outcome> {
@@ -172,5 +215,5 @@ pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device
     let source = bitllama_formats::model::open(folder)?;
     ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
-    Ok(bitllama_nn::fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder, plan)?))
+    Ok(fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder, plan)?))
 }

@@ -2,24 +2,30 @@
 
 use anyhow::{Result, bail};
 use bitllama_nn::{Llama, mask};
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::loss::{Terms, terms};
-use super::optimizer::{clip_global_norm, learning_rate};
+use super::optimizer::{Gradients, Optimizers, clip_global_norm, learning_rate};
+use super::states::{Compared, Projections, Side};
+use super::teacher::Teacher;
 use crate::data::batches::{Batch, Rows};
 use crate::evaluate::token_tensor;
 use crate::recipe::Recipe;
 
-/// What a step did.
+/// What a step did. Terms are means over the step, before they are weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// The loss that was followed down.
     pub loss: f64,
     /// Cross-entropy, nats a token.
     pub ce: f64,
-    /// Divergence from the teacher, nats a token.
-    pub kl: Option<f64>,
+    /// The recipe's divergence from the teacher, nats a token.
+    pub divergence: Option<f64>,
+    /// Distance of hidden states from the teacher's.
+    pub hidden: Option<f64>,
+    /// Divergence of attention relations from the teacher's, nats a position.
+    pub relations: Option<f64>,
     /// Learning rate applied.
     pub lr: f64,
     /// Norm of all gradients before clipping.
@@ -30,15 +36,23 @@ pub struct StepReport {
 pub struct Trainer<'a> {
     /// The run.
     pub recipe: &'a Recipe,
-    /// On an inner device: no gradient is ever taken through it.
-    pub teacher: Option<&'a Llama>,
+    /// Who is learned from.
+    pub teacher: &'a Teacher<'a>,
+    /// Which of its blocks too.
+    pub compared: &'a Compared,
     /// With autodiff.
     pub device: &'a Device,
     /// Training rows.
     pub rows: Rows,
-    /// Optimizer with its moments.
-    pub optimizer: ModuleOptimizer,
+    /// Optimizers with their moments.
+    pub optimizers: Optimizers,
+    /// Between hidden states of different widths.
+    pub projections: Projections,
 }
+
+/// The loss and its terms as numbers, by the names of their kinds; 0 for what the recipe has not.
+const TERMS: [&str; 5] =
+    ["loss", "cross-entropy", "divergence", "distance of hidden states", "divergence of relations"];
 
 impl Trainer<'_> {
     /// Takes step `step` (the first is 1).
@@ -47,63 +61,85 @@ impl Trainer<'_> {
     /// If a term of the loss or the gradient norm is not finite: the student is lost with it, the message names the
     /// term.
     pub fn step(&mut self, student: Llama, step: usize) -> Result<(Llama, StepReport)> {
-        let train = &self.recipe.train;
+        let (train, distill) = (&self.recipe.train, self.recipe.distill());
         let passes = train.grad_accumulation;
-        let mut gathered = GradientsAccumulator::new();
-        let (mut loss, mut ce, mut kl) = (0.0, 0.0, 0.0);
+        let (mut gathered, mut of_projections) = (GradientsAccumulator::new(), GradientsAccumulator::new());
+        let mut means = [0.0; TERMS.len()];
         for pass in 0..passes {
             let first = ((step - 1) * passes + pass) * train.batch_size;
             let batch = self.rows.batch(first as u64, train.batch_size);
-            let (grads, values) = self.backward(&student, &batch);
-            for (name, value) in [("cross-entropy", values[1]), ("KL divergence", values[2]), ("loss", values[0])] {
+            let (grads, values) = self.backward(&student, first, &batch)?;
+            // The loss last: it is not finite where a term is not.
+            for (name, value) in TERMS.iter().zip(values).cycle().skip(1).take(TERMS.len()) {
                 if !value.is_finite() {
                     bail!("step {step}: the {name} is {value}");
                 }
             }
-            loss += values[0] / passes as f64;
-            ce += values[1] / passes as f64;
-            kl += values[2] / passes as f64;
-            gathered.accumulate(&student, grads);
+            means.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / passes as f64);
+            gathered.accumulate(&student, grads.student);
+            of_projections.accumulate(&self.projections, grads.projections);
         }
-        let mut grads = gathered.grads();
-        let grad_norm = clip_global_norm(&student, &mut grads, train.max_grad_norm);
+        let mut grads = Gradients { student: gathered.grads(), projections: of_projections.grads() };
+        let grad_norm = clip_global_norm(&student, &self.projections, &mut grads, train.max_grad_norm);
         if !grad_norm.is_finite() {
             bail!("step {step}: the gradient norm is {grad_norm}");
         }
         let lr = learning_rate(train, step);
-        let student = self.optimizer.step(lr, student, grads);
-        Ok((student, StepReport { loss, ce, kl: self.teacher.map(|_| kl), lr, grad_norm }))
+        let scales_move = step + self.recipe.quant.freeze_scales_steps <= train.steps;
+        let scale_lr = scales_move.then_some(lr * train.scale_lr.unwrap_or(train.lr) / train.lr);
+        let projections = self.projections.clone();
+        let (student, projections) = self.optimizers.step(student, projections, grads, lr, scale_lr);
+        self.projections = projections;
+        let [loss, ce, divergence, hidden, relations] = means;
+        let report = StepReport {
+            loss,
+            ce,
+            divergence: self.teacher.is_present().then_some(divergence),
+            hidden: distill.hidden.map(|_| hidden),
+            relations: distill.relations.map(|_| relations),
+            lr,
+            grad_norm,
+        };
+        Ok((student, report))
     }
 
-    /// Gradients of one micro-batch, scaled for their sum over the step, and `[loss, ce, kl]`.
-    fn backward(&self, student: &Llama, batch: &Batch) -> (GradientsParams, [f64; 3]) {
-        let rows = self.recipe.train.batch_size;
-        let seq = self.recipe.data.sequence_length;
-        let positions = rows * seq;
+    /// Gradients of the micro-batch that starts at row `first`, scaled for their sum over the step, and the values of
+    /// [`TERMS`].
+    fn backward(&self, student: &Llama, first: usize, batch: &Batch) -> Result<(Gradients, [f64; TERMS.len()])> {
+        let (rows, seq) = (self.recipe.train.batch_size, self.recipe.data.sequence_length);
+        let (positions, distill) = (rows * seq, self.recipe.distill());
         let plain = self.device.clone().inner();
         let inputs = token_tensor(&batch.inputs, rows, &plain);
         let mask = mask::causal_within_documents(&batch.documents, seq, &plain);
 
-        let flat = |logits: Tensor<3>| {
-            let vocab = logits.dims()[2];
-            logits.reshape([positions, vocab])
-        };
-        let teacher = self.teacher.map(|teacher| flat(teacher.forward(inputs.clone(), mask.clone())));
-        let student_logits = flat(student.forward(Tensor::from_inner(inputs), Tensor::from_inner(mask)));
+        let (teacher, of_teacher) = self.teacher.side(first, inputs.clone(), mask.clone(), self.compared, &distill)?;
+        let (inputs, tracked_mask) = (Tensor::from_inner(inputs), Tensor::from_inner(mask.clone()));
+        let (logits, states) = self.compared.forward(Side::Student, student, inputs, tracked_mask);
+        let vocab = logits.dims()[2];
         let targets: Vec<i32> = batch.targets.iter().map(|t| *t as i32).collect();
         let scored: Vec<f32> = batch.scored.iter().map(|s| *s as u8 as f32).collect();
-        let Terms { loss, ce, kl } = terms(
-            student_logits,
+        let Terms { mut loss, ce, divergence } = terms(
+            logits.reshape([positions, vocab]),
             teacher,
             Tensor::from_data(TensorData::new(targets, [positions]), self.device),
             Tensor::from_data(TensorData::new(scored, [positions]), self.device),
-            &self.recipe.distill(),
+            &distill,
         );
-        let kl = kl.unwrap_or_else(|| Tensor::zeros([1], self.device));
-        let values = Tensor::cat(vec![loss.clone().inner(), ce.inner(), kl.inner()], 0);
-        let grads = (loss / self.recipe.train.grad_accumulation as f64).backward();
+        let [hidden, relations] = self.compared.losses(&states, &of_teacher, &self.projections, &mask);
+        let weights = [distill.hidden.map(|term| term.weight), distill.relations.map(|term| term.weight)];
+        for (term, weight) in [&hidden, &relations].into_iter().zip(weights) {
+            if let (Some(term), Some(weight)) = (term, weight) {
+                loss = loss + term.clone() * weight;
+            }
+        }
+        let value = |term: Option<Tensor<1>>| term.map_or_else(|| Tensor::zeros([1], &plain), Tensor::inner);
+        let values = [Some(loss.clone()), Some(ce), divergence, hidden, relations].map(value);
+        let values = Tensor::cat(values.to_vec(), 0);
+        let mut grads = (loss / self.recipe.train.grad_accumulation as f64).backward();
         let values = values.into_data().convert::<f64>();
-        let values = values.as_slice::<f64>().map_or([f64::NAN; 3], |v| [v[0], v[1], v[2]]);
-        (GradientsParams::from_grads(grads, student), values)
+        let values = values.as_slice::<f64>().ok().and_then(|values| values.try_into().ok());
+        let projections = GradientsParams::from_module(&mut grads, &self.projections);
+        let student = GradientsParams::from_grads(grads, student);
+        Ok((Gradients { student, projections }, values.unwrap_or([f64::NAN; TERMS.len()])))
     }
 }

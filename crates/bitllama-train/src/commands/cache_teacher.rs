@@ -1,0 +1,218 @@
+//! `cache-teacher`: the teacher's likeliest tokens of a recipe's training rows, once and on disk.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use bitllama_nn::{Llama, mask};
+use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
+use bitllama_runtime::text::own_bos;
+use burn::tensor::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use super::identity::{protocol, rows};
+use super::prepare::sources;
+use crate::data::batches::Rows;
+use crate::data::{self, Split};
+use crate::evaluate::{Scored, token_tensor};
+use crate::models::to_device;
+use crate::recipe::{Recipe, load};
+use crate::teacher_cache::{Dtype, Evaluation, INDEX, Index, Likeliest, TeacherCache, tokenizer_sha256};
+use crate::training::divergence::TeacherSide;
+
+/// Store the teacher's likeliest tokens of a recipe's training rows, so that training needs no teacher in memory
+#[derive(clap::Args)]
+pub struct Args {
+    /// The recipe, a TOML file; its `teacher.cache` is the folder to write
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a key of the recipe, for instance teacher.cache=runs/cache-smollm2; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Device to run the teacher on: flex, ndarray, tch, cuda:N or wgpu; overrides the recipe
+    #[arg(long)]
+    device: Option<String>,
+    /// Tokens to keep of each position [default: the recipe's distill.top_k, or 64]
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// How the logarithms of their probabilities are stored
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: Dtype,
+    /// Replace a cache that was made with other settings
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+const TOP_K: usize = 64;
+/// Positions in a part of the cache, about: what is lost when the command is stopped.
+const SHARD_POSITIONS: usize = 16384;
+
+/// Runs the command. It goes on where an earlier one was stopped.
+///
+/// # Errors
+/// A recipe without a teacher or `teacher.cache`, models and text as for `distill`, a folder that holds something else.
+pub fn run(args: Args) -> Result<()> {
+    let mut recipe = load::load(&args.config, &args.set)?;
+    if let Some(device) = &args.device {
+        recipe.device.clone_from(device);
+    }
+    let at_recipe = || format!("{}", args.config.display());
+    let Some(folder) = recipe.teacher.as_ref().and_then(|teacher| teacher.cache.clone()) else {
+        bail!("{}: name the folder to write: `teacher.cache`", args.config.display())
+    };
+    let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
+    let sources = sources(&recipe, None).with_context(at_recipe)?;
+    let Some(teacher) = &sources.teacher else { bail!("{}: there is no `[teacher]`", args.config.display()) };
+    let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
+    let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
+    let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
+    let llama = to_device(teacher, &device)?;
+
+    let top_k = args.top_k.or(recipe.distill().top_k).unwrap_or(TOP_K);
+    ensure!(
+        top_k > 0 && top_k < sources.config.vocab_size,
+        "--top-k {top_k}: the vocabulary has {} tokens",
+        sources.config.vocab_size
+    );
+    let bos = own_bos(&sources.tokenizer, sources.config.bos_token_id)?;
+    let options = Options { ctx: recipe.eval_ctx(), chunks: recipe.eval.chunks, bos };
+    let perplexity = perplexity(&mut Scored::new(&llama, &device), &valid.all_tokens(), options, |_| {})
+        .context("evaluation of the held-out documents")?;
+    let sequence_length = recipe.data.sequence_length;
+    let index = Index {
+        format_version: 1,
+        top_k,
+        dtype: args.dtype,
+        temperature: recipe.distill().temperature,
+        vocab_size: sources.config.vocab_size,
+        sequence_length,
+        rows: rows_needed(&recipe),
+        rows_per_shard: (SHARD_POSITIONS / sequence_length).max(1),
+        tokenizer_sha256: tokenizer_sha256(&sources.tokenizer)?,
+        data: self::rows(&recipe, &hashes),
+        teacher: json!({ "model": recipe.teacher.as_ref().map(|teacher| teacher.model.as_str()),
+            "bytes": teacher.weights.stored_bytes() }),
+        evaluation: Evaluation { protocol: protocol(&recipe, &hashes), perplexity },
+    };
+    let index = begun(&folder, index, args.overwrite)?;
+    index.write(&folder)?;
+
+    let start = Instant::now();
+    let missing: Vec<usize> = (0..index.shards()).filter(|shard| !index.has_shard(&folder, *shard)).collect();
+    let bar = ProgressBar::new(missing.iter().map(|shard| index.rows_of(*shard).len() as u64).sum());
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rows  ETA {eta}")?);
+    for shard in &missing {
+        let of_shard = index.rows_of(*shard);
+        let mut all = Likeliest { tokens: Vec::new(), log_p: Vec::new() };
+        for first in of_shard.clone().step_by(recipe.train.batch_size) {
+            let count = recipe.train.batch_size.min(of_shard.end - first);
+            let batch = rows.batch(first as u64, count);
+            let mask = mask::causal_within_documents(&batch.documents, sequence_length, &device);
+            let side = likeliest(&llama, &batch.inputs, count, mask, &index, &device)?;
+            all.tokens.extend(side.tokens);
+            all.log_p.extend(side.log_p);
+            bar.inc(count as u64);
+        }
+        index.write_shard(&folder, *shard, &all)?;
+    }
+    bar.finish_and_clear();
+    let positions = bar.length().unwrap_or(0) as usize * sequence_length;
+    report(&args, &folder, &index, positions as f64 / start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The index to go on with in `folder`: the wished one, or that of the folder if it differs in having more rows only.
+fn begun(folder: &std::path::Path, wished: Index, overwrite: bool) -> Result<Index> {
+    bitllama_formats::atomic::refuse_foreign(folder, INDEX)?;
+    let Some(found) = Index::read(folder)? else { return Ok(wished) };
+    let rows = found.rows.max(wished.rows);
+    if (Index { rows, ..found.clone() }) == (Index { rows, ..wished.clone() }) {
+        return Ok(Index { rows, ..wished });
+    }
+    let at = folder.display();
+    ensure!(overwrite, "{at}: holds a cache with other settings; `--overwrite` replaces it");
+    std::fs::remove_dir_all(folder).with_context(|| format!("{at}"))?;
+    Ok(wished)
+}
+
+fn likeliest(
+    llama: &Llama,
+    tokens: &[u32],
+    rows: usize,
+    mask: burn::tensor::Tensor<4>,
+    index: &Index,
+    device: &Device,
+) -> Result<Likeliest> {
+    let logits = llama.forward(token_tensor(tokens, rows, device), mask);
+    let logits = logits.reshape([tokens.len(), index.vocab_size]);
+    let TeacherSide { tokens, log_p } = TeacherSide::of(logits, index.temperature, Some(index.top_k));
+    let tokens = tokens.with_context(|| format!("the vocabulary has no more than {} tokens", index.top_k))?;
+    let tokens: Vec<i32> = tokens.into_data().convert::<i32>().try_into_vec()?;
+    let log_p: Vec<f32> = log_p.into_data_as::<f32>().try_into_vec()?;
+    ensure!(log_p.iter().all(|x| x.is_finite()), "the teacher's logits are not finite");
+    Ok(Likeliest { tokens: tokens.into_iter().map(|token| token as u32).collect(), log_p })
+}
+
+fn report(args: &Args, folder: &std::path::Path, index: &Index, speed: f64) {
+    let (tokens, per_token) = (index.rows * index.sequence_length, index.bytes_per_token());
+    if args.json {
+        let report = json!({
+            "cache": folder, "tokens": tokens, "top_k": index.top_k, "dtype": index.dtype,
+            "bytes_per_token": per_token, "bytes": tokens * per_token,
+            "perplexity": index.evaluation.perplexity,
+        });
+        println!("{report}");
+        return;
+    }
+    let Perplexity { perplexity, error, .. } = index.evaluation.perplexity;
+    println!(
+        "{}: {tokens} tokens, the {} likeliest of each in {:?}: {per_token} bytes a token, {:.1} MB; {speed:.0} tok/s; teacher perplexity {perplexity:.3} ± {error:.3}",
+        folder.display(),
+        index.top_k,
+        index.dtype,
+        (tokens * per_token) as f64 / 1e6,
+    );
+}
+
+/// Rows that the training of a recipe takes.
+fn rows_needed(recipe: &Recipe) -> usize {
+    recipe.train.steps * recipe.train.batch_size * recipe.train.grad_accumulation
+}
+
+/// The cache of the recipe, if it has one.
+///
+/// # Errors
+/// If it is not whole, or not of this run's teacher, tokenizer and rows.
+pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, hashes: &Value) -> Result<Option<TeacherCache>> {
+    let Some(folder) = recipe.teacher.as_ref().and_then(|teacher| teacher.cache.as_ref()) else { return Ok(None) };
+    let cache = TeacherCache::open(folder, recipe.distill().top_k)?;
+    let at = folder.display();
+    ensure!(
+        cache.index.tokenizer_sha256 == tokenizer_sha256(tokenizer)?,
+        "{at}: made by a teacher with another tokenizer than the student's: their tokens do not mean the same"
+    );
+    let teacher = recipe.teacher.as_ref().map(|teacher| teacher.model.as_str());
+    for (what, of_cache, of_run) in [
+        ("teacher", cache.index.teacher["model"].clone(), json!(teacher)),
+        (
+            "data (text, seed, data.valid_fraction or data.sequence_length)",
+            cache.index.data.clone(),
+            rows(recipe, hashes),
+        ),
+        ("distill.temperature", json!(cache.index.temperature), json!(recipe.distill().temperature)),
+    ] {
+        ensure!(of_cache == of_run, "{at}: made with another {what}; `cache-teacher` with this recipe makes a new one");
+    }
+    let needed = rows_needed(recipe);
+    ensure!(
+        needed <= cache.index.rows,
+        "{at}: has {} rows and the run takes {needed}; `cache-teacher` with this recipe adds them",
+        cache.index.rows
+    );
+    Ok(Some(cache))
+}

@@ -1,0 +1,76 @@
+//! What tells runs apart: by which a run may go on, and a teacher's cache be used.
+
+use anyhow::Result;
+use bitllama_core::ModelConfig;
+use bitllama_formats::Model;
+use serde_json::{Value, json};
+
+use crate::recipe::Recipe;
+use crate::teacher_cache::TeacherCache;
+use crate::training::checkpoint::Fingerprint;
+
+/// What made a run: recipe, code, teacher, data.
+///
+/// # Errors
+/// None that a recipe that was read can cause.
+pub fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Result<Value> {
+    Ok(json!({
+        "recipe": serde_json::to_value(recipe)?,
+        "version": env!("CARGO_PKG_VERSION"),
+        "git_revision": env!("GIT_REVISION"),
+        // For a hub id this is the folder of a commit.
+        "teacher": teacher.map(|t| json!({ "path": t.path, "bytes": t.weights.stored_bytes() })),
+        "data_sha256": hashes,
+    }))
+}
+
+/// What must be the same for a run to go on: everything that the next batch, the loss, the figures and the meaning of
+/// the weights depend on. Learning rate and length may change.
+///
+/// # Errors
+/// As [`provenance`].
+pub fn fingerprint(
+    recipe: &Recipe,
+    provenance: &Value,
+    config: &ModelConfig,
+    cache: Option<&TeacherCache>,
+) -> Result<Fingerprint> {
+    let (train, data) = (&recipe.train, &recipe.data);
+    let mut parts = vec![
+        ("seed", json!(recipe.seed)),
+        ("data", provenance["data_sha256"].clone()),
+        ("data.valid_fraction", held_out(recipe)),
+        ("data.sequence_length", json!(data.sequence_length)),
+        ("train.batch_size", json!(train.batch_size)),
+        ("train.grad_accumulation", json!(train.grad_accumulation)),
+        ("teacher", provenance["teacher"].clone()),
+        ("student", serde_json::to_value(config)?),
+        ("bits", json!(recipe.bits)),
+        ("quant", json!(recipe.quant)),
+        ("distill", json!(recipe.distill())),
+        ("train.optimizer", json!(train.optimizer)),
+        ("eval", protocol(recipe, &provenance["data_sha256"])),
+    ];
+    parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
+    Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+}
+
+/// What decides the training rows, of data with these hashes.
+pub fn rows(recipe: &Recipe, hashes: &Value) -> Value {
+    json!({
+        "train": hashes["train"],
+        "valid_fraction": held_out(recipe),
+        "seed": recipe.seed,
+        "sequence_length": recipe.data.sequence_length,
+    })
+}
+
+/// What decides the perplexity of a model on the held-out documents.
+pub fn protocol(recipe: &Recipe, hashes: &Value) -> Value {
+    json!({ "valid": hashes["valid"], "ctx": recipe.eval_ctx(), "chunks": recipe.eval.chunks })
+}
+
+/// The share held out, where the recipe names no text for that.
+fn held_out(recipe: &Recipe) -> Value {
+    if recipe.data.valid.is_empty() { json!(recipe.data.valid_fraction) } else { Value::Null }
+}

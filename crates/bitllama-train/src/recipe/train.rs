@@ -1,0 +1,109 @@
+//! `[train]`: the loop and what moves the weights.
+
+use serde::{Deserialize, Serialize};
+
+/// `[train]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Rows a forward pass.
+    #[serde(default = "defaults::batch_size")]
+    pub batch_size: usize,
+    /// Forward passes an optimizer step.
+    #[serde(default = "defaults::one")]
+    pub grad_accumulation: usize,
+    /// `adamw`, `muon` or `adafactor`.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// That of trained scales, which AdamW moves without decay whatever the optimizer; `lr` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_lr: Option<f64>,
+    /// Learning rate at the end, as a share of the peak.
+    #[serde(default = "defaults::lr_final_fraction")]
+    pub lr_final_fraction: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup_steps: usize,
+    /// Decoupled decay, on matrices only.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment; of the others' matrices it is their own.
+    #[serde(default = "defaults::beta1")]
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    #[serde(default = "defaults::beta2")]
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    #[serde(default = "defaults::epsilon")]
+    pub epsilon: f64,
+    /// Gradients are scaled down to this global L2 norm; 0 leaves them.
+    #[serde(default = "defaults::max_grad_norm")]
+    pub max_grad_norm: f64,
+    /// Steps between lines of metrics.
+    #[serde(default = "defaults::log_every")]
+    pub log_every: usize,
+    /// Steps between evaluations, each with a checkpoint; also at the end.
+    #[serde(default = "defaults::checkpoint_every")]
+    pub checkpoint_every: usize,
+    /// Newest checkpoints kept, beside the best.
+    #[serde(default = "defaults::keep_checkpoints")]
+    pub keep_checkpoints: usize,
+    /// Histograms of weights and scales in TensorBoard at each evaluation.
+    #[serde(default = "defaults::yes")]
+    pub histograms: bool,
+}
+
+/// What moves the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>.
+    #[default]
+    Adamw,
+    /// Muon (<https://kellerjordan.github.io/posts/muon/>) for the matrices of blocks, its steps as large as AdamW's
+    /// (<https://arxiv.org/abs/2502.16982>, so that learning rates carry over); AdamW for everything else.
+    Muon,
+    /// Adafactor (<https://arxiv.org/abs/1804.04235>) with the recipe's learning rate as it is, neither relative to the step
+    /// nor to the size of the parameter; its state is a row and a column for each matrix.
+    Adafactor,
+}
+
+mod defaults {
+    pub fn batch_size() -> usize {
+        4
+    }
+    pub fn one() -> usize {
+        1
+    }
+    pub fn lr_final_fraction() -> f64 {
+        0.1
+    }
+    pub fn beta1() -> f64 {
+        0.9
+    }
+    pub fn beta2() -> f64 {
+        0.95
+    }
+    pub fn epsilon() -> f64 {
+        1e-8
+    }
+    pub fn max_grad_norm() -> f64 {
+        1.0
+    }
+    pub fn log_every() -> usize {
+        10
+    }
+    pub fn checkpoint_every() -> usize {
+        100
+    }
+    pub fn keep_checkpoints() -> usize {
+        2
+    }
+    pub fn yes() -> bool {
+        true
+    }
+}
