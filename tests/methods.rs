@@ -208,3 +208,42 @@ fn what_cannot_be_is_said_in_one_line() {
         assert!(!run.exists(), "{set}");
     }
 }
+
+#[test]
+fn a_corpus_of_the_teacher_is_the_same_however_often_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, stopped) = (folder.path().join("whole.jsonl"), folder.path().join("stopped.jsonl"));
+    let make = |output: &Path, tokens: &str, more: &[&str]| {
+        let fixed = ["generate-data", "--model", "models/nano", "--length", "48", "--batch", "4", "--tokens", tokens];
+        let mut command = train(&fixed);
+        command.args(["--output", output.to_str().unwrap()]).args(more);
+        command
+    };
+    let report = succeed_json(make(&whole, "1500", &[]).arg("--json"));
+    let tokens = report["tokens"].as_u64().unwrap();
+    assert!((1500..1500 + 4 * 48).contains(&tokens), "{report}");
+    succeed(&mut make(&stopped, "600", &[]));
+    // Stopped in the middle of a line of the second document of a group.
+    let bytes = fs::read(&whole).unwrap();
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+    let begun = fs::read(&stopped).unwrap();
+    assert!(bytes.starts_with(&begun) && begun.len() < bytes.len());
+    let count = begun.iter().filter(|b| **b == b'\n').count();
+    fs::write(&stopped, [&begun[..], lines[count], &lines[count + 1][..9]].concat()).unwrap();
+    succeed(&mut make(&stopped, "1500", &[]));
+    assert!(fs::read(&stopped).unwrap() == bytes, "the same file");
+
+    let message = failure(&make(&stopped, "1500", &["--seed", "1"]).output().unwrap());
+    assert!(message.contains("other settings") && message.contains("--overwrite"), "{message}");
+    succeed(&mut make(&stopped, "600", &["--seed", "1", "--overwrite"]));
+    assert!(!bytes.starts_with(&fs::read(&stopped).unwrap()));
+    let foreign = folder.path().join("foreign.jsonl");
+    fs::write(&foreign, "mine").unwrap();
+    assert!(failure(&make(&foreign, "10", &[]).output().unwrap()).contains("not made by `generate-data`"));
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "mine");
+
+    // It is text to train on, in documents.
+    let run = folder.path().join("run");
+    let sets = [&format!("data.train=[\"{}\"]", whole.display()), "data.document_start=[]", "eval.chunks=1"];
+    run_json(&short_run(&run, &sets));
+}

@@ -9,6 +9,7 @@
 //! | [`sampling`] | choosing the next token |
 //! | [`text`] | text to tokens and back, while they arrive |
 //! | [`mod@generate`] | text generation |
+//! | [`mod@generate_batch`] | several sequences in step, for corpora |
 //! | [`evaluate`] | perplexity and divergence from a teacher, by llama.cpp's protocol |
 //! | [`bench`] | tokens a second, and random models to time |
 //!
@@ -22,6 +23,7 @@ mod error;
 pub mod evaluate;
 pub mod forward;
 pub mod generate;
+pub mod generate_batch;
 pub mod kv_cache;
 pub mod model;
 pub mod open;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{cache_teacher, distill, eval, export, quantize};
+use bitllama_train::commands::{cache_teacher, distill, eval, export, generate_data, quantize};
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
@@ -22,6 +22,7 @@ enum Command {
     Export(export::Args),
     Quantize(quantize::Args),
     CacheTeacher(cache_teacher::Args),
+    GenerateData(generate_data::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Quantize(args) => quantize::run(args).map(|()| ExitCode::SUCCESS),
         Command::CacheTeacher(args) => cache_teacher::run(args).map(|()| ExitCode::SUCCESS),
+        Command::GenerateData(args) => generate_data::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));

@@ -4,6 +4,7 @@ pub mod cache_teacher;
 pub mod distill;
 pub mod eval;
 pub mod export;
+pub mod generate_data;
 mod identity;
 mod outcome;
 mod prepare;
