@@ -114,6 +114,16 @@ fn a_student_of_some_of_the_blocks_learns_with_every_optimizer() {
 }
 
 #[test]
+fn cross_entropy_alone_runs_no_teacher() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let result = run_json(&short_run(&run, &["distill.alpha=1.0"]));
+    assert!(result["teacher"]["perplexity"].as_f64().unwrap() > 1.0);
+    assert!(figures(&run, "divergence").is_empty());
+    assert_eq!(figures(&run, "loss"), figures(&run, "ce"));
+}
+
+#[test]
 fn before_rounding_begins_the_student_is_the_teacher() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");

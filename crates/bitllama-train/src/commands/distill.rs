@@ -136,7 +136,9 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     );
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let provenance = provenance(recipe, teacher.as_ref(), hashes)?;
-    let cache = cache_of(recipe, tokenizer, &provenance["data_sha256"]).with_context(at_recipe)?;
+    let needed = recipe.distill().needs_teacher();
+    let cache =
+        if needed { cache_of(recipe, tokenizer, &provenance["data_sha256"]).with_context(at_recipe)? } else { None };
     let fingerprint = fingerprint(recipe, &provenance, &config, cache.as_ref())?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;
@@ -145,12 +147,12 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let llama = match teacher {
-        Some(teacher) if cache.is_none() => Some(to_device(teacher, &device)?),
+        Some(teacher) if cache.is_none() && needed => Some(to_device(teacher, &device)?),
         _ => None,
     };
     let source = match (&llama, &cache) {
-        (Some(llama), _) => Teacher::Model(llama),
-        (None, Some(cache)) => Teacher::Cache(cache),
+        (_, Some(cache)) => Teacher::Cache(cache),
+        (Some(llama), None) => Teacher::Model(llama),
         (None, None) => Teacher::Absent,
     };
     let (compared, projections) = match teacher {

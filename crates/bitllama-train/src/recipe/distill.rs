@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
-    /// Share of the cross-entropy, 0 to 1.
+    /// Share of the cross-entropy, 0 to 1. At 1 the teacher is not run in training.
     pub alpha: f64,
     /// T: both distributions are softened by it.
     pub temperature: f64,
@@ -97,6 +97,11 @@ pub enum Divergence {
 }
 
 impl Distill {
+    /// Whether the loss looks at the teacher at all; the cross-entropy alone does not.
+    pub fn needs_teacher(&self) -> bool {
+        self.alpha < 1.0 || self.hidden.is_some() || self.relations.is_some()
+    }
+
     /// The divergence that `loss` and `beta` name.
     pub fn divergence(&self) -> Divergence {
         match self.loss {

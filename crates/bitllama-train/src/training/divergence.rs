@@ -38,15 +38,14 @@ struct Pair {
     student: Tensor<2>,
 }
 
-/// The mean over positions of the divergence of `student` logits (`[positions, vocab]`, tracked), divided by `temperature`
-/// before, from the teacher's distribution, which was taken at the same temperature, as a scalar of shape `[1]`.
+/// The mean over positions of the divergence of the student's distribution (`[positions, vocab]`, natural logarithms of
+/// probabilities, tracked) from the teacher's, which was taken at the same temperature, as a scalar of shape `[1]`.
 ///
 /// Where the likeliest tokens are known only, the categories are these and "any other token": the mass of all others is
 /// compared as one, so that a student cannot hide mass where the teacher has none. By the data processing inequality the
 /// forward and reverse KL divergences are then lower bounds of those over all tokens.
-pub fn divergence(kind: Divergence, temperature: f64, student: Tensor<2>, teacher: TeacherSide) -> Tensor<1> {
+pub fn divergence(kind: Divergence, student: Tensor<2>, teacher: TeacherSide) -> Tensor<1> {
     let [positions, _] = student.dims();
-    let student = softened(student, temperature);
     let student = match teacher.tokens {
         None => student,
         Some(tokens) => with_rest(student.gather(1, Tensor::from_inner(tokens))),
@@ -55,7 +54,8 @@ pub fn divergence(kind: Divergence, temperature: f64, student: Tensor<2>, teache
     pair.divergence(kind) / positions as f64
 }
 
-fn softened(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
+/// Natural logarithms of the probabilities of logits divided by `temperature`.
+pub fn softened(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
     log_softmax(if temperature == 1.0 { logits } else { logits / temperature }, 1)
 }
 
@@ -150,7 +150,7 @@ mod tests {
                     let leaf = tensor(&student, &device).require_grad();
                     let value = {
                         let teacher = TeacherSide::of(tensor(&teacher, &Device::flex()), temperature, top_k);
-                        divergence(kind, temperature, leaf.clone(), teacher)
+                        divergence(kind, softened(leaf.clone(), temperature), teacher)
                     };
                     let grads = value.clone().backward();
                     let value: f32 = value.into_scalar();
@@ -178,7 +178,7 @@ mod tests {
         for kind in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::Jsd { beta: 0.5 }] {
             let leaf = Tensor::<2>::from_data(data([0.0, 1.0, 2.0]), &device).require_grad();
             let teacher = Tensor::from_data(data([0.0, 1.0, f32::NEG_INFINITY]), &Device::flex());
-            let value = divergence(kind, 1.0, leaf.clone(), TeacherSide::of(teacher, 1.0, None));
+            let value = divergence(kind, softened(leaf.clone(), 1.0), TeacherSide::of(teacher, 1.0, None));
             let grads = value.clone().backward();
             let value: f32 = value.into_scalar();
             let gradient: Vec<f32> = leaf.grad(&grads).unwrap().into_data_as::<f32>().try_into_vec().unwrap();

@@ -1,9 +1,8 @@
 //! Losses: cross-entropy with the text, divergence from the teacher.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor};
 
-use super::divergence::{TeacherSide, divergence};
+use super::divergence::{TeacherSide, divergence, softened};
 use crate::recipe::Distill;
 
 /// The loss of a batch and its terms, each a scalar of shape `[1]`, in nats a token.
@@ -30,17 +29,26 @@ pub fn terms(
 ) -> Terms {
     let [positions, _] = student.dims();
     let temperature = distill.temperature;
-    let log_q = log_softmax(student.clone(), 1);
-    let of_target = log_q.clone().gather(1, targets.reshape([positions, 1])).reshape([positions]);
+    let log_q = softened(student.clone(), 1.0);
+    // What has no share in the loss is reported, but not followed back.
+    let for_ce = if distill.alpha > 0.0 || teacher.is_none() { log_q.clone() } else { untracked(&log_q) };
+    let of_target = for_ce.gather(1, targets.reshape([positions, 1])).reshape([positions]);
     let count = scored.clone().sum().clamp_min(1.0);
     let ce = -(of_target * scored).sum() / count;
     let Some(teacher) = teacher else {
         return Terms { loss: ce.clone(), ce, divergence: None };
     };
 
-    let divergence = divergence(distill.divergence(), temperature, student, teacher);
-    let loss = ce.clone() * distill.alpha + divergence.clone() * ((1.0 - distill.alpha) * temperature * temperature);
+    let student = if temperature == 1.0 { log_q } else { softened(student, temperature) };
+    let divergence = divergence(distill.divergence(), student, teacher);
+    let weighed = divergence.clone() * ((1.0 - distill.alpha) * temperature * temperature);
+    let loss = if distill.alpha > 0.0 { ce.clone() * distill.alpha + weighed } else { weighed };
     Terms { loss, ce, divergence: Some(divergence) }
+}
+
+/// The same numbers on the same device, without a gradient.
+fn untracked(tensor: &Tensor<2>) -> Tensor<2> {
+    Tensor::from_inner(tensor.clone().inner())
 }
 
 #[cfg(test)]
