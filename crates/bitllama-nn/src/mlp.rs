@@ -5,13 +5,17 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
-/// `down_proj(silu(gate_proj(x)) * up_proj(x))`.
+use crate::rms_norm::RmsNorm;
+
+/// `down_proj(silu(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// hidden to intermediate.
     pub gate_proj: Linear,
     /// hidden to intermediate.
     pub up_proj: Linear,
+    /// Norm before `down_proj`, over intermediate, where the model has sub-norms.
+    pub ffn_sub_norm: Option<RmsNorm>,
     /// intermediate to hidden.
     pub down_proj: Linear,
 }
@@ -21,6 +25,10 @@ impl Mlp {
     pub fn forward(&self, x: Tensor<3>, observe: impl FnOnce(&Tensor<3>)) -> Tensor<3> {
         let gate = silu(self.gate_proj.forward(x.clone()));
         let gated = gate * self.up_proj.forward(x);
+        let gated = match &self.ffn_sub_norm {
+            Some(norm) => norm.forward(gated),
+            None => gated,
+        };
         observe(&gated);
         self.down_proj.forward(gated)
     }

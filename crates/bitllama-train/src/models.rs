@@ -1,9 +1,10 @@
 //! Models by name: files, hub ids and checkpoints as Burn modules on a device.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_core::weights::Kind;
+use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::weights::build;
@@ -50,7 +51,17 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
-    Ok(build(&model.config, device, |spec| model.weights.read(spec))?)
+    to_device_as(model, &model.config, device)
+}
+
+/// As [`to_device`], for a `config` that may have sub-norms which the file has not: their weights are 1.
+///
+/// # Errors
+/// As [`to_device`].
+pub fn to_device_as(model: &Model, config: &ModelConfig, device: &Device) -> Result<Llama> {
+    let known: HashSet<String> = specs(&model.config).into_iter().map(|spec| spec.name).collect();
+    let inserted = |spec: &WeightSpec| config.sub_norm && !known.contains(&spec.name);
+    Ok(build(config, device, |spec| if inserted(spec) { Ok(vec![1.0; spec.len()]) } else { model.weights.read(spec) })?)
 }
 
 /// A model with random weights: norms 1, matrices normal with standard deviation 0.02, those that write into the

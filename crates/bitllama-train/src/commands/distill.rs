@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::outcome::{Outcome, Row};
-use super::prepare::{Models, initialized, models, resume_point};
+use super::prepare::{Models, initialized, models, resume_point, with_calibrated_sub_norms};
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
@@ -107,7 +107,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
     let start = earlier_run(args, recipe)?;
     let models = models(recipe, &device, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
-    let Models { teacher, teacher_llama, student, tokenizer, plan } = models;
+    let Models { teacher, teacher_llama, student, tokenizer, plan, calibrate_sub_norms } = models;
     let config = student.config.clone();
     let Split { train, valid } = data::load(recipe, &tokenizer, &config)?;
     ensure!(
@@ -153,6 +153,10 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
     write_json(recipe, "run.json", &provenance)?;
     atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
+    let student = match calibrate_sub_norms {
+        true => with_calibrated_sub_norms(recipe, &student, &plan, &mut rows, &device)?,
+        false => student,
+    };
     let baseline = match &teacher_llama {
         Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some())?),
         None => None,

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
-use bitllama_core::weights::WeightSpec;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::weights::{Weights, build};
 use bitllama_nn::{Llama, fake_quant};
@@ -19,7 +18,8 @@ use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::{self, reconstruct};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, SubNormInit};
+use crate::sub_norm;
 use crate::training::checkpoint::{self, CheckpointState};
 
 /// Teacher and student of a run.
@@ -34,6 +34,8 @@ pub struct Models {
     pub tokenizer: Tokenizer,
     /// The student's bit plan.
     pub plan: ResolvedPlan,
+    /// Whether sub-norms have been put in whose weights are to be found ([`with_calibrated_sub_norms`]).
+    pub calibrate_sub_norms: bool,
 }
 
 /// Opens or makes teacher and student. With `resumed`, the student's weights are those of that folder.
@@ -61,23 +63,32 @@ pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Resul
         (None, Some(path), _) => Err(hf::read_config(path)?),
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
-    let (config, tokenizer) = match &source {
+    let (mut config, tokenizer) = match &source {
         Ok(model) => (model.config.clone(), model.tokenizer.clone()),
         Err(config) => (config.clone(), tokenizer(recipe, config, teacher.as_ref())?),
     };
     if let Some(teacher) = &teacher {
         models::same_vocabulary(teacher, &tokenizer, config.vocab_size)?;
     }
+    let inserted = recipe.student.sub_norm && !config.sub_norm;
+    ensure!(
+        inserted || resumed.is_some() || recipe.student.sub_norm_init.is_none(),
+        "`student.sub_norm_init`: the student that the recipe names has sub-norms of its own"
+    );
+    let by_default = if source.is_ok() { SubNormInit::Calibrated } else { SubNormInit::Ones };
+    let init = recipe.student.sub_norm_init.unwrap_or(by_default);
+    let calibrate_sub_norms = inserted && init == SubNormInit::Calibrated;
+    config.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&config)?;
     let tracked = device.clone().autodiff();
     let student = match source {
-        Ok(model) => models::to_device(model, &tracked)?,
+        Ok(model) => models::to_device_as(model, &config, &tracked)?,
         Err(config) => models::random(&config, recipe.seed, &tracked)?,
     };
     let scales = resumed.map(|folder| checkpoint::read_scales(folder, &plan)).transpose()?.unwrap_or_default();
     let student = fake_quant::quantize(student, &plan, &scales);
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
-    Ok(Models { teacher, teacher_llama, student, tokenizer, plan })
+    Ok(Models { teacher, teacher_llama, student, tokenizer, plan, calibrate_sub_norms })
 }
 
 /// The student as `[quant]` wants it to start: the weights of `student` (fake-quantized, in training), with scales and for
@@ -92,22 +103,23 @@ pub fn initialized(
     rows: &mut Rows,
     device: &Device,
 ) -> Result<Llama> {
-    let (method, seq) = (recipe.quant.init, recipe.data.sequence_length);
+    let method = recipe.quant.init;
     let stored = Weights::of(student);
-    let build_with = |device: &Device, other: &HashMap<String, Vec<f32>>| {
-        let read = |spec: &WeightSpec| -> Result<Vec<f32>> {
-            Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec)))
-        };
-        build(&student.config, device, read)
-    };
     let rounded = if method.calibrates() {
-        let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
-        let rows: Vec<Vec<u32>> = batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect();
+        let rows = calibration_rows(recipe, rows);
         let options = ptq::Options {
             block: reconstruct::Options { seed: recipe.seed, ..Default::default() },
             ..Default::default()
         };
-        ptq::calibrated(method, build_with(device, &HashMap::new())?, plan, &rows, options, device, |_, _| ())?
+        ptq::calibrated(
+            method,
+            with_weights(student, device, &HashMap::new())?,
+            plan,
+            &rows,
+            options,
+            device,
+            |_, _| (),
+        )?
     } else {
         let mut rounded = HashMap::new();
         for (spec, quantizer) in plan {
@@ -119,7 +131,37 @@ pub fn initialized(
         rounded
     };
     let (weights, scales) = ptq::starts(plan, rounded);
-    Ok(fake_quant::quantize(build_with(&device.clone().autodiff(), &weights)?, plan, &scales))
+    Ok(fake_quant::quantize(with_weights(student, &device.clone().autodiff(), &weights)?, plan, &scales))
+}
+
+/// The student with the weights of its sub-norms found on the first training `rows`, as `student.sub_norm_init` wants it.
+///
+/// # Errors
+/// If the device does not give its sums back.
+pub fn with_calibrated_sub_norms(
+    recipe: &Recipe,
+    student: &Llama,
+    plan: &ResolvedPlan,
+    rows: &mut Rows,
+    device: &Device,
+) -> Result<Llama> {
+    let plain = with_weights(student, device, &HashMap::new())?;
+    let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
+    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    Ok(fake_quant::quantize(student, plan, &HashMap::new()))
+}
+
+/// A model in full precision on `device`: the weights of `other`, and where it has none the stored ones of `student`.
+fn with_weights(student: &Llama, device: &Device, other: &HashMap<String, Vec<f32>>) -> Result<Llama> {
+    let stored = Weights::of(student);
+    build(&student.config, device, |spec| Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec))))
+}
+
+/// The first rows of the training text, `quant.calibration_tokens` in all.
+fn calibration_rows(recipe: &Recipe, rows: &mut Rows) -> Vec<Vec<u32>> {
+    let seq = recipe.data.sequence_length;
+    let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
+    batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect()
 }
 
 /// The checkpoint that `--resume` goes on from, if the run has one.
