@@ -163,6 +163,41 @@ fn the_artifact_of_every_quantizer_says_what_the_fake_quantized_student_says() {
 }
 
 #[test]
+fn a_student_with_sub_norms_is_trained_kept_and_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let sub_norm = ["student.sub_norm=true", "bits.*=int8"];
+    let ones = run_json(&short_run(&run, &[&sub_norm[..], &["student.sub_norm_init=ones"]].concat()));
+    fs::remove_dir_all(&run).unwrap();
+    let args = short_run(&run, &[&sub_norm[..], &["train.checkpoint_every=2"]].concat());
+    let result = run_json(&args);
+    let perplexity = |result: &serde_json::Value, row: &str| result[row]["perplexity"].as_f64().unwrap();
+    // Norms whose weights were found on the text disturb the teacher's function far less than those of ones.
+    let (teacher, start) = (perplexity(&result, "teacher"), perplexity(&result, "round_to_nearest"));
+    assert!(start < 1.5 * teacher && perplexity(&ones, "round_to_nearest") > 10.0 * teacher, "{teacher} {start}");
+    // The checkpoint goes on to the same numbers, and names the architecture to other programs.
+    let config = fs::read_to_string(run.join("checkpoints/step-000006/config.json")).unwrap();
+    assert!(config.contains("BitNetForCausalLM"), "{config}");
+    fs::remove_dir_all(run.join("checkpoints/step-000006")).unwrap();
+    assert_eq!(run_json(&[args, vec!["--resume".into()]].concat()), result);
+
+    let (run, artifact) = (run.to_str().unwrap(), run.join("artifact").display().to_string());
+    let text = ["--text", VALID_TEXT, "--ctx", "64", "--chunks", "8", "--json"];
+    let eval = succeed_json(&mut train(&[&["eval", "--model", &artifact, "--teacher", run], &text[..]].concat()));
+    assert!(eval["mean_kld"].as_f64().unwrap().abs() <= 1e-6, "{eval}");
+    let v2 = folder.path().join("v2");
+    let export = ["export", "--checkpoint", run, "--output", v2.to_str().unwrap(), "--layout", "v2"];
+    assert!(failure(&train(&export).output().unwrap()).contains("no place for sub-norms"));
+    // Put in once, they are the student's own.
+    let again = folder.path().join("again");
+    let checkpoint = format!("student.model={run}/checkpoints/step-000004");
+    let sets = ["student.sub_norm=true", "student.sub_norm_init=ones", &checkpoint];
+    let args = short_run(&again, &sets);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    assert!(failure(&train(&args).output().unwrap()).contains("has sub-norms of its own"));
+}
+
+#[test]
 fn a_dry_run_needs_no_weights_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let set = format!("output={}", folder.path().join("run").display());

@@ -26,7 +26,7 @@ fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
 
 #[test]
 fn tiny_models_give_the_logits_of_transformers() {
-    for name in ["tied_gqa", "untied_mha", "untied_gqa_sharded", "llama3_rope"] {
+    for name in ["tied_gqa", "untied_mha", "untied_gqa_sharded", "llama3_rope", "bitnet_silu"] {
         let folder = common::root().join("tests/golden/hf").join(name);
         let golden: Value = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let source = model::open(&folder).unwrap();

@@ -16,6 +16,7 @@ loaders get wrong:
   with linear scaling.
 - llama3_rope: f16; the frequency scaling of Llama 3.1 with an original context of 32, so that all of its three
   branches act within 24 positions; spelled as transformers 5 does (`rope_parameters`).
+- bitnet_silu: a BitNetForCausalLM whose activation is silu, which is a Llama with sub-norms.
 
 Seeds are fixed: running it again gives the same bytes (on one CPU type; another may differ in the last digits of the
 logits).
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 OUT = Path(__file__).parent / "hf"
@@ -74,6 +75,10 @@ MODELS = {
     "llama3_rope": (
         dict(vocab_size=72, intermediate_size=48, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, rope_parameters=LLAMA3),
         torch.float16, None, False,
+    ),
+    "bitnet_silu": (
+        dict(vocab_size=64, intermediate_size=48, num_key_value_heads=2, hidden_act="silu", tie_word_embeddings=True, rope_parameters=rope(10000.0)),
+        torch.float32, None, False,
     ),
 }
 
@@ -130,7 +135,10 @@ def logits_of(folder, ids):
 def make(name):
     overrides, dtype, shard, old_spelling = MODELS[name]
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
-    model = LlamaForCausalLM(LlamaConfig(**COMMON | overrides))
+    if name.startswith("bitnet"):
+        model = BitNetForCausalLM(BitNetConfig(**COMMON | overrides))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**COMMON | overrides))
     randomize(model, generator)
 
     folder = OUT / name

@@ -31,6 +31,10 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head shares the weight of the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether each block has an RMSNorm in front of `o_proj` and one in front of `down_proj`: SubLN (Wang et al. 2022,
+    /// <https://arxiv.org/abs/2210.06423>), as BitNet and BitDistill (<https://arxiv.org/abs/2510.13998>) have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sub_norm: bool,
     /// Token put in front of a text, if the model has one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a generation.
@@ -151,6 +155,7 @@ pub(crate) mod tests {
             rope_theta: 1e4,
             rope_scaling: None,
             tie_word_embeddings: true,
+            sub_norm: false,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
         }

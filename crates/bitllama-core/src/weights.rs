@@ -26,6 +26,10 @@ pub const BLOCK_MATRICES: [&str; 7] = [
 /// The norms of a block, below `layers.N.`.
 pub const BLOCK_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
 
+/// The norms of a block with [`ModelConfig::sub_norm`] in front of `o_proj`, `[num_attention_heads * head_dim]`, and of
+/// `down_proj`, `[intermediate_size]`, below `layers.N.`; named as in Hugging Face's `BitNetForCausalLM`.
+pub const BLOCK_SUB_NORMS: [&str; 2] = ["self_attn.attn_sub_norm", "mlp.ffn_sub_norm"];
+
 /// What a weight is for: decides whether a `*` in a bit plan may reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -44,7 +48,7 @@ pub enum Kind {
 pub struct WeightSpec {
     /// Name, such as `layers.0.self_attn.q_proj.weight`.
     pub name: String,
-    /// `[out_features, in_features]`, or `[hidden_size]` for a norm.
+    /// `[out_features, in_features]`, or the width of a norm.
     pub shape: Vec<usize>,
     /// What it is for.
     pub kind: Kind,
@@ -70,6 +74,11 @@ pub fn specs(config: &ModelConfig) -> Vec<WeightSpec> {
     for layer in 0..config.num_hidden_layers {
         for norm in BLOCK_NORMS {
             all.push(spec(format!("layers.{layer}.{norm}.weight"), &[hidden], Kind::Norm));
+        }
+        if config.sub_norm {
+            for (norm, width) in BLOCK_SUB_NORMS.into_iter().zip([config.q_size(), config.intermediate_size]) {
+                all.push(spec(format!("layers.{layer}.{norm}.weight"), &[width], Kind::Norm));
+            }
         }
         for matrix in BLOCK_MATRICES {
             let shape = match matrix {
@@ -106,6 +115,18 @@ mod tests {
         let tied = parameter_count(&config);
         config.tie_word_embeddings = false;
         assert_eq!(parameter_count(&config) - tied, 32 * 16);
+    }
+
+    #[test]
+    fn sub_norms_come_before_the_matrices_of_their_block() {
+        let plain = specs(&tiny());
+        let config = ModelConfig { sub_norm: true, ..tiny() };
+        let all = specs(&config);
+        let added: Vec<_> = all.iter().filter(|spec| !plain.contains(spec)).collect();
+        assert_eq!(all.len(), plain.len() + 2 * config.num_hidden_layers);
+        assert_eq!(added[0].name, "layers.0.self_attn.attn_sub_norm.weight");
+        assert_eq!((&added[1].name[..], &added[1].shape[..]), ("layers.0.mlp.ffn_sub_norm.weight", &[24][..]));
+        assert_eq!(all.iter().position(|spec| spec == added[1]), Some(4));
     }
 
     #[test]

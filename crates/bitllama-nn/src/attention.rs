@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
 use crate::decoder::Site;
+use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 
 /// Attention of `num_heads` queries over `num_kv_heads` keys and values.
@@ -17,6 +18,8 @@ pub struct Attention {
     pub k_proj: Linear,
     /// hidden to kv_heads * head_dim.
     pub v_proj: Linear,
+    /// Norm before `o_proj`, over heads * head_dim, where the model has sub-norms.
+    pub attn_sub_norm: Option<RmsNorm>,
     /// heads * head_dim to hidden.
     pub o_proj: Linear,
     /// Query heads.
@@ -56,6 +59,10 @@ impl Attention {
         let probabilities = softmax(scores, 3).reshape([batch, self.num_kv_heads, group * seq, seq]);
         let out = probabilities.matmul(v).reshape([batch, self.num_heads, seq, self.head_dim]);
         let out = out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim]);
+        let out = match &self.attn_sub_norm {
+            Some(norm) => norm.forward(out),
+            None => out,
+        };
         observe(Site::Input(&["self_attn.o_proj"]), &out);
         self.o_proj.forward(out)
     }

@@ -6,14 +6,17 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::decoder::Site;
+use crate::rms_norm::RmsNorm;
 
-/// `down_proj(silu(gate_proj(x)) * up_proj(x))`.
+/// `down_proj(silu(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// hidden to intermediate.
     pub gate_proj: Linear,
     /// hidden to intermediate.
     pub up_proj: Linear,
+    /// Norm before `down_proj`, over intermediate, where the model has sub-norms.
+    pub ffn_sub_norm: Option<RmsNorm>,
     /// intermediate to hidden.
     pub down_proj: Linear,
 }
@@ -24,6 +27,10 @@ impl Mlp {
         observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &x);
         let gate = silu(self.gate_proj.forward(x.clone()));
         let gated = gate * self.up_proj.forward(x);
+        let gated = match &self.ffn_sub_norm {
+            Some(norm) => norm.forward(gated),
+            None => gated,
+        };
         observe(Site::Input(&["mlp.down_proj"]), &gated);
         self.down_proj.forward(gated)
     }

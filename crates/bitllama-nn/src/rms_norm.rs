@@ -6,14 +6,14 @@ use burn::tensor::Tensor;
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// `[hidden]`.
+    /// The width of what is normalized.
     pub weight: Param<Tensor<1>>,
     /// Added to the mean square.
     pub eps: f64,
 }
 
 impl RmsNorm {
-    /// `[batch, seq, hidden]` to the same shape.
+    /// `[batch, seq, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let rms = (x.clone().square().mean_dim(2) + self.eps).sqrt();
         x / rms * self.weight.val().unsqueeze()

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::{BLOCK_MATRICES, BLOCK_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
+use bitllama_core::weights::{
+    BLOCK_MATRICES, BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs,
+};
 use bitllama_core::{DenseMatrix, Error, ModelConfig, PackedMatrix, Quantized};
 use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, Linear};
@@ -55,6 +57,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
                 q_proj: self.linear(&format!("{attention}.q_proj.weight"))?,
                 k_proj: self.linear(&format!("{attention}.k_proj.weight"))?,
                 v_proj: self.linear(&format!("{attention}.v_proj.weight"))?,
+                attn_sub_norm: self.sub_norm(&format!("{path}.{}.weight", BLOCK_SUB_NORMS[0]), config)?,
                 o_proj: self.linear(&format!("{attention}.o_proj.weight"))?,
                 num_heads: config.num_attention_heads,
                 num_kv_heads: config.num_key_value_heads,
@@ -64,6 +67,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
             mlp: Mlp {
                 gate_proj: self.linear(&format!("{mlp}.gate_proj.weight"))?,
                 up_proj: self.linear(&format!("{mlp}.up_proj.weight"))?,
+                ffn_sub_norm: self.sub_norm(&format!("{path}.{}.weight", BLOCK_SUB_NORMS[1]), config)?,
                 down_proj: self.linear(&format!("{mlp}.down_proj.weight"))?,
             },
         })
@@ -71,6 +75,10 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
 
     fn norm(&mut self, name: &str, config: &ModelConfig) -> Result<RmsNorm, E> {
         Ok(RmsNorm { weight: self.param(name)?, eps: config.rms_norm_eps })
+    }
+
+    fn sub_norm(&mut self, name: &str, config: &ModelConfig) -> Result<Option<RmsNorm>, E> {
+        config.sub_norm.then(|| self.norm(name, config)).transpose()
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, E> {
@@ -95,7 +103,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
 /// The matrices of a block, in the order and by the names of [`BLOCK_MATRICES`].
 pub fn block_matrices(block: &Block) -> [(&'static str, &Param<Tensor<2>>); 7] {
     let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &block.self_attn;
-    let Mlp { gate_proj, up_proj, down_proj } = &block.mlp;
+    let Mlp { gate_proj, up_proj, down_proj, .. } = &block.mlp;
     let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
     std::array::from_fn(|i| (BLOCK_MATRICES[i], &linears[i].weight))
 }
@@ -183,6 +191,9 @@ impl<'a> Weights<'a> {
             matrices.extend(block_matrices(block).map(|(part, param)| (name(part), param)));
             let norms = [&block.input_layernorm, &block.post_attention_layernorm];
             vectors.extend(BLOCK_NORMS.iter().zip(norms).map(|(part, norm)| (name(part), &norm.weight)));
+            let norms = [&block.self_attn.attn_sub_norm, &block.mlp.ffn_sub_norm];
+            let norms = BLOCK_SUB_NORMS.iter().zip(norms);
+            vectors.extend(norms.filter_map(|(part, norm)| Some((name(part), &norm.as_ref()?.weight))));
         }
         matrices.extend(model.lm_head.as_ref().map(|head| (HEAD.to_string(), &head.weight)));
         Self { matrices, vectors }

@@ -25,6 +25,7 @@ fn config() -> ModelConfig {
         rope_theta: 1e4,
         rope_scaling: None,
         tie_word_embeddings: true,
+        sub_norm: false,
         bos_token_id: None,
         eos_token_ids: vec![],
     }
@@ -56,10 +57,13 @@ fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 #[test]
 fn every_weight_comes_back_as_it_was_given() {
-    let model = model(&Device::flex());
-    let weights = Weights::of(&model);
-    for spec in specs(&config()) {
-        assert_eq!(weights.read(&spec), values(&spec), "{}", spec.name);
+    for sub_norm in [false, true] {
+        let config = ModelConfig { sub_norm, ..config() };
+        let model = build(&config, &Device::flex(), |spec| Ok::<_, Infallible>(values(spec))).unwrap();
+        let weights = Weights::of(&model);
+        for spec in specs(&config) {
+            assert_eq!(weights.read(&spec), values(&spec), "{}", spec.name);
+        }
     }
 }
 

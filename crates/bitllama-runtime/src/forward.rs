@@ -109,6 +109,11 @@ impl Decoder {
             .collect();
         normed.resize(q.len(), 0.0);
         attention(pool, isa, q, heads, &attended, normed);
+        if let Some(weight) = &layer.attn_sub_norm {
+            // The queries are done with.
+            self.sub_norm(normed, weight, q);
+            std::mem::swap(normed, q);
+        }
         self.product(input, pool, normed, o_proj, y);
 
         self.add_norm(x, y, &layer.post_attention_layernorm, normed);
@@ -119,7 +124,21 @@ impl Decoder {
         let width = self.config.intermediate_size;
         let chunk = if rows == 1 { width } else { ROWS_A_TASK * width };
         pool.for_each_chunk(q, chunk, |task, gate| operators::swiglu(isa, gate, &up[task * chunk..][..gate.len()]));
+        if let Some(weight) = &layer.ffn_sub_norm {
+            self.sub_norm(q, weight, up);
+            std::mem::swap(q, up);
+        }
         self.product(input, pool, q, down_proj, y);
+    }
+
+    /// The RMSNorm of the rows of `x` into `out`.
+    fn sub_norm(&self, x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+        let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps as f32);
+        out.resize(x.len(), 0.0);
+        let chunk = ROWS_A_TASK * weight.len();
+        self.pool().for_each_chunk(out, chunk, |task, out| {
+            operators::rms_norm(isa, &x[task * chunk..][..out.len()], weight, eps, out);
+        });
     }
 
     /// `y = x * weight^T`.

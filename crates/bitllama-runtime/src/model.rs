@@ -52,7 +52,8 @@ impl Settings {
     }
 }
 
-/// A decoder: embedding, blocks of RMSNorm, rotary grouped-query attention and SwiGLU, final norm, head.
+/// A decoder: embedding, blocks of RMSNorm, rotary grouped-query attention and SwiGLU (with sub-norms, if the config has
+/// them), final norm, head.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) config: ModelConfig,
@@ -74,10 +75,14 @@ pub(crate) struct Layer {
     pub q_proj: Matrix,
     pub k_proj: Matrix,
     pub v_proj: Matrix,
+    /// In front of `o_proj`, where the model has sub-norms.
+    pub attn_sub_norm: Option<Vec<f32>>,
     pub o_proj: Matrix,
     pub post_attention_layernorm: Vec<f32>,
     pub gate_proj: Matrix,
     pub up_proj: Matrix,
+    /// In front of `down_proj`, where the model has sub-norms.
+    pub ffn_sub_norm: Option<Vec<f32>>,
     pub down_proj: Matrix,
 }
 
@@ -118,16 +123,20 @@ impl Decoder {
         for _ in 0..config.num_hidden_layers {
             let input_layernorm = next(Kind::Norm).and_then(vector)?;
             let post_attention_layernorm = next(Kind::Norm).and_then(vector)?;
+            let mut sub_norm = || config.sub_norm.then(|| next(Kind::Norm).and_then(vector)).transpose();
+            let (attn_sub_norm, ffn_sub_norm) = (sub_norm()?, sub_norm()?);
             let mut linear = || next(Kind::Linear).and_then(matrix);
             layers.push(Layer {
                 input_layernorm,
                 q_proj: linear()?,
                 k_proj: linear()?,
                 v_proj: linear()?,
+                attn_sub_norm,
                 o_proj: linear()?,
                 post_attention_layernorm,
                 gate_proj: linear()?,
                 up_proj: linear()?,
+                ffn_sub_norm,
                 down_proj: linear()?,
             });
         }
@@ -167,7 +176,7 @@ impl Decoder {
     /// Bytes of weights that a new token reads: every matrix but the embedding, of which it reads a row, and the norms.
     pub fn bytes_per_token(&self) -> usize {
         let row = self.embedding.bytes() / self.embedding.rows();
-        let norms = (2 * self.layers.len() + 1) * self.config.hidden_size * size_of::<f32>();
+        let norms = self.norms() * size_of::<f32>();
         let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(Matrix::bytes).sum();
         layers + norms + row + self.head().bytes()
     }
@@ -175,12 +184,17 @@ impl Decoder {
     /// Parameters and bytes, everything counted; a tied head counts once.
     pub fn size(&self) -> StoredSize {
         let matrices = self.layers.iter().flat_map(Layer::matrices).chain([&self.embedding]).chain(&self.head);
-        let norms = (2 * self.layers.len() + 1) * self.config.hidden_size;
+        let norms = self.norms();
         let size = StoredSize { parameters: norms, bytes: norms * size_of::<f32>() };
         matrices.fold(size, |size, matrix| StoredSize {
             parameters: size.parameters + matrix.rows() * matrix.columns(),
             bytes: size.bytes + matrix.bytes(),
         })
+    }
+
+    /// Elements of all norms.
+    fn norms(&self) -> usize {
+        weights::specs(&self.config).iter().filter(|spec| spec.kind == Kind::Norm).map(WeightSpec::len).sum()
     }
 
     /// The head, which may be the embedding.

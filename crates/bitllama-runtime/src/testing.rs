@@ -51,6 +51,7 @@ pub fn tiny_config() -> ModelConfig {
         rope_theta: 1e4,
         rope_scaling: None,
         tie_word_embeddings: true,
+        sub_norm: false,
         bos_token_id: Some(256),
         eos_token_ids: vec![257],
     }

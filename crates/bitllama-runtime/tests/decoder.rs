@@ -96,6 +96,7 @@ fn naive_logits(config: &ModelConfig, scheme: fn(&WeightSpec) -> Option<Scheme>,
                 let total: f64 = weights.iter().sum();
                 mixed.extend((0..d).map(|i| (0..=t).map(|s| weights[s] / total * own(&v[s])[i]).sum::<f64>()));
             }
+            let mixed = if config.sub_norm { norm(&name("self_attn.attn_sub_norm"), &mixed) } else { mixed };
             let out = linear(&name("self_attn.o_proj"), &mixed);
             xs[t].iter_mut().zip(out).for_each(|(x, o)| *x += o);
         }
@@ -103,6 +104,7 @@ fn naive_logits(config: &ModelConfig, scheme: fn(&WeightSpec) -> Option<Scheme>,
             let normed = norm(&name("post_attention_layernorm"), x);
             let (gate, up) = (linear(&name("mlp.gate_proj"), &normed), linear(&name("mlp.up_proj"), &normed));
             let product: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let product = if config.sub_norm { norm(&name("mlp.ffn_sub_norm"), &product) } else { product };
             x.iter_mut().zip(linear(&name("mlp.down_proj"), &product)).for_each(|(x, d)| *x += d);
         }
     }
@@ -119,8 +121,11 @@ fn logits_are_those_of_the_formulas() {
         for scaling in [None, Some(RopeScaling::Linear { factor: 3.0 })] {
             config.rope_scaling = scaling;
             for scheme in schemes {
-                let expected = naive_logits(&config, scheme, &TOKENS);
-                assert_close(&all_logits(&decoder(&config, scheme), &TOKENS), &expected, 1e-4);
+                for sub_norm in [false, true] {
+                    config.sub_norm = sub_norm;
+                    let expected = naive_logits(&config, scheme, &TOKENS);
+                    assert_close(&all_logits(&decoder(&config, scheme), &TOKENS), &expected, 1e-4);
+                }
             }
         }
     }
@@ -128,7 +133,7 @@ fn logits_are_those_of_the_formulas() {
 
 #[test]
 fn a_batch_is_the_same_as_token_by_token_or_in_parts() {
-    let decoder = decoder(&tiny_config(), mixed);
+    let decoder = decoder(&ModelConfig { sub_norm: true, ..tiny_config() }, mixed);
     let whole = all_logits(&decoder, &TOKENS);
     for part in [1, 4] {
         let mut cache = decoder.new_cache();

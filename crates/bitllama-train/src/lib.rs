@@ -16,6 +16,7 @@ pub mod models;
 pub mod monitor;
 pub mod ptq;
 pub mod recipe;
+pub mod sub_norm;
 pub mod teacher_cache;
 pub mod training;
 

@@ -1,10 +1,11 @@
 //! Models by name: files, hub ids and checkpoints as Burn modules on a device.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_core::weights::Kind;
+use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::weights::{Weights, build};
@@ -52,6 +53,32 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
     Ok(build(&model.config, device, |spec| model.weights.read(spec))?)
+}
+
+/// As [`to_device`], for a `config` with some of the file's blocks only, `layers`, and maybe with sub-norms which the file has
+/// not: their weights are 1.
+///
+/// # Errors
+/// As [`to_device`].
+pub fn to_device_as(model: &Model, config: &ModelConfig, layers: &[usize], device: &Device) -> Result<Llama> {
+    let known: HashSet<String> = specs(&model.config).into_iter().map(|spec| spec.name).collect();
+    let read = |spec: &WeightSpec| {
+        let name = in_source(&spec.name, layers);
+        match config.sub_norm && !known.contains(&name) {
+            true => Ok(vec![1.0; spec.len()]),
+            false => model.weights.read(&WeightSpec { name, ..spec.clone() }),
+        }
+    };
+    Ok(build(config, device, read)?)
+}
+
+/// The name of a weight of a student in the files that it starts from.
+fn in_source(name: &str, layers: &[usize]) -> String {
+    let of_block = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    match of_block.and_then(|(layer, rest)| Some((layers.get(layer.parse::<usize>().ok()?)?, rest))) {
+        Some((layer, rest)) => format!("layers.{layer}.{rest}"),
+        None => name.to_string(),
+    }
 }
 
 /// The latent weights of a model in one without quantizers, on `device`.

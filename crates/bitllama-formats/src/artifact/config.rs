@@ -1,6 +1,6 @@
 //! The architecture, read back out of a manifest of any age.
 
-use bitllama_core::weights::{EMBEDDING, HEAD};
+use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, HEAD};
 use bitllama_core::{ModelConfig, RopeScaling};
 use serde_json::Value;
 
@@ -105,6 +105,7 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         }),
         rope_scaling: rope_scaling(rope)?,
         tie_word_embeddings: !files.has(HEAD),
+        sub_norm: files.has(&artifact_name(&format!("layers.0.{}.weight", BLOCK_SUB_NORMS[0]))),
         bos_token_id: None,
         eos_token_ids: Vec::new(),
     })

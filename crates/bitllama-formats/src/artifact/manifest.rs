@@ -161,6 +161,7 @@ fn architecture(config: &ModelConfig) -> Value {
         },
         "activation": "swiglu",
         "norm": "rmsnorm",
+        "sub_norm": config.sub_norm,
         "rms_norm_eps": config.rms_norm_eps,
         "rope": rope,
         "tie_word_embeddings": config.tie_word_embeddings,

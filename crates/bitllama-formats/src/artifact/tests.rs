@@ -34,6 +34,7 @@ fn config(tied: bool) -> ModelConfig {
             original_max_position_embeddings: 64,
         }),
         tie_word_embeddings: tied,
+        sub_norm: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2, 3],
     }
@@ -502,6 +503,26 @@ fn no_damage_brings_the_reader_down() {
         }
         read().unwrap();
     }
+}
+
+#[test]
+fn sub_norms_survive_and_are_no_matter_for_the_older_tools() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("model");
+    let config = ModelConfig { sub_norm: true, ..config(true) };
+    let weights = model(&config, &[Some(Scheme::Ternary)]);
+    write_model(&folder, &config, &weights, Layout::Packed).unwrap();
+    let artifact = assert_holds(&folder, &weights);
+    assert!(artifact.config.sub_norm && artifact.manifest["architecture"]["sub_norm"] == true);
+    let entry = &artifact.manifest["weights"]["transformer.layers.0.mlp.ffn_sub_norm.weight"];
+    assert_eq!(entry["shape"], json!([config.intermediate_size]));
+    assert!(message(write_model(&folder, &config, &weights, Layout::V2)).contains("no place for sub-norms"));
+    // A manifest of before has no such field, and one without the whole config goes by the weights that are there.
+    edit_manifest(&folder, |manifest| drop(manifest.as_object_mut().unwrap().remove("model_config")));
+    assert!(Artifact::open(&folder).unwrap().config.sub_norm);
+    let plain = ModelConfig { sub_norm: false, ..config };
+    write_model(&folder, &plain, &model(&plain, &[None]), Layout::Packed).unwrap();
+    assert!(Artifact::open(&folder).unwrap().manifest["model_config"].get("sub_norm").is_none());
 }
 
 /// Writes artifacts of every scheme with the weights they stand for beside them, for `tests/python/check_npz.py`:

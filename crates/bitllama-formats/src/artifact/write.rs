@@ -30,6 +30,10 @@ pub fn write(
     provenance: Value,
 ) -> Result<()> {
     config.validate().map_err(|e| Error::invalid(folder, e))?;
+    if config.sub_norm && layout == Layout::V2 {
+        let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
+        return Err(Error::invalid(folder, reason));
+    }
     atomic::refuse_foreign(folder, MANIFEST_FILE)?;
     atomic::write_folder(folder, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);

@@ -44,6 +44,7 @@ pub(super) fn config(file: &Gguf) -> Result<ModelConfig> {
         rope_theta: shortest(file.number("llama.rope.freq_base")?.unwrap_or(1e4)),
         rope_scaling: linear_scaling(file)?,
         tie_word_embeddings: file.tensor("output.weight").is_none(),
+        sub_norm: false,
         bos_token_id: bos,
         eos_token_ids: Vec::new(),
     };

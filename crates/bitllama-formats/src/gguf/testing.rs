@@ -136,6 +136,7 @@ pub(super) fn tiny_config() -> ModelConfig {
         rope_theta: 1e4,
         rope_scaling: None,
         tie_word_embeddings: true,
+        sub_norm: false,
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
     }

@@ -1,4 +1,6 @@
-//! `config.json` of the Llama family, with the defaults of `configuration_llama.py` and `configuration_mistral.py`.
+//! `config.json` of the Llama family, with the defaults of `configuration_llama.py`, `configuration_mistral.py` and
+//! `configuration_bitnet.py`: a `bitnet` with `hidden_act` = silu is a Llama with sub-norms
+//! ([`ModelConfig::sub_norm`]), and what such a model is written as, so that `transformers` computes the same.
 //!
 //! What would change the arithmetic and is not supported (biases, other activations, sliding windows, other rope
 //! types) is refused: a model that loads and computes something else is worse than one that does not load.
@@ -27,12 +29,20 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
     let object = json.as_object().ok_or_else(|| Error::invalid(path, "not a JSON object"))?;
     let fields = Fields { path, prefix: "", object };
-    let mistral = refuse_unsupported(&fields)?;
+    let family = refuse_unsupported(&fields)?;
 
     let hidden_size = fields.required("hidden_size", Fields::whole)?;
     let heads = fields.required("num_attention_heads", Fields::whole)?;
-    let (kv_heads, positions) = if mistral { (8, 131_072) } else { (heads, 2048) };
-    let (rope_theta, rope_scaling) = rope(&fields)?;
+    let (kv_heads, positions, eps, theta) = match family {
+        Family::Llama => (heads, 2048, 1e-6, 1e4),
+        Family::Mistral => (8, 131_072, 1e-6, 1e4),
+        // To `BitNetConfig` null means as many as heads, and an absent field 5, which fits its own model only.
+        Family::BitNet => (heads, 2048, 1e-5, 5e5),
+    };
+    if family == Family::BitNet && !object.contains_key("num_key_value_heads") {
+        return Err(Error::invalid(path, "num_key_value_heads is missing"));
+    }
+    let (rope_theta, rope_scaling) = rope(&fields, theta)?;
     let config = ModelConfig {
         vocab_size: fields.required("vocab_size", Fields::whole)?,
         hidden_size,
@@ -45,10 +55,11 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
             None => hidden_size.checked_div(heads).unwrap_or(0),
         },
         max_position_embeddings: fields.whole("max_position_embeddings")?.unwrap_or(positions),
-        rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
+        rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(eps),
         rope_theta,
         rope_scaling,
         tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+        sub_norm: family == Family::BitNet,
         bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: fields.tokens("eos_token_id")?,
     };
@@ -56,19 +67,30 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Refuses what the architecture here does not compute; tells whether it is a `mistral`.
-fn refuse_unsupported(fields: &Fields) -> Result<bool> {
-    let mistral = match fields.text("model_type")? {
-        Some("llama") => false,
-        Some("mistral") => true,
-        Some(_) => return Err(fields.wrong("model_type", "is not supported; it must be llama or mistral")),
-        None => return Err(fields.wrong("model_type", "must be llama or mistral")),
+/// What `model_type` names; each has defaults of its own.
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    Llama,
+    Mistral,
+    BitNet,
+}
+
+/// Refuses what the architecture here does not compute.
+fn refuse_unsupported(fields: &Fields) -> Result<Family> {
+    let family = match fields.text("model_type")? {
+        Some("llama") => Family::Llama,
+        Some("mistral") => Family::Mistral,
+        Some("bitnet") => Family::BitNet,
+        Some(_) => return Err(fields.wrong("model_type", "is not supported; it must be llama, mistral or bitnet")),
+        None => return Err(fields.wrong("model_type", "must be llama, mistral or bitnet")),
     };
     // An absent field means 4096 to `MistralConfig`.
-    if mistral && fields.object.get("sliding_window") != Some(&Value::Null) {
+    if family == Family::Mistral && fields.object.get("sliding_window") != Some(&Value::Null) {
         return Err(fields.wrong("sliding_window", "is not supported; it must be null"));
     }
-    if !matches!(fields.text("hidden_act")?, None | Some("silu")) {
+    // An absent field means relu2 to `BitNetConfig`.
+    let act = fields.text("hidden_act")?;
+    if !matches!(act, None | Some("silu")) || (act.is_none() && family == Family::BitNet) {
         return Err(fields.wrong("hidden_act", "is not supported; it must be silu"));
     }
     for name in ["attention_bias", "mlp_bias"] {
@@ -79,18 +101,18 @@ fn refuse_unsupported(fields: &Fields) -> Result<bool> {
     if fields.get("quantization_config").is_some() {
         return Err(Error::invalid(fields.path, "has a quantization_config; a model in full precision is needed"));
     }
-    Ok(mistral)
+    Ok(family)
 }
 
 /// Base and scaling of the rotary frequencies, from `rope_theta` and `rope_scaling`, or, as `transformers` 5 writes them,
 /// both in `rope_parameters`.
-fn rope(fields: &Fields) -> Result<(f64, Option<RopeScaling>)> {
+fn rope(fields: &Fields, default_theta: f64) -> Result<(f64, Option<RopeScaling>)> {
     let scaling = match fields.object("rope_parameters", "rope_parameters.")? {
         Some(parameters) => Some(parameters),
         None => fields.object("rope_scaling", "rope_scaling.")?,
     };
     let nested_theta = scaling.as_ref().map_or(Ok(None), |s| s.number("rope_theta"))?;
-    let theta = nested_theta.or(fields.number("rope_theta")?).unwrap_or(1e4);
+    let theta = nested_theta.or(fields.number("rope_theta")?).unwrap_or(default_theta);
     for part in [Some(fields), scaling.as_ref()].into_iter().flatten() {
         if part.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
             return Err(part.wrong("partial_rotary_factor", "is not supported; it must be 1"));
@@ -134,9 +156,13 @@ pub fn config_json(config: &ModelConfig, dtype: Dtype) -> Value {
         [one] => json!(one),
         several => json!(several),
     };
+    let (architecture, model_type) = match config.sub_norm {
+        true => ("BitNetForCausalLM", "bitnet"),
+        false => ("LlamaForCausalLM", "llama"),
+    };
     json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

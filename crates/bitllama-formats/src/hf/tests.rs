@@ -22,6 +22,7 @@ fn tiny() -> ModelConfig {
         rope_theta: 1e4,
         rope_scaling: None,
         tie_word_embeddings: true,
+        sub_norm: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
     }
@@ -83,8 +84,8 @@ fn with(key: &str, value: Value) -> Value {
 fn what_was_saved_is_read_back_in_every_dtype() {
     let root = tempfile::tempdir().unwrap();
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        for tied in [true, false] {
-            let config = ModelConfig { tie_word_embeddings: tied, eos_token_ids: vec![2, 0], ..tiny() };
+        for (tied, sub_norm) in [(true, false), (false, false), (true, true)] {
+            let config = ModelConfig { tie_word_embeddings: tied, sub_norm, eos_token_ids: vec![2, 0], ..tiny() };
             let folder = root.path().join("model");
             // In another order than that of the file.
             let weights = weights_of(&config).into_iter().rev();
@@ -299,10 +300,27 @@ fn mistral_is_a_llama_when_its_window_is_null() {
 }
 
 #[test]
+fn a_bitnet_with_silu_is_a_llama_with_sub_norms() {
+    let mut json = with("model_type", json!("bitnet"));
+    json["num_key_value_heads"] = json!(2);
+    assert!(config_of(json.clone()).unwrap_err().to_string().contains("hidden_act = (absent)"));
+    json["hidden_act"] = json!("relu2");
+    assert!(config_of(json.clone()).unwrap_err().to_string().contains("hidden_act = \"relu2\""));
+    json["hidden_act"] = json!("silu");
+    let config = config_of(json.clone()).unwrap();
+    assert_eq!((config.sub_norm, config.rope_theta, config.rms_norm_eps), (true, 5e5, 1e-5));
+    let written = config_json(&config, Dtype::F32);
+    assert_eq!(written["architectures"], json!(["BitNetForCausalLM"]));
+    assert_eq!(config_of(written).unwrap(), config);
+    json.as_object_mut().unwrap().remove("num_key_value_heads");
+    assert!(config_of(json).unwrap_err().to_string().contains("num_key_value_heads is missing"));
+}
+
+#[test]
 fn each_fault_of_a_config_names_file_field_and_value() {
     let faults = [
         ("model_type", json!("gpt2"), "model_type = \"gpt2\" is not supported"),
-        ("model_type", json!(null), "model_type = null must be llama or mistral"),
+        ("model_type", json!(null), "model_type = null must be llama, mistral or bitnet"),
         ("hidden_act", json!("gelu"), "hidden_act = \"gelu\""),
         ("attention_bias", json!(true), "attention_bias = true"),
         ("mlp_bias", json!(true), "mlp_bias = true"),

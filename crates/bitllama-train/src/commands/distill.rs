@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::cache_teacher::cache_of;
 use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
-use super::prepare::{initialized, resume_point, sources, student};
+use super::prepare::{initialized, resume_point, sources, student, with_calibrated_sub_norms};
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
@@ -187,6 +187,10 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
     write_json(recipe, "run.json", &provenance)?;
     atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
+    let student = match sources.calibrate_sub_norms {
+        true => with_calibrated_sub_norms(recipe, &student, plan, &mut rows, &device)?,
+        false => student,
+    };
     let baseline = match teacher {
         Some(teacher) => Some(baseline(args, &run, teacher, &student, start.is_some(), &device)?),
         None => None,

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::WeightSpec;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::weights::{Weights, build};
 use bitllama_nn::{Llama, fake_quant};
@@ -20,8 +19,9 @@ use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::{self, reconstruct};
-use crate::recipe::Recipe;
 use crate::recipe::quant::in_stage;
+use crate::recipe::{Recipe, SubNormInit};
+use crate::sub_norm;
 use crate::training::checkpoint::{self, CheckpointState};
 
 /// The files of a run, opened, and what they say.
@@ -38,6 +38,8 @@ pub struct Sources {
     pub tokenizer: Tokenizer,
     /// The student's bit plan.
     pub plan: ResolvedPlan,
+    /// Whether sub-norms have been put in whose weights are to be found ([`with_calibrated_sub_norms`]).
+    pub calibrate_sub_norms: bool,
 }
 
 /// Opens what a recipe names. With `resumed`, the student's weights are those of that folder.
@@ -59,7 +61,7 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
     };
-    let (config, layers, tokenizer) = match (start.as_ref(), &recipe.student.config, &teacher) {
+    let (mut config, layers, tokenizer) = match (start.as_ref(), &recipe.student.config, &teacher) {
         (Some(model), _, _) if resumed.is_some() => {
             let all = (0..model.config.num_hidden_layers).collect();
             (model.config.clone(), all, model.tokenizer.clone())
@@ -78,8 +80,18 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
     if let Some(teacher) = &teacher {
         models::same_vocabulary(teacher, &tokenizer, config.vocab_size)?;
     }
+    let inserted = recipe.student.sub_norm && !config.sub_norm;
+    ensure!(
+        inserted || resumed.is_some() || recipe.student.sub_norm_init.is_none(),
+        "`student.sub_norm_init`: the student that the recipe names has sub-norms of its own"
+    );
+    let by_default =
+        if recipe.student.config.is_none() || resumed.is_some() { SubNormInit::Calibrated } else { SubNormInit::Ones };
+    let init = recipe.student.sub_norm_init.unwrap_or(by_default);
+    let calibrate_sub_norms = inserted && init == SubNormInit::Calibrated;
+    config.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&config)?;
-    Ok(Sources { teacher, start, config, layers, tokenizer, plan })
+    Ok(Sources { teacher, start, config, layers, tokenizer, plan, calibrate_sub_norms })
 }
 
 /// The student of a run, with autodiff and fake-quantized: as it starts, or as the checkpoint `resumed` has it.
@@ -99,10 +111,7 @@ pub fn student(
         (None, Some(_)) => None,
     };
     let student = match source {
-        Some(model) => build(&sources.config, &tracked, |spec| {
-            let name = in_source(&spec.name, &sources.layers);
-            model.weights.read(&WeightSpec { name, ..spec.clone() })
-        })?,
+        Some(model) => models::to_device_as(model, &sources.config, &sources.layers, &tracked)?,
         None => models::random(&sources.config, recipe.seed, &tracked)?,
     };
     let Some((state, folder)) = resumed else {
@@ -113,15 +122,6 @@ pub fn student(
         None => sources.plan.clone(),
     };
     Ok(fake_quant::quantize(student, &plan, &checkpoint::read_scales_of(folder, &plan)?))
-}
-
-/// The name of a weight of the student in the files that it starts from.
-fn in_source(name: &str, layers: &[usize]) -> String {
-    let of_block = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-    match of_block.and_then(|(layer, rest)| Some((layers.get(layer.parse::<usize>().ok()?)?, rest))) {
-        Some((layer, rest)) => format!("layers.{layer}.{rest}"),
-        None => name.to_string(),
-    }
 }
 
 /// The student as `[quant]` wants it to start: the weights of `student` (fake-quantized, in training), with scales and for
@@ -136,22 +136,23 @@ pub fn initialized(
     rows: &mut Rows,
     device: &Device,
 ) -> Result<Llama> {
-    let (method, seq) = (recipe.quant.init, recipe.data.sequence_length);
+    let method = recipe.quant.init;
     let stored = Weights::of(student);
-    let build_with = |device: &Device, other: &HashMap<String, Vec<f32>>| {
-        let read = |spec: &WeightSpec| -> Result<Vec<f32>> {
-            Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec)))
-        };
-        build(&student.config, device, read)
-    };
     let rounded = if method.calibrates() {
-        let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
-        let rows: Vec<Vec<u32>> = batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect();
+        let rows = calibration_rows(recipe, rows);
         let options = ptq::Options {
             block: reconstruct::Options { seed: recipe.seed, ..Default::default() },
             ..Default::default()
         };
-        ptq::calibrated(method, build_with(device, &HashMap::new())?, plan, &rows, options, device, |_, _| ())?
+        ptq::calibrated(
+            method,
+            with_weights(student, device, &HashMap::new())?,
+            plan,
+            &rows,
+            options,
+            device,
+            |_, _| (),
+        )?
     } else {
         let mut rounded = HashMap::new();
         for (spec, quantizer) in plan {
@@ -163,7 +164,37 @@ pub fn initialized(
         rounded
     };
     let (weights, scales) = ptq::starts(plan, rounded);
-    Ok(fake_quant::quantize(build_with(&device.clone().autodiff(), &weights)?, plan, &scales))
+    Ok(fake_quant::quantize(with_weights(student, &device.clone().autodiff(), &weights)?, plan, &scales))
+}
+
+/// The student with the weights of its sub-norms found on the first training `rows`, as `student.sub_norm_init` wants it.
+///
+/// # Errors
+/// If the device does not give its sums back.
+pub fn with_calibrated_sub_norms(
+    recipe: &Recipe,
+    student: &Llama,
+    plan: &ResolvedPlan,
+    rows: &mut Rows,
+    device: &Device,
+) -> Result<Llama> {
+    let plain = with_weights(student, device, &HashMap::new())?;
+    let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
+    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    Ok(fake_quant::quantize(student, plan, &HashMap::new()))
+}
+
+/// A model in full precision on `device`: the weights of `other`, and where it has none the stored ones of `student`.
+fn with_weights(student: &Llama, device: &Device, other: &HashMap<String, Vec<f32>>) -> Result<Llama> {
+    let stored = Weights::of(student);
+    build(&student.config, device, |spec| Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec))))
+}
+
+/// The first rows of the training text, `quant.calibration_tokens` in all.
+fn calibration_rows(recipe: &Recipe, rows: &mut Rows) -> Vec<Vec<u32>> {
+    let seq = recipe.data.sequence_length;
+    let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
+    batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect()
 }
 
 /// The checkpoint that `--resume` goes on from, if the run has one.

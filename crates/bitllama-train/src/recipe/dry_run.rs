@@ -22,12 +22,13 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
         }),
         None => None,
     };
-    let student = match (&recipe.student.config, &recipe.student.model, &teacher) {
+    let mut student = match (&recipe.student.config, &recipe.student.model, &teacher) {
         (Some(path), _, _) => hf::read_config(path)?,
         (None, Some(name), _) => recipe.student.shape(&models::config(name)?)?.0,
         (None, None, Some(teacher)) => recipe.student.shape(teacher)?.0,
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
+    student.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&student)?;
     let size = StoredSize::of(&plan);
     let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());

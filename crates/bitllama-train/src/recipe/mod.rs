@@ -26,7 +26,7 @@ pub mod train;
 
 pub use distill::{Distill, Divergence, Hidden, HiddenLoss, Loss, Relations};
 pub use quant::{Quant, Stage};
-pub use student::{Layers, Student};
+pub use student::{Layers, Student, SubNormInit};
 pub use train::{Optimizer, Train};
 
 /// A run of `distill` or `pretrain`.
@@ -225,6 +225,11 @@ impl Recipe {
             !cached || (distill.hidden.is_none() && distill.relations.is_none()),
             "teacher.cache",
             "has likeliest tokens only: distill.hidden and distill.relations need the teacher itself",
+        );
+        require(
+            self.student.sub_norm || self.student.sub_norm_init.is_none(),
+            "student.sub_norm_init",
+            "needs student.sub_norm = true",
         );
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
