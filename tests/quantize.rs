@@ -50,10 +50,11 @@ fn eight_bits_lose_nothing_and_every_grid_can_be_reconstructed() {
     quantize(&output, &["--bits", "8"]);
     let found = perplexity(&output);
     assert!((found / full - 1.0).abs() < 0.003, "{found} {full}");
-    let grids: [&[&str]; 6] = [
+    let grids: [&[&str]; 7] = [
         &["--bits", "1"],
         &["--bits", "1.58"],
         &["--scheme", "seq2"],
+        &["--scheme", "nf4"],
         &["--bits", "2", "--zero-point"],
         &["--bits", "3", "--group-size", "tensor"],
         &[

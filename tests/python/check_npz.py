@@ -122,7 +122,8 @@ def dequantize(npz, manifest, entry):
         if "npz_zero_point_key" in entry:
             values = values - for_each_column(npz[entry["npz_zero_point_key"]])
         else:
-            values = entry["code_min"] + entry["code_step"] * values
+            table = np.array(entry["code_table"], np.float32) if "code_table" in entry else None
+            values = entry["code_min"] + entry["code_step"] * values if table is None else table[values]
     return values.astype(np.float32) * for_each_column(npz[entry["npz_scales_key"]])
 
 

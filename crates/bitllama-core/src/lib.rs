@@ -6,6 +6,7 @@
 //! | [`rope`] | rotary frequencies of a config |
 //! | [`weights`] | the name and shape of every weight of a config |
 //! | [`scheme`] | the low-bit number formats and their codes |
+//! | [`nf4`] | the table of one of them |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`search`] | scales that make the squared error small |
@@ -18,6 +19,7 @@
 
 pub mod bit_plan;
 pub mod config;
+pub mod nf4;
 pub mod packed;
 pub mod panel;
 pub mod quantizer;

@@ -25,7 +25,8 @@ impl PackedMatrix {
     /// weight is `(field - zero_point) * scale`.
     ///
     /// # Errors
-    /// [`Error::Packed`] if the bytes, scales or zero points are not as many as the shape asks for.
+    /// [`Error::Packed`] if the bytes, scales or zero points are not as many as the shape asks for, or for zero points of
+    /// a scheme with a table.
     pub fn new(
         scheme: Scheme,
         [rows, columns]: [usize; 2],
@@ -46,6 +47,9 @@ impl PackedMatrix {
         check_scales([rows, columns], scales.len())?;
         if zero_points.as_ref().is_some_and(|z| z.len() != scales.len()) {
             return Err(Error::Packed(format!("{} scales need as many zero points", scales.len())));
+        }
+        if zero_points.is_some() && scheme.table().is_some() {
+            return Err(Error::Packed(format!("{scheme} has no zero points")));
         }
         Ok(Self { scheme, rows, columns, bytes, scales, zero_points })
     }
@@ -69,15 +73,11 @@ impl PackedMatrix {
         let zero_points: Option<Vec<i32>> = quantized
             .zero_points
             .map(|points| quantizer.per_row(points.data, rows).into_iter().map(|point| point as i32).collect());
-        // Fields are codes already where there are zero points.
-        let (low, step) = if zero_points.is_some() { (0, 1) } else { (scheme.code_of(0), scheme.code_step()) };
+        let is_field = zero_points.is_some();
         Self::from_fields(scheme, [rows, columns], scales, zero_points, |row, out| {
             for (field, code) in out.iter_mut().zip(&codes[row * columns..]) {
-                let number = (code - low as f32) / step as f32;
-                if !(number.fract() == 0.0 && number >= 0.0 && number < scheme.levels() as f32) {
-                    return Err(Error::Packed(format!("{code} is no code of {scheme}")));
-                }
-                *field = number as u8;
+                let found = if is_field { scheme.whole_field(*code) } else { scheme.field_of(*code) };
+                *field = found.ok_or_else(|| Error::Packed(format!("{code} is no code of {scheme}")))?;
             }
             Ok(())
         })
@@ -186,7 +186,7 @@ impl PackedMatrix {
         let mut fields = vec![0; self.columns];
         self.fields_into(row, &mut fields);
         match &self.zero_points {
-            None => out.iter_mut().zip(fields).for_each(|(out, field)| *out = self.scheme.code_of(field) as f32),
+            None => out.iter_mut().zip(fields).for_each(|(out, field)| *out = self.scheme.code_of(field)),
             Some(zero_points) => {
                 let zero_points = &zero_points[row * self.groups()..][..self.groups()];
                 let groups = out.chunks_mut(self.group_size()).zip(fields.chunks(self.group_size()));
@@ -253,9 +253,13 @@ mod tests {
 
     #[test]
     fn wrong_sizes_and_codes_are_refused() {
-        for (scheme, code) in [(Scheme::Ternary, 2.0), (Scheme::Seq2, 0.0), (Scheme::Int8, f32::NAN)] {
+        for (scheme, code) in
+            [(Scheme::Ternary, 2.0), (Scheme::Seq2, 0.0), (Scheme::Nf4, 0.1), (Scheme::Int8, f32::NAN)]
+        {
             assert!(PackedMatrix::pack(&scheme.into(), [1, 1], codes(vec![code], 1, vec![1.0])).is_err());
         }
+        let points = PackedMatrix::new(Scheme::Nf4, [1, 8], Bytes::from_static(&[0; 64]), vec![1.0], Some(vec![0]));
+        assert!(points.is_err());
         let short = PackedMatrix::new(Scheme::Int4, [2, 4], Bytes::from_static(&[0; 63]), vec![1.0; 2], None);
         assert!(short.is_err());
         let huge = PackedMatrix::new(Scheme::Int8, [usize::MAX, 2], Bytes::new(), vec![], None);

@@ -10,7 +10,7 @@
 //! | `binary` | 32 | 1 | byte `c % 4`, bit `c / 4` |
 //! | `ternary`, `seq2`, `int2` | 16 | 1 | byte `c % 4`, bits `2 * (c / 4)` and up |
 //! | `int3` | 32 | 3 | its low two bits like `int2` in vectors 0 and 1, its high bit like `binary` in vector 2 |
-//! | `int4` | 8 | 1 | byte `c % 4`, bits `4 * (c / 4)` and up |
+//! | `int4`, `nf4` | 8 | 1 | byte `c % 4`, bits `4 * (c / 4)` and up |
 //! | `int8` | 4 | 1 | byte `c` |
 //!
 //! Rows and columns that a matrix has not, but its last panel or block, are fields of 0.
@@ -30,7 +30,7 @@ impl Scheme {
         match self {
             Scheme::Binary | Scheme::Int3 => 32,
             Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => 16,
-            Scheme::Int4 => 8,
+            Scheme::Int4 | Scheme::Nf4 => 8,
             Scheme::Int8 => 4,
         }
     }
@@ -67,7 +67,7 @@ pub fn field(scheme: Scheme, panel: &[u8], row: usize, column: usize) -> u8 {
             let low = block[plane / 4 * VECTOR_BYTES + byte] >> (2 * (plane % 4)) & 3;
             low | (block[2 * VECTOR_BYTES + byte] >> plane & 1) << 2
         }
-        Scheme::Int4 => block[byte] >> (4 * plane) & 15,
+        Scheme::Int4 | Scheme::Nf4 => block[byte] >> (4 * plane) & 15,
         Scheme::Int8 => block[byte],
     }
 }
@@ -84,7 +84,7 @@ pub(crate) fn put_field(scheme: Scheme, panel: &mut [u8], row: usize, column: us
             block[plane / 4 * VECTOR_BYTES + byte] |= (field & 3) << (2 * (plane % 4));
             block[2 * VECTOR_BYTES + byte] |= (field >> 2) << plane;
         }
-        Scheme::Int4 => block[byte] |= field << (4 * plane),
+        Scheme::Int4 | Scheme::Nf4 => block[byte] |= field << (4 * plane),
         Scheme::Int8 => block[byte] = field,
     }
 }
@@ -104,7 +104,7 @@ pub(crate) fn row_fields(scheme: Scheme, panel: &[u8], row: usize, out: &mut [u8
         match scheme {
             Scheme::Binary => stacked(0, 1, out),
             Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => stacked(0, 2, out),
-            Scheme::Int4 => stacked(0, 4, out),
+            Scheme::Int4 | Scheme::Nf4 => stacked(0, 4, out),
             Scheme::Int8 => out.iter_mut().zip(lane(0)).for_each(|(out, byte)| *out = *byte),
             Scheme::Int3 => {
                 for (vector, out) in out.chunks_mut(16).enumerate() {

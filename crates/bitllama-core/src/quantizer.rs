@@ -30,7 +30,8 @@ pub enum Method {
     /// a weight is 0, and the scale is the mean of |w| of the others.
     Twn,
     /// From the largest |w|, or from the smallest and the largest weight where there are zero points, anew in every step
-    /// (torchao's `MappingType.SYMMETRIC` and `ASYMMETRIC`).
+    /// (torchao's `MappingType.SYMMETRIC` and `ASYMMETRIC`; of `nf4`, bitsandbytes' absmax).
+    #[serde(alias = "absmax")]
     Minmax,
     /// A scale that is trained; weights pass their gradient straight through.
     Learned,
@@ -104,10 +105,11 @@ impl Method {
 }
 
 impl From<Scheme> for Quantizer {
-    /// The plainest method of a scheme, one scale a row.
+    /// The plainest method of a scheme, one scale a row; of `nf4` one for each 64 columns, as QLoRA has them.
     fn from(scheme: Scheme) -> Self {
         let method = if Method::Absmean.takes(scheme) { Method::Absmean } else { Method::Minmax };
-        Self { scheme, method, granularity: Granularity::Row, zero_point: false }
+        let granularity = if scheme == Scheme::Nf4 { Granularity::Group(64) } else { Granularity::Row };
+        Self { scheme, method, granularity, zero_point: false }
     }
 }
 
@@ -163,6 +165,11 @@ impl Quantizer {
             }
             _ => Ok(()),
         }
+    }
+
+    /// This quantizer, or the same with one scale a row where its groups do not fit a matrix `[rows, columns]`.
+    pub fn fitting(self, shape: [usize; 2]) -> Self {
+        if self.check_shape(shape).is_ok() { self } else { self.with_granularity(Granularity::Row) }
     }
 
     /// Weights of a matrix `[rows, columns]` that share a scale.
@@ -256,7 +263,8 @@ impl Serialize for Rule {
         }
         let Quantizer { scheme, method, granularity, zero_point } = quantizer;
         let (granularity, group_size) = match granularity {
-            Granularity::Row => (None, None),
+            plain if plain == Quantizer::from(scheme).granularity => (None, None),
+            Granularity::Row => (Some(Word::Row), None),
             Granularity::Tensor => (Some(Word::Tensor), None),
             Granularity::Group(size) => (None, Some(size)),
         };
@@ -287,13 +295,14 @@ impl<'de> Visitor<'de> for RuleVisitor {
         use serde::de::Error as _;
 
         let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+        let plain = Quantizer::from(table.scheme);
         let granularity = match (table.granularity, table.group_size) {
-            (None | Some(Word::Row), None) => Granularity::Row,
+            (None, None) => plain.granularity,
+            (Some(Word::Row), None) => Granularity::Row,
             (Some(Word::Tensor), None) => Granularity::Tensor,
             (None, Some(size)) => Granularity::Group(size),
             (Some(_), Some(_)) => return Err(A::Error::custom("`granularity` and `group_size` exclude each other")),
         };
-        let plain = Quantizer::from(table.scheme);
         let method = table.method.unwrap_or(plain.method);
         let quantizer = Quantizer { method, granularity, zero_point: table.zero_point, ..plain };
         quantizer.check().map_err(A::Error::custom)?;
@@ -330,6 +339,11 @@ pub(crate) mod tests {
         }
         assert_eq!(serde_json::to_string(&Rule(Some(Scheme::Int4.into()))).unwrap(), "\"int4\"");
         assert_eq!(serde_json::from_str::<Rule>("\"f32\"").unwrap(), Rule(None));
+        let read = |json: &str| serde_json::from_str::<Rule>(json).unwrap().0.unwrap();
+        let nf4 = read("\"nf4\"");
+        assert_eq!(nf4, read(r#"{"scheme":"nf4","method":"absmax","group_size":64}"#));
+        assert_eq!((nf4.method, nf4.granularity), (Method::Minmax, Granularity::Group(64)));
+        assert_eq!(read(r#"{"scheme":"nf4","granularity":"row"}"#).granularity, Granularity::Row);
     }
 
     #[test]
@@ -340,6 +354,7 @@ pub(crate) mod tests {
         );
         assert!(error(r#"{"scheme":"int4","group_size":48}"#).contains("group_size = 48 is no multiple of 32"));
         assert!(error(r#"{"scheme":"ternary","zero_point":true}"#).contains("no zero_point"));
+        assert!(error(r#"{"scheme":"nf4","zero_point":true}"#).contains("no zero_point"));
         assert!(error(r#"{"scheme":"int4","group":32}"#).contains("unknown field `group`"));
         assert!(error(r#"{"scheme":"int4","granularity":"row","group_size":32}"#).contains("exclude"));
         assert!(error("\"int5\"").contains("unknown scheme `int5`"));

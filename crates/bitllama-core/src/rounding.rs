@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use crate::quantizer::Method;
-use crate::{Quantizer, Scheme};
+use crate::{Quantizer, Scheme, nf4};
 
 /// A matrix of rows that share a scale, or one number a row (`[rows, 1]`), on some device.
 ///
@@ -44,6 +44,8 @@ pub trait RowMatrix: Clone {
     fn mul(self, other: Self) -> Self;
     /// Nearest integer, ties to even.
     fn round(self) -> Self;
+    /// `value` in the place of each element for which `x`, of the same shape, is above `bound`.
+    fn put_where_above(self, x: Self, bound: f32, value: f32) -> Self;
     /// Limited to `low ..= high`.
     fn clamp(self, low: f32, high: f32) -> Self;
     /// +1 where x >= 0, else -1.
@@ -66,7 +68,7 @@ pub type StoredScales = HashMap<String, Scales<DenseMatrix>>;
 /// A matrix as codes and scales: `weight = (code - zero_point) * scale[row]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized<M> {
-    /// `[rows, columns]`, whole numbers: codes within [`Scheme::code_range`], or fields where there are zero points.
+    /// `[rows, columns]`: codes of the scheme ([`Scheme::code_of`]), or fields where there are zero points.
     pub codes: M,
     /// `[rows, 1]`, never 0.
     pub scales: M,
@@ -88,14 +90,15 @@ impl<M: RowMatrix> Quantized<M> {
 /// Rounds `weight` by `quantizer`: by `trained` scales where its method trains them, else by those that the weights give.
 /// Without `trained` scales, such methods take those that training starts from.
 ///
-/// The code of a weight is the nearest one to `w / scale` (ties to even; sign(0) = +1). Scales and zero points:
+/// The code of a weight is the nearest one to `w / scale` (ties to even, in `nf4` down; sign(0) = +1). Scales and zero
+/// points:
 ///
 /// - `absmean`: mean |w|;
 /// - `twn`: mean of those |w| that are at least half the mean |w|, the others have the code 0;
-/// - `minmax`: max |w| / ((levels - 1) / 2); with zero points (max(w, 0) - min(w, 0)) / (levels - 1), and
-///   round(-min / scale);
+/// - `minmax`: max |w| / ((largest code - smallest code) / 2); with zero points (max(w, 0) - min(w, 0)) / (levels - 1),
+///   and round(-min / scale);
 /// - `learned`, `elastic`: mean |w| at the start;
-/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points as `minmax`;
+/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points, and of `nf4`, as `minmax`;
 /// - `seq`: alpha = max |w| at the start; levels -3/4, -1/4, 1/4, 3/4 of it in two bits, -2/3, 0, 2/3 in `ternary`.
 pub fn quantize<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Quantized<M> {
     let scheme = quantizer.scheme;
@@ -135,11 +138,16 @@ pub fn alpha_codes(quantizer: &Quantizer) -> f32 {
 /// The code next to `x`, which is in units of the scale.
 fn nearest_code<M: RowMatrix>(scheme: Scheme, x: M) -> M {
     let (low, high) = scheme.code_range();
-    match scheme.code_step() {
-        1 => x.round().clamp(low as f32, high as f32),
-        step => {
-            let fields = x.shift(-low as f32).divide(step as f32).round();
-            fields.clamp(0.0, (scheme.levels() - 1) as f32).scale(step as f32).shift(low as f32)
+    if let Some(levels) = scheme.table() {
+        let lowest = x.clone().clamp(low, low);
+        let above = nf4::BOUNDARIES.iter().zip(&levels[1..]);
+        return above.fold(lowest, |codes, (bound, level)| codes.put_where_above(x.clone(), *bound, *level));
+    }
+    match scheme.line() {
+        (_, 1) => x.round().clamp(low, high),
+        (_, step) => {
+            let fields = x.shift(-low).divide(step as f32).round();
+            fields.clamp(0.0, (scheme.levels() - 1) as f32).scale(step as f32).shift(low)
         }
     }
 }
@@ -157,6 +165,7 @@ pub fn start_scales<M: RowMatrix>(quantizer: &Quantizer, weight: M) -> Scales<M>
         return Scales { scales, zero_points: Some(points) };
     }
     let magnitude = weight.abs();
+    let (low, high) = scheme.code_range();
     let scales = match quantizer.method {
         Method::Absmean | Method::Learned | Method::Elastic => magnitude.row_mean(),
         Method::Twn => {
@@ -165,8 +174,8 @@ pub fn start_scales<M: RowMatrix>(quantizer: &Quantizer, weight: M) -> Scales<M>
             let share = kept.clone().row_mean().one_where_zero();
             kept.mul(magnitude).row_mean().div_rows(share)
         }
-        Method::Minmax => magnitude.row_max().divide(steps / 2.0 * scheme.code_step() as f32),
-        Method::Lsq => magnitude.row_mean().scale(2.0 / (scheme.code_range().1 as f32).sqrt()),
+        Method::Lsq if scheme.table().is_none() => magnitude.row_mean().scale(2.0 / high.sqrt()),
+        Method::Minmax | Method::Lsq => magnitude.row_max().divide((high - low) / 2.0),
         Method::Seq => magnitude.row_max(),
     };
     Scales { scales: scales.one_where_zero(), zero_points: None }
@@ -249,6 +258,10 @@ impl RowMatrix for DenseMatrix {
     fn round(self) -> Self {
         self.map(f32::round_ties_even)
     }
+    fn put_where_above(mut self, x: Self, bound: f32, value: f32) -> Self {
+        self.data.iter_mut().zip(x.data).for_each(|(element, x)| *element = if x > bound { value } else { *element });
+        self
+    }
     fn clamp(self, low: f32, high: f32) -> Self {
         self.map(|x| x.clamp(low, high))
     }
@@ -311,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn nf4_takes_the_nearest_level_and_survives_zeros() {
+        let q = plain(Scheme::Nf4, &[-2.0, 1.0, 0.079_580_3, 0.08, 0.0, 0.0, 0.0, 0.0], 4);
+        assert_eq!(q.scales.data, [2.0, 1.0]);
+        assert_eq!(q.codes.data, [-1.0, 0.440_709_83, 0.0, 0.079_580_3, 0.0, 0.0, 0.0, 0.0]);
+        let data: Vec<f32> = (-2000..2000).map(|i| i as f32 / 1900.0).collect();
+        let q = by(Scheme::Nf4, Method::Minmax, &data, data.len());
+        let scale = q.scales.data[0];
+        assert!(data.iter().zip(q.codes.data).all(|(w, code)| nf4::nearest(w / scale) == code));
+    }
+
+    #[test]
     fn zero_points_move_the_range() {
         let asymmetric = Quantizer::from(Scheme::Int2).with_zero_point();
         let q = quantize(&asymmetric, dense(&[-1.0, 0.0, 0.9, 2.0, 1.0, 2.0, 3.0, 3.0], 4), None);
@@ -321,21 +345,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn codes_are_whole_and_in_range_and_the_error_is_bounded(
+        fn codes_are_those_of_the_scheme_and_the_error_is_bounded(
             data in prop::collection::vec(-10f32..10.0, 1..200), which in 0usize..1000
         ) {
             let all = crate::quantizer::tests::all();
             let quantizer = all[which % all.len()];
             let scheme = quantizer.scheme;
             let q = quantize(&quantizer, dense(&data, data.len()), None);
-            let (low, high) = if quantizer.zero_point { (0, scheme.levels() as i32 - 1) } else { scheme.code_range() };
             let scale = q.scales.data[0];
             prop_assert!(scale > 0.0);
             let rounded = q.clone().dequantize().data;
             for ((code, w), rounded) in q.codes.data.iter().zip(&data).zip(rounded) {
-                prop_assert!(code.fract() == 0.0 && *code >= low as f32 && *code <= high as f32);
+                let field = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
+                prop_assert!(field.is_some(), "{} {}", quantizer, code);
                 if quantizer.method == Method::Minmax {
-                    let half = 0.5001 * scale * scheme.code_step() as f32;
+                    // The two levels of nf4 that are furthest apart are -1 and -0.696.
+                    let step = if scheme == Scheme::Nf4 { 0.304 } else { scheme.line().1 as f32 };
+                    let half = 0.5001 * scale * step;
                     prop_assert!((rounded - w).abs() <= half, "{} {} {} {}", quantizer, code, scale, w);
                 }
             }

@@ -1,11 +1,14 @@
 //! The low-bit number formats. A weight is `code * scale` with the codes of its scheme, or `(field - zero_point) * scale`.
+//!
+//! A **field** is what stands in packed bytes, `0 ..` the number of levels; a **code** is the number that a field stands
+//! for, in units of the scale: a whole number, or of `nf4` a level of its table.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, nf4};
 
 /// A low-bit number format: which codes there are. Where scales come from is the matter of a
 /// [`Quantizer`](crate::Quantizer).
@@ -24,14 +27,24 @@ pub enum Scheme {
     Int3,
     /// Codes -8 ..= 7.
     Int4,
+    /// The sixteen [levels](nf4::LEVELS) of QLoRA's 4-bit NormalFloat, from -1 to 1 (<https://arxiv.org/abs/2305.14314>).
+    Nf4,
     /// Codes -128 ..= 127.
     Int8,
 }
 
 impl Scheme {
     /// Every scheme, from the fewest bits up.
-    pub const ALL: [Scheme; 7] =
-        [Scheme::Binary, Scheme::Ternary, Scheme::Seq2, Scheme::Int2, Scheme::Int3, Scheme::Int4, Scheme::Int8];
+    pub const ALL: [Scheme; 8] = [
+        Scheme::Binary,
+        Scheme::Ternary,
+        Scheme::Seq2,
+        Scheme::Int2,
+        Scheme::Int3,
+        Scheme::Int4,
+        Scheme::Nf4,
+        Scheme::Int8,
+    ];
 
     /// The name that recipes, manifests and `--scheme` use.
     pub const fn name(self) -> &'static str {
@@ -42,6 +55,7 @@ impl Scheme {
             Scheme::Int2 => "int2",
             Scheme::Int3 => "int3",
             Scheme::Int4 => "int4",
+            Scheme::Nf4 => "nf4",
             Scheme::Int8 => "int8",
         }
     }
@@ -52,21 +66,15 @@ impl Scheme {
             Scheme::Binary => 1,
             Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => 2,
             Scheme::Int3 => 3,
-            Scheme::Int4 => 4,
+            Scheme::Int4 | Scheme::Nf4 => 4,
             Scheme::Int8 => 8,
         }
     }
 
     /// Smallest and largest code.
-    pub const fn code_range(self) -> (i32, i32) {
-        match self {
-            Scheme::Binary | Scheme::Ternary => (-1, 1),
-            Scheme::Seq2 => (-3, 3),
-            Scheme::Int2 => (-2, 1),
-            Scheme::Int3 => (-4, 3),
-            Scheme::Int4 => (-8, 7),
-            Scheme::Int8 => (-128, 127),
-        }
+    pub const fn code_range(self) -> (f32, f32) {
+        let last = (self.levels() - 1) as u8;
+        (self.code_of(0), self.code_of(last))
     }
 
     /// Number of distinct codes: `log2` of it is the information in one weight, in bits.
@@ -78,12 +86,32 @@ impl Scheme {
         }
     }
 
-    /// Distance between neighbouring codes.
-    pub const fn code_step(self) -> i32 {
+    /// The codes by field where they are no evenly spaced whole numbers.
+    pub const fn table(self) -> Option<&'static [f32; 16]> {
         match self {
-            Scheme::Binary | Scheme::Seq2 => 2,
-            _ => 1,
+            Scheme::Nf4 => Some(&nf4::LEVELS),
+            _ => None,
         }
+    }
+
+    /// Smallest code and distance between neighbouring ones: `code = low + step * field`. With a [table](Self::table)
+    /// these are the fields themselves, `(0, 1)`.
+    pub const fn line(self) -> (i32, i32) {
+        match self {
+            Scheme::Binary => (-1, 2),
+            Scheme::Ternary => (-1, 1),
+            Scheme::Seq2 => (-3, 2),
+            Scheme::Int2 => (-2, 1),
+            Scheme::Int3 => (-4, 1),
+            Scheme::Int4 => (-8, 1),
+            Scheme::Nf4 => (0, 1),
+            Scheme::Int8 => (-128, 1),
+        }
+    }
+
+    /// Whether each code has its negative.
+    pub const fn is_symmetric(self) -> bool {
+        matches!(self, Scheme::Binary | Scheme::Ternary | Scheme::Seq2)
     }
 
     /// Whether the codes are whole numbers around zero that a zero point can move.
@@ -91,14 +119,29 @@ impl Scheme {
         matches!(self, Scheme::Int2 | Scheme::Int3 | Scheme::Int4 | Scheme::Int8)
     }
 
-    /// The unsigned field that stands for `code` in packed bytes, counted from the smallest code.
-    pub const fn field_of(self, code: i32) -> u8 {
-        ((code - self.code_range().0) / self.code_step()) as u8
+    /// The field that stands for `code` in packed bytes; `None` if the scheme has no such code.
+    pub fn field_of(self, code: f32) -> Option<u8> {
+        if let Some(table) = self.table() {
+            return (0..).zip(table).find(|(_, level)| **level == code).map(|(field, _)| field);
+        }
+        let (low, step) = self.line();
+        self.whole_field((code - low as f32) / step as f32)
     }
 
-    /// The code that the packed field `field` stands for.
-    pub const fn code_of(self, field: u8) -> i32 {
-        field as i32 * self.code_step() + self.code_range().0
+    /// `number` as a field; `None` if it is none.
+    pub fn whole_field(self, number: f32) -> Option<u8> {
+        (number.fract() == 0.0 && number >= 0.0 && number < self.levels() as f32).then_some(number as u8)
+    }
+
+    /// The code that the field `field` stands for.
+    pub const fn code_of(self, field: u8) -> f32 {
+        match self.table() {
+            Some(table) => table[field as usize],
+            None => {
+                let (low, step) = self.line();
+                (field as i32 * step + low) as f32
+            }
+        }
     }
 }
 
@@ -142,12 +185,16 @@ mod tests {
         for scheme in Scheme::ALL {
             for field in 0..scheme.levels() {
                 let code = scheme.code_of(field as u8);
-                assert_eq!(scheme.field_of(code) as u32, field);
+                assert_eq!(scheme.field_of(code), Some(field as u8));
+                assert_eq!(scheme.field_of(code + 0.01), None);
                 assert!(field < 1 << scheme.code_bits());
             }
             let (low, high) = scheme.code_range();
-            assert_eq!(scheme.code_of(0), low);
-            assert_eq!(scheme.code_of((scheme.levels() - 1) as u8), high);
+            assert!((scheme.field_of(low - 1.0), scheme.field_of(high + 1.0)) == (None, None));
+            assert_eq!(scheme.field_of(f32::NAN), None);
+            let codes = (0..scheme.levels()).map(|field| scheme.code_of(field as u8));
+            assert_eq!(scheme.is_symmetric(), codes.clone().all(|code| scheme.field_of(-code).is_some()), "{scheme}");
+            assert!(codes.is_sorted());
         }
     }
 }

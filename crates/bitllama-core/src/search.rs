@@ -3,7 +3,7 @@
 //! The error has a minimum wherever some code flips, so a coarse search over the range comes first; then codes and scale
 //! are made the best for each other in turn, which never makes the error larger.
 
-use crate::{Quantizer, Scheme};
+use crate::{Quantizer, Scheme, nf4};
 
 /// A scale, and the zero point that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,7 +15,7 @@ pub struct Found {
     pub zero_point: Option<f32>,
 }
 
-/// The codes that weights are rounded to, evenly spaced: `low`, `low + step`, ... , `low + top * step`.
+/// The codes that weights are rounded to where they are evenly spaced: `low`, `low + step`, ... , `low + top * step`.
 #[derive(Debug, Clone, Copy)]
 struct Grid {
     low: f32,
@@ -61,11 +61,13 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         let grid = |scale, share| Grid { low: -zero_point(scale, share), step: 1.0, top };
         shares.map(|share| ((largest - smallest) * share / top, share)).map(|(s, share)| (grid(s, share), s)).collect()
     } else {
-        let grid = Grid { low: scheme.code_of(0) as f32, step: scheme.code_step() as f32, top };
-        let widest = magnitude / (top / 2.0 * grid.step);
-        // Where the codes are not the same on both sides, which side is the longer one matters.
-        let even = scheme.code_range().0 == -scheme.code_range().1;
-        let signs: &[f32] = if even || quantizer.method.trains_scales() { &[1.0] } else { &[1.0, -1.0] };
+        let (low, step) = scheme.line();
+        let grid = Grid { low: low as f32, step: step as f32, top };
+        let (lowest, highest) = scheme.code_range();
+        let widest = magnitude / ((highest - lowest) / 2.0);
+        // Where the codes are not the same on both sides, it matters which side is which.
+        let one_sign = scheme.is_symmetric() || quantizer.method.trains_scales();
+        let signs: &[f32] = if one_sign { &[1.0] } else { &[1.0, -1.0] };
         shares.flat_map(|share| signs.iter().map(move |sign| (grid, sign * widest * share))).collect()
     };
     let mut best: Option<(Fit, Grid, f32)> = None;
@@ -90,19 +92,32 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
     Found { scale, zero_point: quantizer.zero_point.then_some(-grid.low) }
 }
 
-/// Rounds with `scale` and sums up. In lanes, so that it can run in vector registers.
+/// Rounds with `scale` and sums up.
 fn fit(scheme: Scheme, grid: Grid, scale: f32, weights: &[f32], importance: &[f32]) -> Fit {
-    const LANES: usize = 8;
     /// Adding and taking away this leaves the nearest whole number, ties to even, for fields that are not huge.
     const MAGIC: f32 = 12_582_912.0;
     let (inverse, offset) = (1.0 / (scale * grid.step), -grid.low / grid.step);
-    let binary = scheme == Scheme::Binary;
+    match scheme {
+        Scheme::Nf4 => sum_up(|w| nf4::nearest(w / scale), scale, weights, importance),
+        // Half way between the two codes counts as the upper one.
+        Scheme::Binary => sum_up(|w| if w * inverse >= 0.0 { 1.0 } else { -1.0 }, scale, weights, importance),
+        _ => {
+            let code = |w: f32| {
+                let field = (w * inverse + offset).clamp(0.0, grid.top);
+                ((field + MAGIC) - MAGIC) * grid.step + grid.low
+            };
+            sum_up(code, scale, weights, importance)
+        }
+    }
+}
+
+/// The sums over weights that `code` rounds. In lanes, so that it can run in vector registers.
+#[inline(always)]
+fn sum_up(code: impl Fn(f32) -> f32, scale: f32, weights: &[f32], importance: &[f32]) -> Fit {
+    const LANES: usize = 8;
     let mut sums = [[0.0f32; LANES]; 3];
     let mut add = |lane: usize, w: f32, h: f32| {
-        let field = (w * inverse + offset).clamp(0.0, grid.top);
-        // Half way between the two codes of binary counts as the upper one.
-        let field = if binary && w * inverse >= 0.0 { 1.0 } else { (field + MAGIC) - MAGIC };
-        let code = field * grid.step + grid.low;
+        let code = code(w);
         let error = w - code * scale;
         sums[0][lane] += h * error * error;
         sums[1][lane] += h * w * code;
@@ -137,8 +152,10 @@ impl Quantizer {
                     -1.0
                 }
             }
+            None if scheme == Scheme::Nf4 => nf4::nearest(weight / found.scale),
             None => {
-                let (low, step) = (scheme.code_of(0) as f32, scheme.code_step() as f32);
+                let (low, step) = scheme.line();
+                let (low, step) = (low as f32, step as f32);
                 ((weight / found.scale - low) / step).round_ties_even().clamp(0.0, top) * step + low
             }
         }
@@ -187,8 +204,7 @@ mod tests {
     fn a_grid_is_found_again() {
         for scheme in Scheme::ALL {
             let quantizer = Quantizer::from(scheme);
-            let weights: Vec<f32> =
-                (0..200).map(|i| scheme.code_of((i * 7 % scheme.levels()) as u8) as f32 * 0.37).collect();
+            let weights: Vec<f32> = (0..200).map(|i| scheme.code_of((i * 7 % scheme.levels()) as u8) * 0.37).collect();
             let found = search(&quantizer, &weights, None);
             let ones = vec![1.0; 200];
             assert!(error(&quantizer, &weights, &ones, found) < 1e-3, "{scheme}: {found:?}");

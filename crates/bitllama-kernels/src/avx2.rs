@@ -47,6 +47,14 @@ impl Simd for Avx2 {
         unsafe { _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(BITS as i32)) }
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> __m256i {
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: __m256i, fields: __m256i) -> __m256i {
+        unsafe { _mm256_shuffle_epi8(table, fields) }
+    }
+    #[inline(always)]
     unsafe fn partial_zero() -> __m256i {
         unsafe { _mm256_setzero_si256() }
     }
@@ -101,6 +109,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn to_floats(a: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn lookup_floats(table: &[f32; 16], indices: __m256i) -> __m256 {
+        unsafe {
+            // Three bits of the index choose in each half, and the fourth, moved to the sign, between the halves.
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), indices);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), indices);
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices)))
+        }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m256 {

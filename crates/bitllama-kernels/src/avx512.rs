@@ -46,6 +46,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_slli_epi16::<BITS>(bytes) }
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> __m512i {
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: __m512i, fields: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(table, fields) }
+    }
+    #[inline(always)]
     unsafe fn partial_zero() -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }
@@ -94,6 +102,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn to_floats(a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn lookup_floats(table: &[f32; 16], indices: __m512i) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(indices, _mm512_loadu_ps(table.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {

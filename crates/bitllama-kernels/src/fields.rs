@@ -1,5 +1,6 @@
 //! How the fields of each scheme come out of a block of a panel.
 
+use bitllama_core::nf4;
 use bitllama_core::panel::VECTOR_BYTES;
 
 use crate::simd::Simd;
@@ -14,6 +15,8 @@ pub(crate) trait Fields {
     const LARGEST: u32;
     /// Shift of a row's lane that brings the lowest bit of byte 0 of each quad down, and its vector: see `panel`.
     const BITS: u32;
+    /// Whether codes come out of a table, see [`crate::levels`].
+    const TABLE: bool = false;
     /// The fields of each quad, each in its byte. `block` points to the rows of the register in vector 0.
     unsafe fn unpack<S: Simd>(block: *const u8) -> [S::Bytes; 8];
     /// The field of one column of a block.
@@ -22,6 +25,11 @@ pub(crate) trait Fields {
         let shift = 8 * (column % 4) as u32 + Self::BITS * (column / 4) as u32;
         unsafe { S::lane_field(S::load(block), shift, Self::LARGEST as i32) }
     }
+    /// What a field is worth before [`Scheme::line`](bitllama_core::Scheme::line) makes it a code; with a table, the code.
+    #[inline(always)]
+    unsafe fn to_floats<S: Simd>(field: S::Ints) -> S::Floats {
+        unsafe { S::to_floats(field) }
+    }
 }
 
 pub(crate) struct Bits1;
@@ -29,6 +37,7 @@ pub(crate) struct Bits2;
 pub(crate) struct Bits3;
 pub(crate) struct Bits4;
 pub(crate) struct Bits8;
+pub(crate) struct Nf4;
 
 /// Calls a kernel `$kernel::<$simd, F>` with the [`Fields`] of a scheme.
 macro_rules! by_scheme {
@@ -38,6 +47,7 @@ macro_rules! by_scheme {
             Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => $kernel::<$simd, Bits2>($($argument),*),
             Scheme::Int3 => $kernel::<$simd, Bits3>($($argument),*),
             Scheme::Int4 => $kernel::<$simd, Bits4>($($argument),*),
+            Scheme::Nf4 => $kernel::<$simd, Nf4>($($argument),*),
             Scheme::Int8 => $kernel::<$simd, Bits8>($($argument),*),
         }
     };
@@ -144,5 +154,21 @@ impl Fields for Bits8 {
     #[inline(always)]
     unsafe fn unpack<S: Simd>(block: *const u8) -> [S::Bytes; 8] {
         unsafe { [S::load(block); 8] }
+    }
+}
+
+impl Fields for Nf4 {
+    const QUADS: usize = Bits4::QUADS;
+    const BYTES: usize = Bits4::BYTES;
+    const LARGEST: u32 = Bits4::LARGEST;
+    const BITS: u32 = Bits4::BITS;
+    const TABLE: bool = true;
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(block: *const u8) -> [S::Bytes; 8] {
+        unsafe { Bits4::unpack::<S>(block) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats<S: Simd>(field: S::Ints) -> S::Floats {
+        unsafe { S::lookup_floats(&nf4::LEVELS, field) }
     }
 }

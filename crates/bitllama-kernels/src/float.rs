@@ -5,7 +5,7 @@ use std::ops::Range;
 use bitllama_core::Scheme;
 use bitllama_core::panel::PANEL_ROWS;
 
-use crate::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, by_scheme};
+use crate::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, Nf4, by_scheme};
 use crate::out::Out;
 use crate::simd::Simd;
 use crate::weight::Weight;
@@ -28,8 +28,7 @@ unsafe fn float_panels_of<S: Simd, F: Fields>(
     x_sums: &[f32],
     out: Out,
 ) {
-    let scheme = weight.scheme();
-    let (step, low) = (scheme.code_of(1) - scheme.code_of(0), scheme.code_of(0));
+    let (low, step) = weight.scheme().line();
     let columns = 4 * F::QUADS;
     for index in panels {
         let panel = weight.panel(index);
@@ -54,14 +53,14 @@ unsafe fn float_panels_of<S: Simd, F: Fields>(
                                     3 => S::lane_field(fields, 8 * byte as u32, 7),
                                     _ => F::column::<S>(start, column),
                                 };
-                                *sum = S::mul_add(S::to_floats(field), S::splat(*x.add(column)), *sum);
+                                *sum = S::mul_add(F::to_floats::<S>(field), S::splat(*x.add(column)), *sum);
                             }
                         }
                     }
                     if whole < end {
                         let start = bytes.add(whole * F::BYTES);
                         for (column, x) in x[whole * columns..].iter().enumerate() {
-                            let field = S::to_floats(F::column::<S>(start, column));
+                            let field = F::to_floats::<S>(F::column::<S>(start, column));
                             sums[column % 4] = S::mul_add(field, S::splat(*x), sums[column % 4]);
                         }
                     }
@@ -95,7 +94,7 @@ pub(crate) unsafe fn unpack_panel<S: Simd>(weight: &Weight, index: usize, out: *
 #[inline(always)]
 unsafe fn unpack_panel_of<S: Simd, F: Fields>(weight: &Weight, index: usize, out: *mut f32, stride: usize) {
     let panel = weight.panel(index);
-    let (step, low) = (panel.scheme.code_of(1) - panel.scheme.code_of(0), panel.scheme.code_of(0));
+    let (low, step) = panel.scheme.line();
     let columns = panel.scheme.block_columns();
     for part in 0..PANEL_ROWS / S::ROWS {
         for group in 0..panel.groups {
@@ -110,8 +109,11 @@ unsafe fn unpack_panel_of<S: Simd, F: Fields>(weight: &Weight, index: usize, out
                 };
                 for column in first..first + panel.group_size {
                     let field = F::column::<S>(bytes.add(column / columns * F::BYTES), column % columns);
-                    let code = S::int_add(S::int_mul(field, S::int_splat(step)), low);
-                    S::store(out.add(column * stride + part * S::ROWS), S::mul(S::to_floats(code), scale));
+                    let code = match F::TABLE {
+                        true => F::to_floats::<S>(field),
+                        false => S::to_floats(S::int_add(S::int_mul(field, S::int_splat(step)), low)),
+                    };
+                    S::store(out.add(column * stride + part * S::ROWS), S::mul(code, scale));
                 }
             }
         }

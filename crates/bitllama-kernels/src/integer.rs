@@ -6,7 +6,8 @@ use bitllama_core::Scheme;
 use bitllama_core::panel::PANEL_ROWS;
 
 use crate::activations::{Activations, Tile};
-use crate::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, by_scheme};
+use crate::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, Nf4, by_scheme};
+use crate::levels;
 use crate::out::Out;
 use crate::simd::Simd;
 use crate::weight::{Panel, Weight};
@@ -45,31 +46,15 @@ unsafe fn panels_of<S: Simd, F: Fields>(weight: &Weight, panels: Range<usize>, x
 /// One panel with one tile of `N` tokens. `out` is where the first token's first row goes.
 #[inline(always)]
 unsafe fn tile_of<S: Simd, F: Fields, const N: usize>(panel: &Panel, tile: &Tile, out: Out) {
-    let (step, low) = (panel.scheme.code_of(1) - panel.scheme.code_of(0), panel.scheme.code_of(0));
-    // A field of which `bias` was taken is the code of `field + bias`.
-    let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
     for part in 0..PANEL_ROWS / S::ROWS {
-        let bytes = unsafe { panel.bytes.as_ptr().add(part * 4 * S::ROWS) };
         let mut result = [unsafe { S::splat(0.0) }; N];
         for group in 0..panel.groups {
-            let blocks = panel.group_blocks(group);
             let constants = group * PANEL_ROWS + part * S::ROWS;
             unsafe {
-                let sums = fields_sum::<S, F, N>(bytes, tile.values.as_ptr(), blocks);
+                let codes = code_sums::<S, F, N>(panel, part, group, tile);
                 let scale = S::load_floats(panel.scales.as_ptr().add(constants));
-                for (token, sum) in sums.into_iter().enumerate().take(tile.tokens) {
-                    let x_sum = tile.sum(token, panel.group_units(group));
-                    let codes = match panel.lows {
-                        None => {
-                            let low = S::int_splat((low + step * bias).wrapping_mul(x_sum));
-                            S::int_add(S::int_mul(sum, S::int_splat(step)), low)
-                        }
-                        Some(lows) => {
-                            let low = S::int_add(S::int_load(lows.as_ptr().add(constants)), S::int_splat(bias));
-                            S::int_add(sum, S::int_mul(low, S::int_splat(x_sum)))
-                        }
-                    };
-                    result[token] = S::add(result[token], S::mul(S::to_floats(codes), scale));
+                for (result, codes) in result.iter_mut().zip(codes).take(tile.tokens) {
+                    *result = S::add(*result, S::mul(codes, scale));
                 }
             }
         }
@@ -83,6 +68,47 @@ unsafe fn tile_of<S: Simd, F: Fields, const N: usize>(panel: &Panel, tile: &Tile
                 out.store::<S>(token, part * S::ROWS, result);
             }
         }
+    }
+}
+
+/// The sums of codes times activations of a group, for the tokens that the tile has.
+#[inline(always)]
+unsafe fn code_sums<S: Simd, F: Fields, const N: usize>(
+    panel: &Panel,
+    part: usize,
+    group: usize,
+    tile: &Tile,
+) -> [S::Floats; N] {
+    let bytes = unsafe { panel.bytes.as_ptr().add(part * 4 * S::ROWS) };
+    let (values, blocks, units) = (tile.values.as_ptr(), panel.group_blocks(group), panel.group_units(group));
+    let (low, step) = panel.scheme.line();
+    // A field of which `bias` was taken is the code of `field + bias`.
+    let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
+    let constants = group * PANEL_ROWS + part * S::ROWS;
+    unsafe {
+        if F::TABLE {
+            return levels::code_sums::<S, N>(bytes, values, blocks, |token| match token < tile.tokens {
+                true => tile.sum(token, units),
+                false => 0,
+            });
+        }
+        let sums = fields_sum::<S, F, N>(bytes, values, blocks);
+        let mut codes = [S::splat(0.0); N];
+        for (token, sum) in sums.into_iter().enumerate().take(tile.tokens) {
+            let x_sum = tile.sum(token, units);
+            let sum = match panel.lows {
+                None => {
+                    let low = S::int_splat((low + step * bias).wrapping_mul(x_sum));
+                    S::int_add(S::int_mul(sum, S::int_splat(step)), low)
+                }
+                Some(lows) => {
+                    let low = S::int_add(S::int_load(lows.as_ptr().add(constants)), S::int_splat(bias));
+                    S::int_add(sum, S::int_mul(low, S::int_splat(x_sum)))
+                }
+            };
+            codes[token] = S::to_floats(sum);
+        }
+        codes
     }
 }
 
@@ -261,7 +287,7 @@ unsafe fn half_stacked<S: Simd, F: Fields, const N: usize, const HEIGHTS: usize>
 #[inline(always)]
 unsafe fn outlier_sum<S: Simd, F: Fields>(panel: &Panel, part: usize, outliers: &[(u32, f32)]) -> S::Floats {
     let bytes = unsafe { panel.bytes.as_ptr().add(part * 4 * S::ROWS) };
-    let (step, low) = (panel.scheme.code_of(1) - panel.scheme.code_of(0), panel.scheme.code_of(0));
+    let (low, step) = panel.scheme.line();
     let columns = 4 * F::QUADS;
     unsafe {
         let mut total = S::splat(0.0);
@@ -278,7 +304,7 @@ unsafe fn outlier_sum<S: Simd, F: Fields>(panel: &Panel, part: usize, outliers: 
             for (column, x) in &rest[..here] {
                 let column = *column as usize;
                 let field = F::column::<S>(bytes.add(column / columns * F::BYTES), column % columns);
-                fields = S::add(fields, S::mul(S::to_floats(field), S::splat(*x)));
+                fields = S::add(fields, S::mul(F::to_floats::<S>(field), S::splat(*x)));
                 x_sum += x;
             }
             rest = &rest[here..];

@@ -16,6 +16,7 @@
 //! | [`isa`] | which instruction set is used |
 //! | `integer`, `float`, `xnor` | the kernels, written once for all instruction sets and schemes |
 //! | `fields` | how the fields of a scheme come out of a block |
+//! | [`levels`] | codes out of a table, in fixed point |
 //! | `simd` | what a kernel needs of an instruction set |
 //! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
@@ -37,6 +38,7 @@ mod full;
 mod integer;
 pub mod isa;
 pub mod kv;
+pub mod levels;
 pub mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -61,6 +61,14 @@ impl Simd for Neon {
         unsafe { vshlq_u8(bytes, vdupq_n_s8(BITS as i8)) }
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> uint8x16_t {
+        unsafe { vld1q_u8(bytes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: uint8x16_t, fields: uint8x16_t) -> uint8x16_t {
+        unsafe { vqtbl1q_u8(table, fields) }
+    }
+    #[inline(always)]
     unsafe fn partial_zero() -> int32x4_t {
         unsafe { vdupq_n_s32(0) }
     }
@@ -109,6 +117,15 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn to_floats(a: int32x4_t) -> float32x4_t {
         unsafe { vcvtq_f32_s32(a) }
+    }
+    #[inline(always)]
+    unsafe fn lookup_floats(table: &[f32; 16], indices: int32x4_t) -> float32x4_t {
+        unsafe {
+            // The four bytes of a number lie at four times its index.
+            let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), vreinterpretq_u32_s32(indices), vdupq_n_u32(0x0404_0404));
+            let table = vld1q_u8_x4(table.as_ptr().cast());
+            vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
+        }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> float32x4_t {

@@ -52,6 +52,14 @@ impl Simd for Scalar {
         bytes.map(|row| row.map(|byte| byte << BITS))
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Bytes {
+        unsafe { Self::load(bytes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Bytes, fields: Self::Bytes) -> Self::Bytes {
+        fields.map(|row| row.map(|field| table.as_flattened()[field as usize]))
+    }
+    #[inline(always)]
     unsafe fn partial_zero() -> Self::Partial {
         [0; ROWS]
     }
@@ -97,6 +105,10 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn to_floats(a: Self::Ints) -> Self::Floats {
         a.map(|a| a as f32)
+    }
+    #[inline(always)]
+    unsafe fn lookup_floats(table: &[f32; 16], indices: Self::Ints) -> Self::Floats {
+        indices.map(|index| table[index as usize])
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::Floats {

@@ -39,6 +39,11 @@ pub(crate) trait Simd {
     /// Each byte shifted left; bits of the byte before may come in from below.
     unsafe fn shift_left<const BITS: u32>(bytes: Self::Bytes) -> Self::Bytes;
 
+    /// A table of bytes for [`Simd::lookup`].
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Bytes;
+    /// The byte of a table at each field, below 16.
+    unsafe fn lookup(table: Self::Bytes, fields: Self::Bytes) -> Self::Bytes;
+
     unsafe fn partial_zero() -> Self::Partial;
     /// Adds the products of four unsigned fields with four activations of each row.
     unsafe fn dot(sum: Self::Partial, fields: Self::Bytes, x: Self::Bytes) -> Self::Partial;
@@ -57,6 +62,8 @@ pub(crate) trait Simd {
     /// `(lane >> shift) & mask` of each row's four bytes as one number.
     unsafe fn lane_field(bytes: Self::Bytes, shift: u32, mask: i32) -> Self::Ints;
     unsafe fn to_floats(a: Self::Ints) -> Self::Floats;
+    /// The number of `table` at each index, below 16.
+    unsafe fn lookup_floats(table: &[f32; 16], indices: Self::Ints) -> Self::Floats;
 
     unsafe fn splat(value: f32) -> Self::Floats;
     unsafe fn load_floats(values: *const f32) -> Self::Floats;

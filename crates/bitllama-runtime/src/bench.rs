@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use bitllama_core::weights::Kind;
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_formats::StoredWeight;
 use bitllama_kernels::bandwidth;
 use rand::{RngCore, SeedableRng};
@@ -192,7 +192,9 @@ pub fn random_weight(scheme: Option<Scheme>, [rows, columns]: [usize; 2], seed: 
         bytes.iter_mut().for_each(|byte| *byte ^= *byte & (*byte >> 1) & 0x55);
     }
     let scale = 1.0 / (scheme.levels() as f32 * (columns as f32).sqrt());
-    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, [rows, columns], bytes.into(), vec![scale; rows], None)?))
+    let quantizer = Quantizer::from(scheme).fitting([rows, columns]);
+    let scales = vec![scale; rows * quantizer.scales_a_row(columns)];
+    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, [rows, columns], bytes.into(), scales, None)?))
 }
 
 #[cfg(test)]

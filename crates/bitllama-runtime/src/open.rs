@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bitllama_core::weights::WeightSpec;
-use bitllama_core::{PackedMatrix, Scheme};
+use bitllama_core::{PackedMatrix, Quantizer, Scheme};
 use bitllama_formats::{Artifact, StoredWeight, model};
 use tokenizers::Tokenizer;
 
@@ -33,7 +33,7 @@ pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
 }
 
 /// Opens a Hugging Face directory or GGUF file, and rounds each weight to the scheme that `scheme` names for it, to
-/// nearest with a scale a row; `None` leaves it in f32.
+/// nearest by the plainest [`Quantizer`] of the scheme that fits its shape; `None` leaves it in f32.
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, it cannot be read, or it is an artifact, which has its schemes already.
@@ -46,9 +46,11 @@ pub fn open_quantized(path: &Path, scheme: impl Fn(&WeightSpec) -> Option<Scheme
     let decoder = Decoder::new(model.config.clone(), |spec| {
         let data = model.weights.read(spec)?;
         Ok(match (scheme(spec), &spec.shape[..]) {
-            (Some(scheme), &[rows, columns]) => {
-                StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [rows, columns], data)?)
-            }
+            (Some(scheme), &[rows, columns]) => StoredWeight::Packed(PackedMatrix::quantize(
+                &Quantizer::from(scheme).fitting([rows, columns]),
+                [rows, columns],
+                data,
+            )?),
             _ => StoredWeight::Full(data),
         })
     })?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_formats::StoredWeight;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -65,7 +65,10 @@ pub fn random_weight(spec: &WeightSpec, scheme: Option<Scheme>, seed: u64) -> St
     let data: Vec<f32> = (0..spec.len()).map(|_| center + rng.random_range(-0.5f32..0.5)).collect();
     match (scheme, spec.shape.as_slice()) {
         (Some(scheme), [rows, columns]) => {
-            StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [*rows, *columns], data).unwrap())
+            let plain = Quantizer::from(scheme);
+            StoredWeight::Packed(
+                PackedMatrix::quantize(&plain.fitting([*rows, *columns]), [*rows, *columns], data).unwrap(),
+            )
         }
         _ => StoredWeight::Full(data),
     }

@@ -16,7 +16,8 @@ const FORMAT_VERSION: u32 = 2;
 /// The entry of a low-bit matrix that stands under `name`.
 ///
 /// `npz_key`, `packed_format`, `code_min` and `code_step` say everything about the codes:
-/// `weight = (code_min + code_step * field) * scale`, or `(field - zero_point) * scale` where there are zero points.
+/// `weight = (code_min + code_step * field) * scale`, or `(field - zero_point) * scale` where there are zero points, or
+/// `code_table[field] * scale`.
 /// With `group_size`, scales and zero points are `[out, groups]`, one for so many columns; without, `[out]`.
 pub(super) fn packed_entry(
     name: &str,
@@ -35,10 +36,15 @@ pub(super) fn packed_entry(
         "npz_scales_key": format!("{name}{}", form.scales),
         "scale_axis": { "index": 0, "name": "out_features" },
         "scale_dtype": "float32",
-        "code_min": scheme.code_of(0),
-        "code_step": scheme.code_of(1) - scheme.code_of(0),
     });
     let mut set = |key: &str, value: Value| entry[key] = value;
+    match (scheme.table(), scheme.line()) {
+        (Some(table), _) => set("code_table", json!(table)),
+        (None, (low, step)) => {
+            set("code_min", json!(low));
+            set("code_step", json!(step));
+        }
+    }
     if matrix.groups() > 1 {
         set("group_size", json!(matrix.group_size()));
     }
@@ -47,7 +53,8 @@ pub(super) fn packed_entry(
         set("npz_zero_point_key", json!(format!("{name}{suffix}")));
     }
     if !matches!(scheme, Scheme::Binary | Scheme::Ternary) {
-        let kind = if matrix.groups() > 1 { "pergroup_int" } else { "perrow_int" };
+        let sharing = if matrix.groups() > 1 { "pergroup" } else { "perrow" };
+        let kind = format!("{sharing}_{}", if scheme.table().is_some() { scheme.name() } else { "int" });
         set(
             "quantization",
             json!({ "type": kind, "bits": form.bit_width(), "symmetric": matrix.zero_points().is_none() }),

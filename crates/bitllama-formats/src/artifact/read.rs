@@ -311,7 +311,7 @@ impl Files {
         if points.iter().any(|point| point.unsigned_abs() >= 1 << 24) {
             return Err(self.damaged(&part, "a zero point is too large"));
         }
-        let symmetric = form.scheme != Scheme::Binary && points.iter().all(|p| *p == -form.scheme.code_of(0));
+        let symmetric = form.scheme != Scheme::Binary && points.iter().all(|p| *p == -form.scheme.line().0);
         Ok((!symmetric).then_some(points))
     }
 

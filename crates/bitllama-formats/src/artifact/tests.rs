@@ -58,11 +58,16 @@ fn values(spec: &WeightSpec) -> Vec<f32> {
         .collect()
 }
 
+/// Sizes here are odd, so `nf4` has a scale a row as well.
+fn plain(scheme: Scheme, shape: [usize; 2]) -> Quantizer {
+    Quantizer::from(scheme).fitting(shape)
+}
+
 fn stored(spec: &WeightSpec, scheme: Option<Scheme>) -> StoredWeight {
     match (scheme, &spec.shape[..]) {
-        (Some(scheme), &[rows, columns]) => {
-            StoredWeight::Packed(PackedMatrix::quantize(&scheme.into(), [rows, columns], values(spec)).unwrap())
-        }
+        (Some(scheme), &[rows, columns]) => StoredWeight::Packed(
+            PackedMatrix::quantize(&plain(scheme, [rows, columns]), [rows, columns], values(spec)).unwrap(),
+        ),
         _ => StoredWeight::Full(values(spec)),
     }
 }
@@ -85,7 +90,8 @@ fn model(config: &ModelConfig, schemes: &[Option<Scheme>]) -> Vec<(WeightSpec, S
         .collect()
 }
 
-/// The codes of `weights` with other scales: `count(rows, columns)` of them, and zero points if `points`.
+/// The codes of `weights` with other scales: `count(rows, columns)` of them, and zero points if `points` and the scheme can
+/// have any.
 fn rescaled(
     mut weights: Vec<(WeightSpec, StoredWeight)>,
     count: impl Fn(usize, usize) -> usize,
@@ -96,7 +102,8 @@ fn rescaled(
             let shape = [m.rows(), m.columns()];
             let count = count(shape[0], shape[1]);
             let scales = (0..count).map(|i| 0.125 + i as f32 / 3.0).collect();
-            let points = points.then(|| (0..count as i32).map(|i| i % 11 - 3).collect());
+            let points =
+                (points && m.scheme().table().is_none()).then(|| (0..count as i32).map(|i| i % 11 - 3).collect());
             *m = PackedMatrix::new(m.scheme(), shape, m.bytes().clone(), scales, points).unwrap();
         }
     }
@@ -177,7 +184,8 @@ fn every_scheme_survives_both_layouts() {
                 .weights()
                 .map(|info| {
                     let (spec, _) = weights.iter().find(|(spec, _)| spec.name == info.name).unwrap();
-                    (spec.clone(), info.scheme.map(Quantizer::from))
+                    let shape = || [spec.shape[0], spec.shape[1]];
+                    (spec.clone(), info.scheme.map(|scheme| plain(scheme, shape())))
                 })
                 .collect();
             assert_eq!(artifact.size(), StoredSize::of(&plan));
@@ -220,6 +228,8 @@ fn groups_survive_and_are_checked() {
     let weights = rescaled(model(&wide(), &[Some(Scheme::Int4)]), grouped, false);
     let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(Scheme::Seq2)]), Layout::V2));
     assert!(older.contains("the older tools have no form for seq2"), "{older}");
+    let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(Scheme::Nf4)]), Layout::V2));
+    assert!(older.contains("the older tools have no form for nf4"), "{older}");
     let older = message(write_model(&folder, &wide(), &weights, Layout::V2));
     assert!(older.contains("int4 with several scales a row cannot be written for the older tools"), "{older}");
 

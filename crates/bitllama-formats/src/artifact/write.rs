@@ -161,7 +161,7 @@ impl<W: Write + io::Seek> Writer<'_, W> {
         let scales: &[u8] = bytemuck::cast_slice(matrix.scales());
         self.both(name, form.scales, Dtype::F32, &constants, &|out| out.write_all(scales))?;
         if let Some(suffix) = zero_point_suffix {
-            let symmetric = || vec![-scheme.code_of(0); rows];
+            let symmetric = || vec![-scheme.line().0; rows];
             let points = matrix.zero_points().map_or_else(symmetric, <[i32]>::to_vec);
             let points: &[u8] = bytemuck::cast_slice(&points);
             self.both(name, suffix, Dtype::I32, &constants, &|out| out.write_all(points))?;

@@ -48,7 +48,7 @@ pub fn factors(
     let scheme = quantizer.scheme;
     let (low, high) = match &zero_points {
         Some(_) => (0.0, (scheme.levels() - 1) as f32),
-        None => (scheme.code_range().0 as f32, scheme.code_range().1 as f32),
+        None => scheme.code_range(),
     };
     let v = weight.div_rows(scales.clamp(f32::MIN_POSITIVE, f32::MAX));
     // In codes or fields, and the level in units of the trained scale.

@@ -127,6 +127,9 @@ impl RowMatrix for TensorMatrix {
     fn round(self) -> Self {
         self.map(Tensor::round)
     }
+    fn put_where_above(self, x: Self, bound: f32, value: f32) -> Self {
+        self.map(|t| t.mask_fill(x.0.greater_elem(bound), value))
+    }
     fn clamp(self, low: f32, high: f32) -> Self {
         self.map(|t| t.clamp(low, high))
     }

@@ -1,6 +1,6 @@
 """Writes quantizers.json: values and gradients of every quantizer by PyTorch, straight from the papers.
 
-    pip install torch
+    pip install torch bitsandbytes
     python crates/bitllama-nn/tests/golden/quantizers.py
 
 Each case has a weight [out, in], a loss sum(value * c) with fixed c, and what comes out: the quantized value, the
@@ -9,7 +9,8 @@ clipped on both sides) and its gradient. Sources of the formulas:
 
 - absmean: XNOR-Net (arXiv 1603.05279) for binary, BitNet b1.58 (arXiv 2402.17764) for ternary
 - twn: ternary weight networks (arXiv 1605.04711), threshold 0.5 * mean |w|
-- minmax: torchao's choose_qparams_affine, SYMMETRIC (all 2^b codes) and ASYMMETRIC
+- minmax: torchao's choose_qparams_affine, SYMMETRIC (all 2^b codes) and ASYMMETRIC; of nf4, bitsandbytes' quantize_4bit
+  (QLoRA, arXiv 2305.14314), whose codes are compared with those of the formula here
 - learned: sign(w) * alpha with a plain straight-through estimator
 - elastic, lsq, seq: the autograd functions of ParetoQ (arXiv 2502.02631, utils_quant.py), with n = the weights that share
   a scale in the gradient scale, as in LSQ (arXiv 1902.08153)
@@ -20,6 +21,7 @@ from math import sqrt
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 
 OUT, IN = 3, 64
 
@@ -68,6 +70,43 @@ def minmax_asymmetric(bits):
 def minmax_seq2(w):
     alpha = w.abs().amax(-1, keepdim=True) * 4 / 3
     return straight_through(w, ((w / alpha).clamp(-0.99, 0.99).mul(2).sub(0.5).round().add(0.5) / 2) * alpha)
+
+
+NF4 = get_4bit_type("nf4", device="cpu")
+
+
+def nearest_nf4(v):
+    """The boundaries are those of bitsandbytes' dQuantizeNF4 up to their last bit; no weight here lies on one."""
+    return NF4[((v.unsqueeze(-1) > (NF4[1:] + NF4[:-1]) / 2).sum(-1))]
+
+
+def minmax_nf4(w):
+    scale = w.abs().amax(-1, keepdim=True)
+    value = nearest_nf4(w / scale) * scale
+    for row, expected in zip(w.detach(), value.detach()):
+        # It takes blocks of 64 and such at least: the row, and as much of zeros.
+        padded = torch.cat([row, torch.zeros(-len(row) % 256)])
+        packed, state = quantize_4bit(padded, blocksize=256, quant_type="nf4")
+        assert torch.equal(dequantize_4bit(packed, state).flatten()[: len(row)], expected)
+    return straight_through(w, value)
+
+
+class LsqNf4(torch.autograd.Function):
+    """Lsq of a table of levels from -1 to 1."""
+
+    @staticmethod
+    def forward(ctx, w, alpha):
+        q = nearest_nf4(w / alpha)
+        ctx.save_for_backward(w, alpha, q)
+        return q * alpha
+
+    @staticmethod
+    def backward(ctx, grad):
+        w, alpha, q = ctx.saved_tensors
+        v = w / alpha
+        middle = (v.abs() <= 1).float()
+        factor = (q - v * middle) / sqrt(w.shape[-1])
+        return middle * grad, (factor * grad).sum(-1, keepdim=True)
 
 
 class Lsq(torch.autograd.Function):
@@ -182,6 +221,8 @@ def cases():
     yield "ternary", "absmean", False, absmean_ternary, None
     yield "ternary", "twn", False, twn, None
     yield "seq2", "minmax", False, minmax_seq2, None
+    yield "nf4", "minmax", False, minmax_nf4, None
+    yield "nf4", "lsq", False, LsqNf4.apply, max_start
     for scheme, bits in BITS.items():
         high = 2 ** (bits - 1) - 1
         yield scheme, "minmax", False, minmax(bits), None

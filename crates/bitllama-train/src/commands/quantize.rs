@@ -29,7 +29,8 @@ pub struct Args {
     /// Bits of the matrices of all blocks
     #[arg(long, value_enum, required_unless_present = "scheme")]
     bits: Option<Bits>,
-    /// Scheme of the matrices of all blocks, in place of --bits: binary, ternary, seq2, int2, int3, int4 or int8
+    /// Scheme of the matrices of all blocks, in place of --bits: binary, ternary, seq2, int2, int3, int4, nf4 or
+    /// int8
     #[arg(long, conflicts_with = "bits")]
     scheme: Option<Scheme>,
     /// Columns that share a scale (a multiple of 32), or `row`, or `tensor` [default: 64 where that divides all matrices,

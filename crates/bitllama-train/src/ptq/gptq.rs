@@ -120,14 +120,10 @@ pub fn gptq(
     let zero_points = quantizer.zero_point.then(|| found.iter().map(|f| f.zero_point.unwrap_or(0.0) as i32).collect());
     let packed = PackedMatrix::from_fields(scheme, shape, scales, zero_points, |row, fields| {
         for (field, code) in fields.iter_mut().zip(&codes[row * columns..]) {
-            let low = if quantizer.zero_point { 0.0 } else { scheme.code_of(0) as f32 };
-            let step = if quantizer.zero_point { 1.0 } else { scheme.code_step() as f32 };
-            if !code.is_finite() {
-                return Err(bitllama_core::Error::Packed("a weight is not finite".into()));
-            }
-            *field = ((code - low) / step) as u8;
+            let found = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
+            *field = found.ok_or_else(|| bitllama_core::Error::Packed("a weight is not finite".into()))?;
         }
-        Ok(())
+        Ok::<_, bitllama_core::Error>(())
     });
     Ok(Rounded { packed: packed?, weight })
 }
@@ -240,7 +236,7 @@ mod tests {
         for scheme in Scheme::ALL {
             for granularity in [Granularity::Row, Granularity::Group(32), Granularity::Tensor] {
                 for zero_point in [false, true] {
-                    let quantizer = Quantizer { granularity, zero_point, ..Quantizer::from(scheme) };
+                    let quantizer = Quantizer { granularity, zero_point, ..scheme.into() };
                     if quantizer.check().is_err() {
                         continue;
                     }

@@ -51,7 +51,7 @@ pub fn trained(quantizer: Quantizer) -> Quantizer {
     quantizer.with_method(match quantizer.scheme {
         Scheme::Binary => Method::Elastic,
         Scheme::Seq2 => Method::Seq,
-        Scheme::Ternary | Scheme::Int2 | Scheme::Int3 | Scheme::Int4 | Scheme::Int8 => Method::Lsq,
+        Scheme::Ternary | Scheme::Int2 | Scheme::Int3 | Scheme::Int4 | Scheme::Nf4 | Scheme::Int8 => Method::Lsq,
     })
 }
 

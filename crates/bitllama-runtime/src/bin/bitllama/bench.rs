@@ -28,7 +28,7 @@ pub struct Options {
     /// Time random weights in the shape of a config: a name out of `configs/`, or a path of a config.json
     #[arg(long, value_name = "NAME")]
     shape: Option<String>,
-    /// Scheme of the random weights: binary, ternary, int2, int3, int4, int8 or f32
+    /// Scheme of the random weights: binary, ternary, seq2, int2, int3, int4, nf4, int8 or f32
     #[arg(long, value_name = "SCHEME", default_value = "ternary")]
     scheme: SchemeOrFull,
     /// Scheme of the random embedding and head [default: as --scheme]

@@ -13,7 +13,7 @@ use tokenizers::Tokenizer;
 /// Rounding of a full-precision model while it is opened.
 #[derive(Debug, Args)]
 pub struct Quantize {
-    /// Round a Hugging Face directory or GGUF file to binary, ternary, int2, int3, int4 or int8 while opening it (to
+    /// Round a Hugging Face directory or GGUF file to binary, ternary, int2, int3, int4, nf4 or int8 while opening it (to
     /// nearest, no training)
     #[arg(long, value_name = "SCHEME")]
     quantize: Option<Scheme>,
