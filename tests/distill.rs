@@ -128,6 +128,7 @@ fn the_artifact_of_every_quantizer_says_what_the_fake_quantized_student_says() {
         (table("ternary", "method = \"twn\", granularity = \"tensor\""), true),
         (table("ternary", "method = \"seq\""), true),
         (table("seq2", "method = \"seq\""), false),
+        (table("int4", "scale_dtype = \"f16\""), true),
         (table("nf4", "granularity = \"row\""), false),
         (table("int3", "method = \"lsq\", zero_point = true"), true),
     ];

@@ -54,7 +54,7 @@ fn eight_bits_lose_nothing_and_every_grid_can_be_reconstructed() {
         &["--bits", "1"],
         &["--bits", "1.58"],
         &["--scheme", "seq2"],
-        &["--scheme", "nf4"],
+        &["--scheme", "nf4", "--group-size", "32", "--double-quant", "--rule", "*.down_proj=f32"],
         &["--bits", "2", "--zero-point"],
         &["--bits", "3", "--group-size", "tensor"],
         &[
@@ -92,6 +92,30 @@ fn eight_bits_lose_nothing_and_every_grid_can_be_reconstructed() {
 }
 
 #[test]
+fn scales_take_the_bytes_that_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str, args: &[&str]| {
+        let output = folder.path().join(name);
+        let plan = ["--scheme", "nf4", "--group-size", "32", "--rule", "*.down_proj=f32", "--embedding", "nf4"];
+        let result = quantize(&output, &[&plan, args].concat());
+        let manifest = std::fs::read(output.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let quantization = &manifest["quantization"];
+        assert_eq!(quantization["bytes"], result["bytes"]);
+        (result["bytes"].as_u64().unwrap(), quantization["scale"]["dtype"].as_str().unwrap().to_string())
+    };
+    let (f32, f32_name) = of("f32", &["--scale-dtype", "f32"]);
+    let (f16, f16_name) = of("f16", &[]);
+    let (double, double_name) = of("double", &["--double-quant"]);
+    assert_eq!([&f32_name[..], &f16_name, &double_name], ["float32", "float16", "int8"]);
+    // Two bytes less a scale, and one more; then four for each 256 scales.
+    let (halved, quartered) = (f32 - f16, f16 - double);
+    assert!(halved == 2 * (halved / 2) && quartered < halved / 2 && quartered > halved / 2 - halved / 32);
+    let [first, second, third] = ["f32", "f16", "double"].map(|name| perplexity(&folder.path().join(name)));
+    assert!((second / first - 1.0).abs() < 0.01 && (third / first - 1.0).abs() < 0.01, "{first} {second} {third}");
+}
+
+#[test]
 fn what_cannot_be_done_is_said_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("artifact");
@@ -105,6 +129,9 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
     assert!(refused(&["--bits", "4", "--calibration", TEXT]).contains("--method search uses no text"));
     assert!(refused(&["--bits", "4", "--group-size", "64"]).contains("groups of 64 columns"));
     assert!(refused(&["--bits", "4", "--group-size", "48"]).contains("group_size = 48 is no multiple of 32"));
+    let double = refused(&["--scheme", "nf4", "--group-size", "row", "--double-quant"]);
+    assert!(double.contains("double_quant needs a group_size"), "{double}");
+    assert!(refused(&["--bits", "4", "--double-quant", "--scale-dtype", "f32"]).contains("cannot be used with"));
     assert!(refused(&["--bits", "1", "--zero-point"]).contains("no zero_point"));
     assert!(refused(&["--bits", "4", "--layers", "5"]).contains("has 4 blocks"));
     assert!(refused(&["--bits", "4", "--rule", "*.mlpp.*=int8"]).contains("`*.mlpp.*` matches no matrix"));

@@ -124,7 +124,11 @@ def dequantize(npz, manifest, entry):
         else:
             table = np.array(entry["code_table"], np.float32) if "code_table" in entry else None
             values = entry["code_min"] + entry["code_step"] * values if table is None else table[values]
-    return values.astype(np.float32) * for_each_column(npz[entry["npz_scales_key"]])
+    scales = npz[entry["npz_scales_key"]]
+    if "npz_scale_steps_key" in entry:
+        steps = np.repeat(npz[entry["npz_scale_steps_key"]], entry["scale_block"])[: scales.size].reshape(scales.shape)
+        scales = scales.astype(np.float32) * steps + npz[entry["npz_scale_mean_key"]]
+    return values.astype(np.float32) * for_each_column(scales.astype(np.float32))
 
 
 def check_loose_files(folder, name, entry, npz):

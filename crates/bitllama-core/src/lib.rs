@@ -10,6 +10,7 @@
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`search`] | scales that make the squared error small |
+//! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
@@ -25,6 +26,7 @@ pub mod panel;
 pub mod quantizer;
 pub mod rope;
 pub mod rounding;
+pub mod scales;
 pub mod scheme;
 pub mod search;
 pub mod size;
@@ -35,6 +37,7 @@ pub use config::{ModelConfig, RopeScaling};
 pub use packed::PackedMatrix;
 pub use quantizer::{Granularity, Method, Quantizer, Rule};
 pub use rounding::{DenseMatrix, Quantized, RowMatrix, quantize};
+pub use scales::ScaleFormat;
 pub use scheme::Scheme;
 
 /// What can be wrong with a config, a plan or packed bytes.

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 
 use crate::panel::{self, COLUMN_UNIT, PANEL_ROWS};
-use crate::rounding::{Quantized, quantize};
-use crate::{DenseMatrix, Error, Quantizer, Scheme};
+use crate::rounding::{DoubleQuantized, Quantized, quantize};
+use crate::scales::{DOUBLE_BLOCK, DoubleScales, PackedScales};
+use crate::{DenseMatrix, Error, Quantizer, ScaleFormat, Scheme};
 
 /// A packed matrix `[rows, columns]` = `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,7 +14,9 @@ pub struct PackedMatrix {
     rows: usize,
     columns: usize,
     bytes: Bytes,
-    scales: Vec<f32>,
+    scales: PackedScales,
+    /// The scales in f32, where they are stored otherwise.
+    widened: Vec<f32>,
     zero_points: Option<Vec<i32>>,
 }
 
@@ -31,9 +34,10 @@ impl PackedMatrix {
         scheme: Scheme,
         [rows, columns]: [usize; 2],
         bytes: Bytes,
-        scales: Vec<f32>,
+        scales: impl Into<PackedScales>,
         zero_points: Option<Vec<i32>>,
     ) -> Result<Self, Error> {
+        let scales = scales.into();
         let expected = scheme
             .packed_bytes([rows, columns])
             .filter(|bytes| *bytes > 0)
@@ -48,10 +52,16 @@ impl PackedMatrix {
         if zero_points.as_ref().is_some_and(|z| z.len() != scales.len()) {
             return Err(Error::Packed(format!("{} scales need as many zero points", scales.len())));
         }
+        if let PackedScales::Double(DoubleScales { codes, steps, .. }) = &scales
+            && steps.len() != codes.len().div_ceil(DOUBLE_BLOCK)
+        {
+            return Err(Error::Packed(format!("{} scales do not have {} steps", codes.len(), steps.len())));
+        }
         if zero_points.is_some() && scheme.table().is_some() {
             return Err(Error::Packed(format!("{scheme} has no zero points")));
         }
-        Ok(Self { scheme, rows, columns, bytes, scales, zero_points })
+        let widened = if scales.format() == ScaleFormat::F32 { Vec::new() } else { scales.values() };
+        Ok(Self { scheme, rows, columns, bytes, scales, widened, zero_points })
     }
 
     /// Packs what `quantizer` made of a matrix `[rows, columns]`, whose rows are in the matrix one after the other,
@@ -69,7 +79,7 @@ impl PackedMatrix {
         if codes.len() != rows * columns {
             return Err(Error::Packed(format!("{} codes are no {rows} rows of {columns}", codes.len())));
         }
-        let scales = quantizer.per_row(quantized.scales.data, rows);
+        let scales = pack_scales(quantizer, quantizer.per_row(quantized.scales.data, rows), quantized.double)?;
         let zero_points: Option<Vec<i32>> = quantized
             .zero_points
             .map(|points| quantizer.per_row(points.data, rows).into_iter().map(|point| point as i32).collect());
@@ -100,10 +110,11 @@ impl PackedMatrix {
     pub fn from_fields<E: From<Error>>(
         scheme: Scheme,
         [rows, columns]: [usize; 2],
-        scales: Vec<f32>,
+        scales: impl Into<PackedScales>,
         zero_points: Option<Vec<i32>>,
         mut fields: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
+        let scales = scales.into();
         check_scales([rows, columns], scales.len())?;
         let len = scheme.packed_bytes([rows, columns]).unwrap_or(0);
         let mut bytes = vec![0u8; len];
@@ -155,6 +166,14 @@ impl PackedMatrix {
 
     /// Scales, `[rows, groups]`.
     pub fn scales(&self) -> &[f32] {
+        match &self.scales {
+            PackedScales::F32(scales) => scales,
+            _ => &self.widened,
+        }
+    }
+
+    /// Scales as they are stored.
+    pub fn packed_scales(&self) -> &PackedScales {
         &self.scales
     }
 
@@ -165,8 +184,8 @@ impl PackedMatrix {
 
     /// Bytes of codes, scales and zero points.
     pub fn stored_bytes(&self) -> usize {
-        let constants = 1 + self.zero_points.is_some() as usize;
-        self.bytes.len() + constants * self.scales.len() * size_of::<f32>()
+        let points = self.zero_points.as_ref().map_or(0, |points| size_of_val(points.as_slice()));
+        self.bytes.len() + self.scales.format().bytes(self.scales.len()) + points
     }
 
     /// The packed bytes of one panel.
@@ -200,7 +219,7 @@ impl PackedMatrix {
     /// Writes the weights of one row into `out` (`[columns]`).
     pub fn dequantize_row_into(&self, row: usize, out: &mut [f32]) {
         self.codes_into(row, out);
-        let scales = &self.scales[row * self.groups()..][..self.groups()];
+        let scales = &self.scales()[row * self.groups()..][..self.groups()];
         for (out, scale) in out.chunks_mut(self.group_size()).zip(scales) {
             out.iter_mut().for_each(|x| *x *= scale);
         }
@@ -213,6 +232,30 @@ impl PackedMatrix {
             self.dequantize_row_into(row, out);
         }
         DenseMatrix { data, columns: self.columns }
+    }
+}
+
+/// Scales of a packed matrix that `quantizer` rounded, as it stores them.
+///
+/// # Errors
+/// [`Error::Packed`] if they are not rounded so.
+pub fn pack_scales(
+    quantizer: &Quantizer,
+    scales: Vec<f32>,
+    double: Option<DoubleQuantized<DenseMatrix>>,
+) -> Result<PackedScales, Error> {
+    match (quantizer.scales, double) {
+        (ScaleFormat::F32, _) => Ok(scales.into()),
+        (ScaleFormat::F16, _) => PackedScales::f16(&scales),
+        (ScaleFormat::Double, Some(DoubleQuantized { codes, steps, mean })) => {
+            if !scales.iter().all(|scale| scale.is_finite()) {
+                return Err(Error::Packed("a weight is not finite".into()));
+            }
+            let codes = codes.data.iter().take(scales.len()).map(|code| *code as i8).collect();
+            let mean = mean.data.first().copied().unwrap_or_default();
+            Ok(PackedScales::Double(DoubleScales { codes, steps: steps.data, mean }))
+        }
+        (ScaleFormat::Double, None) => Err(Error::Packed("the scales were not double-quantized".into())),
     }
 }
 
@@ -239,7 +282,7 @@ mod tests {
 
     fn codes(data: Vec<f32>, columns: usize, scales: Vec<f32>) -> Quantized<DenseMatrix> {
         let (codes, scales) = (DenseMatrix { data, columns }, DenseMatrix { data: scales, columns: 1 });
-        Quantized { codes, scales, zero_points: None }
+        Quantized { codes, scales, zero_points: None, double: None }
     }
 
     #[test]
@@ -306,6 +349,7 @@ mod tests {
             let packed = PackedMatrix::pack(&quantizer, [rows, columns], quantized.clone()).unwrap();
             prop_assert_eq!(packed.dequantize().data, quantized.dequantize().data);
             prop_assert_eq!(packed.groups(), quantizer.scales_a_row(columns));
+            prop_assert_eq!(packed.packed_scales().format(), quantizer.scales);
         }
     }
 }

@@ -5,7 +5,9 @@
 //! ```toml
 //! [bits]
 //! "layers.*" = { scheme = "int2", method = "lsq", group_size = 64 }
-//! "layers.0.*" = "int4"
+//! "layers.0.*" = { scheme = "int4", group_size = 32, scale_dtype = "f16" }
+//! "layers.1.*" = { scheme = "nf4", double_quant = true }
+//! "layers.2.*" = "int4"
 //! lm_head = "f32"
 //! ```
 
@@ -17,7 +19,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::panel::COLUMN_UNIT;
-use crate::{Error, Scheme};
+use crate::{Error, ScaleFormat, Scheme};
 
 /// Where the scales of a quantizer come from, and with them its gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,6 +68,8 @@ pub struct Quantizer {
     pub granularity: Granularity,
     /// Whether each scale has a zero point beside it (asymmetric quantization).
     pub zero_point: bool,
+    /// Which numbers scales can be.
+    pub scales: ScaleFormat,
 }
 
 impl Method {
@@ -105,11 +109,11 @@ impl Method {
 }
 
 impl From<Scheme> for Quantizer {
-    /// The plainest method of a scheme, one scale a row; of `nf4` one for each 64 columns, as QLoRA has them.
+    /// The plainest method of a scheme, one f32 scale a row; of `nf4` one for each 64 columns, as QLoRA has them.
     fn from(scheme: Scheme) -> Self {
         let method = if Method::Absmean.takes(scheme) { Method::Absmean } else { Method::Minmax };
         let granularity = if scheme == Scheme::Nf4 { Granularity::Group(64) } else { Granularity::Row };
-        Self { scheme, method, granularity, zero_point: false }
+        Self { scheme, method, granularity, zero_point: false, scales: ScaleFormat::F32 }
     }
 }
 
@@ -129,13 +133,18 @@ impl Quantizer {
         Self { zero_point: true, ..self }
     }
 
+    /// This quantizer with scales in another format.
+    pub fn with_scales(self, scales: ScaleFormat) -> Self {
+        Self { scales, ..self }
+    }
+
     /// Checks that the parts go together.
     ///
     /// # Errors
-    /// [`Error::Quantizer`] for a method that the scheme has not, groups of a size that cannot be packed, or zero points
-    /// of a scheme without.
+    /// [`Error::Quantizer`] for a method that the scheme has not, groups of a size that cannot be packed, zero points of a
+    /// scheme without, or double quantization of scales that are few or have zero points.
     pub fn check(&self) -> Result<(), Error> {
-        let Self { scheme, method, granularity, zero_point } = *self;
+        let Self { scheme, method, granularity, zero_point, scales } = *self;
         if !method.takes(scheme) {
             let takes = Method::ALL.into_iter().filter(|method| method.takes(scheme));
             let takes: Vec<String> = takes.map(|method| format!("`{}`", method.name())).collect();
@@ -150,6 +159,9 @@ impl Quantizer {
         if zero_point && !(scheme.has_zero_points() && matches!(method, Method::Minmax | Method::Lsq)) {
             let message = format!("`{scheme}` with `{}` has no zero_point", method.name());
             return Err(Error::Quantizer(message));
+        }
+        if scales == ScaleFormat::Double && (zero_point || !matches!(granularity, Granularity::Group(_))) {
+            return Err(Error::Quantizer("double_quant needs a group_size and excludes zero_point".into()));
         }
         Ok(())
     }
@@ -206,7 +218,14 @@ impl fmt::Display for Quantizer {
             Granularity::Row => {}
             Granularity::Group(size) => write!(f, " groups of {size}")?,
         }
-        if self.zero_point { write!(f, " with zero points") } else { Ok(()) }
+        if self.zero_point {
+            write!(f, " with zero points")?;
+        }
+        match self.scales {
+            ScaleFormat::F32 => Ok(()),
+            ScaleFormat::F16 => write!(f, ", f16 scales"),
+            ScaleFormat::Double => write!(f, ", double quantization"),
+        }
     }
 }
 
@@ -245,6 +264,10 @@ struct Table {
     group_size: Option<usize>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     zero_point: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale_dtype: Option<ScaleFormat>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    double_quant: bool,
 }
 
 /// Granularities without a number.
@@ -261,14 +284,20 @@ impl Serialize for Rule {
         if quantizer == Quantizer::from(quantizer.scheme) {
             return quantizer.scheme.serialize(serializer);
         }
-        let Quantizer { scheme, method, granularity, zero_point } = quantizer;
+        let Quantizer { scheme, method, granularity, zero_point, scales } = quantizer;
         let (granularity, group_size) = match granularity {
             plain if plain == Quantizer::from(scheme).granularity => (None, None),
             Granularity::Row => (Some(Word::Row), None),
             Granularity::Tensor => (Some(Word::Tensor), None),
             Granularity::Group(size) => (None, Some(size)),
         };
-        Table { scheme, method: Some(method), granularity, group_size, zero_point }.serialize(serializer)
+        let (scale_dtype, double_quant) = match scales {
+            ScaleFormat::F32 => (None, false),
+            ScaleFormat::F16 => (Some(scales), false),
+            ScaleFormat::Double => (None, true),
+        };
+        let method = Some(method);
+        Table { scheme, method, granularity, group_size, zero_point, scale_dtype, double_quant }.serialize(serializer)
     }
 }
 
@@ -304,7 +333,12 @@ impl<'de> Visitor<'de> for RuleVisitor {
             (Some(_), Some(_)) => return Err(A::Error::custom("`granularity` and `group_size` exclude each other")),
         };
         let method = table.method.unwrap_or(plain.method);
-        let quantizer = Quantizer { method, granularity, zero_point: table.zero_point, ..plain };
+        let scales = match (table.scale_dtype, table.double_quant) {
+            (None, true) => ScaleFormat::Double,
+            (scales, false) => scales.unwrap_or_default(),
+            (Some(_), true) => return Err(A::Error::custom("`scale_dtype` and `double_quant` exclude each other")),
+        };
+        let quantizer = Quantizer { method, granularity, zero_point: table.zero_point, scales, ..plain };
         quantizer.check().map_err(A::Error::custom)?;
         Ok(Rule(Some(quantizer)))
     }
@@ -322,7 +356,9 @@ pub(crate) mod tests {
             for method in Method::ALL {
                 for granularity in granularities {
                     for zero_point in [false, true] {
-                        all.push(Quantizer { scheme, method, granularity, zero_point });
+                        for scales in [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Double] {
+                            all.push(Quantizer { scheme, method, granularity, zero_point, scales });
+                        }
                     }
                 }
             }
@@ -344,6 +380,8 @@ pub(crate) mod tests {
         assert_eq!(nf4, read(r#"{"scheme":"nf4","method":"absmax","group_size":64}"#));
         assert_eq!((nf4.method, nf4.granularity), (Method::Minmax, Granularity::Group(64)));
         assert_eq!(read(r#"{"scheme":"nf4","granularity":"row"}"#).granularity, Granularity::Row);
+        assert_eq!(read(r#"{"scheme":"nf4","double_quant":true}"#), nf4.with_scales(ScaleFormat::Double));
+        assert_eq!(read(r#"{"scheme":"nf4","scale_dtype":"f16"}"#), nf4.with_scales(ScaleFormat::F16));
     }
 
     #[test]
@@ -357,6 +395,9 @@ pub(crate) mod tests {
         assert!(error(r#"{"scheme":"nf4","zero_point":true}"#).contains("no zero_point"));
         assert!(error(r#"{"scheme":"int4","group":32}"#).contains("unknown field `group`"));
         assert!(error(r#"{"scheme":"int4","granularity":"row","group_size":32}"#).contains("exclude"));
+        assert!(error(r#"{"scheme":"nf4","scale_dtype":"f16","double_quant":true}"#).contains("exclude"));
+        assert!(error(r#"{"scheme":"int4","double_quant":true}"#).contains("double_quant needs a group_size"));
+        assert!(error(r#"{"scheme":"int4","scale_dtype":"bf16"}"#).contains("expected `f32` or `f16`"));
         assert!(error("\"int5\"").contains("unknown scheme `int5`"));
         assert!(error("4").contains("a scheme, `f32`, or a table"));
     }

@@ -9,8 +9,11 @@
 
 use std::collections::HashMap;
 
+use half::f16;
+
 use crate::quantizer::Method;
-use crate::{Quantizer, Scheme, nf4};
+use crate::scales::{DOUBLE_BLOCK, LARGEST_F16, SMALLEST_F16};
+use crate::{Quantizer, ScaleFormat, Scheme, nf4};
 
 /// A matrix of rows that share a scale, or one number a row (`[rows, 1]`), on some device.
 ///
@@ -50,6 +53,16 @@ pub trait RowMatrix: Clone {
     fn clamp(self, low: f32, high: f32) -> Self;
     /// +1 where x >= 0, else -1.
     fn sign_or_one(self) -> Self;
+    /// The nearest f16, ties to even.
+    fn round_f16(self) -> Self;
+    /// The mean of all elements, a matrix of one.
+    fn all_mean(self) -> Self;
+    /// Each element plus the one of `number`.
+    fn add_all(self, number: Self) -> Self;
+    /// Numbers of rows as rows of `size`, filled up with zeros: in the order of a packed matrix, `[rows, groups]`.
+    fn in_blocks(self, size: usize) -> Self;
+    /// The numbers of rows of which [`RowMatrix::in_blocks`] made `self`, in the shape of `numbers`.
+    fn out_of_blocks(self, numbers: &Self) -> Self;
 }
 
 /// What a quantizer divides by: of every row one number (`[rows, 1]`).
@@ -70,10 +83,23 @@ pub type StoredScales = HashMap<String, Scales<DenseMatrix>>;
 pub struct Quantized<M> {
     /// `[rows, columns]`: codes of the scheme ([`Scheme::code_of`]), or fields where there are zero points.
     pub codes: M,
-    /// `[rows, 1]`, never 0.
+    /// `[rows, 1]`; 0 only where double quantization says so.
     pub scales: M,
     /// `[rows, 1]`.
     pub zero_points: Option<M>,
+    /// What `scales` are made of in [`ScaleFormat::Double`].
+    pub double: Option<DoubleQuantized<M>>,
+}
+
+/// Scales quantized themselves: `code * step + mean`, see [`ScaleFormat::Double`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DoubleQuantized<M> {
+    /// `[blocks, DOUBLE_BLOCK]`, whole numbers from -128 to 127.
+    pub codes: M,
+    /// `[blocks, 1]`.
+    pub steps: M,
+    /// One number.
+    pub mean: M,
 }
 
 impl<M: RowMatrix> Quantized<M> {
@@ -100,12 +126,19 @@ impl<M: RowMatrix> Quantized<M> {
 /// - `learned`, `elastic`: mean |w| at the start;
 /// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points, and of `nf4`, as `minmax`;
 /// - `seq`: alpha = max |w| at the start; levels -3/4, -1/4, 1/4, 3/4 of it in two bits, -2/3, 0, 2/3 in `ternary`.
+///
+/// Scales are rounded to the quantizer's [`ScaleFormat`] before codes are chosen.
 pub fn quantize<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Quantized<M> {
     let scheme = quantizer.scheme;
     let Scales { scales, zero_points } = trained.unwrap_or_else(|| start_scales(quantizer, weight.clone()));
     let scales = match quantizer.method {
         method if method.trains_scales() => scales.clamp(SMALLEST_SCALE, f32::MAX).divide(alpha_codes(quantizer)),
         _ => scales,
+    };
+    let (scales, double) = round_scales(quantizer.scales, scales);
+    let divisors = match double {
+        Some(_) => scales.clone().one_where_zero(),
+        None => scales.clone(),
     };
     let codes = match (scheme, &zero_points) {
         (Scheme::Binary, _) => weight.sign_or_one(),
@@ -116,11 +149,27 @@ pub fn quantize<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<
         }
         (_, Some(points)) => {
             let highest = (scheme.levels() - 1) as f32;
-            weight.div_rows(scales.clone()).round().add_rows(points.clone()).clamp(0.0, highest)
+            weight.div_rows(divisors).round().add_rows(points.clone()).clamp(0.0, highest)
         }
-        (_, None) => nearest_code(scheme, weight.div_rows(scales.clone())),
+        (_, None) => nearest_code(scheme, weight.div_rows(divisors)),
     };
-    Quantized { codes, scales, zero_points }
+    Quantized { codes, scales, zero_points, double }
+}
+
+/// The scales of a matrix as `format` can hold them. Those that are to be double-quantized may be 0.
+pub fn round_scales<M: RowMatrix>(format: ScaleFormat, scales: M) -> (M, Option<DoubleQuantized<M>>) {
+    match format {
+        ScaleFormat::F32 => (scales, None),
+        ScaleFormat::F16 => (scales.clamp(SMALLEST_F16, LARGEST_F16).round_f16(), None),
+        ScaleFormat::Double => {
+            let mean = scales.clone().all_mean();
+            let blocks = scales.clone().add_all(mean.clone().scale(-1.0)).in_blocks(DOUBLE_BLOCK);
+            let steps = blocks.clone().abs().row_max().scale(1.0 / 128.0);
+            let codes = blocks.div_rows(steps.clone().one_where_zero()).round().clamp(-128.0, 127.0);
+            let differences = codes.clone().mul_rows(steps.clone()).out_of_blocks(&scales);
+            (differences.add_all(mean.clone()), Some(DoubleQuantized { codes, steps, mean }))
+        }
+    }
 }
 
 /// Below this a trained scale counts as this, as in ParetoQ.
@@ -178,7 +227,9 @@ pub fn start_scales<M: RowMatrix>(quantizer: &Quantizer, weight: M) -> Scales<M>
         Method::Minmax | Method::Lsq => magnitude.row_max().divide((high - low) / 2.0),
         Method::Seq => magnitude.row_max(),
     };
-    Scales { scales: scales.one_where_zero(), zero_points: None }
+    // A group of zeros has the scale 1, but for double quantization, where that would be far from the others.
+    let scales = if quantizer.scales == ScaleFormat::Double { scales } else { scales.one_where_zero() };
+    Scales { scales, zero_points: None }
 }
 
 /// A plain row-major `f32` matrix.
@@ -268,6 +319,24 @@ impl RowMatrix for DenseMatrix {
     fn sign_or_one(self) -> Self {
         self.map(|x| if x >= 0.0 { 1.0 } else { -1.0 })
     }
+    fn round_f16(self) -> Self {
+        self.map(|x| f16::from_f32(x).to_f32())
+    }
+    fn all_mean(self) -> Self {
+        let columns = self.data.len();
+        self.with_columns(columns).row_mean()
+    }
+    fn add_all(self, number: Self) -> Self {
+        self.map(|x| x + number.data[0])
+    }
+    fn in_blocks(mut self, size: usize) -> Self {
+        self.data.resize(self.data.len().next_multiple_of(size), 0.0);
+        self.with_columns(size)
+    }
+    fn out_of_blocks(mut self, numbers: &Self) -> Self {
+        self.data.truncate(numbers.data.len());
+        self.with_columns(numbers.columns)
+    }
 }
 
 #[cfg(test)]
@@ -335,6 +404,31 @@ mod tests {
     }
 
     #[test]
+    fn f16_scales_are_rounded_before_codes_are_chosen() {
+        let quantizer = Quantizer::from(Scheme::Int8).with_scales(ScaleFormat::F16);
+        let q = quantize(&quantizer, dense(&[0.1, -0.0521, 1e-9, -1e-9, 9e8, 5e6, 0.0, 0.0], 2), None);
+        let scale = f16::from_f32(0.1 / 127.5).to_f32();
+        assert_eq!(q.scales.data, [scale, SMALLEST_F16, LARGEST_F16, 1.0]);
+        // What is far below the smallest scale is 0, and what is above the largest is cut off.
+        assert_eq!(q.codes.data, [127.0, (-0.0521f32 / scale).round(), 0.0, 0.0, 127.0, 76.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn double_quantization_by_hand() {
+        // Scales 1, 2, 3 and, of a group of zeros, 0; their mean is 1.5 and the largest difference 1.5.
+        let rows = [[1.0; 32], [2.0; 32], [-3.0; 32], [0.0; 32]];
+        let quantizer = Quantizer::from(Scheme::Nf4).with_granularity(crate::Granularity::Group(32));
+        let q = quantize(&quantizer.with_scales(ScaleFormat::Double), dense(rows.as_flattened(), 32), None);
+        let double = q.double.clone().unwrap();
+        let step = 1.5 / 128.0;
+        assert_eq!((double.mean.data, double.steps.data), (vec![1.5], vec![step]));
+        assert_eq!(double.codes.data[..5], [-43.0, 43.0, 127.0, -128.0, 0.0]);
+        assert_eq!(q.scales.data, [1.5 - 43.0 * step, 1.5 + 43.0 * step, 1.5 + 127.0 * step, 0.0]);
+        let codes: Vec<f32> = q.codes.data.chunks(32).map(|codes| codes[0]).collect();
+        assert_eq!(codes, [1.0, 1.0, -1.0, 0.0]);
+    }
+
+    #[test]
     fn zero_points_move_the_range() {
         let asymmetric = Quantizer::from(Scheme::Int2).with_zero_point();
         let q = quantize(&asymmetric, dense(&[-1.0, 0.0, 0.9, 2.0, 1.0, 2.0, 3.0, 3.0], 4), None);
@@ -353,12 +447,12 @@ mod tests {
             let scheme = quantizer.scheme;
             let q = quantize(&quantizer, dense(&data, data.len()), None);
             let scale = q.scales.data[0];
-            prop_assert!(scale > 0.0);
+            prop_assert!(scale > 0.0 || quantizer.scales == ScaleFormat::Double);
             let rounded = q.clone().dequantize().data;
             for ((code, w), rounded) in q.codes.data.iter().zip(&data).zip(rounded) {
                 let field = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
                 prop_assert!(field.is_some(), "{} {}", quantizer, code);
-                if quantizer.method == Method::Minmax {
+                if quantizer.method == Method::Minmax && quantizer.scales == ScaleFormat::F32 {
                     // The two levels of nf4 that are furthest apart are -1 and -0.696.
                     let step = if scheme == Scheme::Nf4 { 0.304 } else { scheme.line().1 as f32 };
                     let half = 0.5001 * scale * step;

@@ -3,13 +3,15 @@
 //! The error has a minimum wherever some code flips, so a coarse search over the range comes first; then codes and scale
 //! are made the best for each other in turn, which never makes the error larger.
 
-use crate::{Quantizer, Scheme, nf4};
+use crate::rounding::{DoubleQuantized, round_scales};
+use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme, nf4};
 
 /// A scale, and the zero point that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
-    /// Not 0. Negative where codes reach further on that side than on the other and the weights ask for it, unless the
-    /// method trains scales, which must be positive.
+    /// Rounded to the quantizer's [`ScaleFormat`], but for double quantization ([`round_together`]), where alone it may be
+    /// 0. Negative where codes reach further on that side than on the other and the weights ask for it, unless the method
+    /// trains scales, which must be positive, or they are double-quantized, which is finer where they are alike.
     pub scale: f32,
     /// A field, as a whole number.
     pub zero_point: Option<f32>,
@@ -53,7 +55,8 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
     let (smallest, largest) = weights.iter().fold((0.0f32, 0.0f32), |(low, high), w| (low.min(*w), high.max(*w)));
     let magnitude = largest.max(-smallest);
     if !(magnitude > 0.0 && magnitude.is_finite()) {
-        return Found { scale: 1.0, zero_point: quantizer.zero_point.then_some(0.0) };
+        let scale = if quantizer.scales == ScaleFormat::Double { 0.0 } else { 1.0 };
+        return Found { scale, zero_point: quantizer.zero_point.then_some(0.0) };
     }
     let shares = (FIRST..=LAST).map(|share| share as f32 / SHARES as f32);
     let candidates: Vec<(Grid, f32)> = if quantizer.zero_point {
@@ -66,7 +69,8 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         let (lowest, highest) = scheme.code_range();
         let widest = magnitude / ((highest - lowest) / 2.0);
         // Where the codes are not the same on both sides, it matters which side is which.
-        let one_sign = scheme.is_symmetric() || quantizer.method.trains_scales();
+        let one_sign =
+            scheme.is_symmetric() || quantizer.method.trains_scales() || quantizer.scales == ScaleFormat::Double;
         let signs: &[f32] = if one_sign { &[1.0] } else { &[1.0, -1.0] };
         shares.flat_map(|share| signs.iter().map(move |sign| (grid, sign * widest * share))).collect()
     };
@@ -89,7 +93,18 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         }
         (now, scale) = (next, better);
     }
-    Found { scale, zero_point: quantizer.zero_point.then_some(-grid.low) }
+    Found { scale: quantizer.scales.round(scale), zero_point: quantizer.zero_point.then_some(-grid.low) }
+}
+
+/// Double-quantizes the scales that were found for a matrix, `[rows, groups]`, where `quantizer` does so.
+pub fn round_together(quantizer: &Quantizer, found: &mut [Found]) -> Option<DoubleQuantized<DenseMatrix>> {
+    if quantizer.scales != ScaleFormat::Double {
+        return None;
+    }
+    let scales = DenseMatrix { data: found.iter().map(|found| found.scale).collect(), columns: 1 };
+    let (scales, double) = round_scales(quantizer.scales, scales);
+    found.iter_mut().zip(scales.data).for_each(|(found, scale)| found.scale = scale);
+    double
 }
 
 /// Rounds with `scale` and sums up.
@@ -143,20 +158,21 @@ impl Quantizer {
     pub fn code_of(&self, weight: f32, found: Found) -> f32 {
         let scheme = self.scheme;
         let top = (scheme.levels() - 1) as f32;
+        let scale = if found.scale == 0.0 { 1.0 } else { found.scale };
         match found.zero_point {
-            Some(zero_point) => ((weight / found.scale).round_ties_even() + zero_point).clamp(0.0, top),
+            Some(zero_point) => ((weight / scale).round_ties_even() + zero_point).clamp(0.0, top),
             None if scheme == Scheme::Binary => {
-                if weight / found.scale >= 0.0 {
+                if weight / scale >= 0.0 {
                     1.0
                 } else {
                     -1.0
                 }
             }
-            None if scheme == Scheme::Nf4 => nf4::nearest(weight / found.scale),
+            None if scheme == Scheme::Nf4 => nf4::nearest(weight / scale),
             None => {
                 let (low, step) = scheme.line();
                 let (low, step) = (low as f32, step as f32);
-                ((weight / found.scale - low) / step).round_ties_even().clamp(0.0, top) * step + low
+                ((weight / scale - low) / step).round_ties_even().clamp(0.0, top) * step + low
             }
         }
     }

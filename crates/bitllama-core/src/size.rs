@@ -31,9 +31,10 @@ impl StoredSize {
 fn weight_bytes(weight: &WeightSpec, quantizer: Option<Quantizer>) -> usize {
     match (quantizer, weight.shape.as_slice()) {
         (Some(quantizer), [rows, columns]) => {
-            let constants = size_of::<f32>() + if quantizer.zero_point { size_of::<i32>() } else { 0 };
-            let scales = rows * quantizer.scales_a_row(*columns) * constants;
-            quantizer.scheme.packed_bytes([*rows, *columns]).map_or(usize::MAX, |codes| codes + scales)
+            let scales = rows * quantizer.scales_a_row(*columns);
+            let points = if quantizer.zero_point { scales * size_of::<i32>() } else { 0 };
+            let constants = quantizer.scales.bytes(scales) + points;
+            quantizer.scheme.packed_bytes([*rows, *columns]).map_or(usize::MAX, |codes| codes + constants)
         }
         _ => weight.len() * size_of::<f32>(),
     }
@@ -43,7 +44,18 @@ fn weight_bytes(weight: &WeightSpec, quantizer: Option<Quantizer>) -> usize {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
-    use crate::{BitPlan, Scheme};
+    use crate::{BitPlan, ScaleFormat, Scheme};
+
+    #[test]
+    fn nf4_takes_the_bits_that_qlora_says() {
+        let weight = WeightSpec { name: "w".into(), shape: vec![4096, 4096], kind: crate::weights::Kind::Linear };
+        let bits = |quantizer: Quantizer| StoredSize::of(&[(weight.clone(), Some(quantizer))]).bits_per_weight();
+        let nf4 = Quantizer::from(Scheme::Nf4);
+        assert_eq!(bits(nf4), 4.5);
+        assert_eq!(bits(nf4.with_scales(ScaleFormat::F16)), 4.25);
+        // 8 / 64 + 32 / (64 * 256), and the mean.
+        assert!((bits(nf4.with_scales(ScaleFormat::Double)) - 4.127).abs() < 5e-4);
+    }
 
     #[test]
     fn scales_and_full_precision_weights_count() {

@@ -38,8 +38,20 @@ impl Matrix {
         }
     }
 
-    /// Bytes that a product with one row of activations reads.
+    /// Bytes that a product with one row of activations reads: scales are in f32 then, however they are stored.
     pub fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => {
+                let packed = weight.packed();
+                let points = packed.zero_points().map_or(0, size_of_val);
+                packed.bytes().len() + size_of_val(packed.scales()) + points
+            }
+            Self::Full(full) => size_of_val(full.data.as_slice()),
+        }
+    }
+
+    /// Bytes that it takes in a file.
+    pub fn stored_bytes(&self) -> usize {
         match self {
             Self::Packed(weight) => weight.packed().stored_bytes(),
             Self::Full(full) => size_of_val(full.data.as_slice()),

@@ -7,7 +7,7 @@ use bitllama_core::{PackedMatrix, Scheme};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
     packed: PackedMatrix,
-    /// `[panels, groups, PANEL_ROWS]`; 0 for rows that the matrix has not.
+    /// In f32, however files have them, `[panels, groups, PANEL_ROWS]`; 0 for rows that the matrix has not.
     scales: Vec<f32>,
     /// `-zero_point`, in the order of `scales`; `None` where a code of 0 is the same field everywhere.
     lows: Option<Vec<i32>>,
@@ -19,6 +19,7 @@ impl Weight {
     /// # Errors
     /// Gives the matrix back if sums of its codes may not fit into 32 bits: in_features above some 60,000, or zero points
     /// far outside the scheme's fields. Such a matrix is to be run in full precision.
+    #[allow(clippy::result_large_err)] // It moves once, when a file is opened.
     pub fn new(packed: PackedMatrix) -> Result<Self, PackedMatrix> {
         // 127 is the largest activation; products are summed over a group of columns.
         let largest_code =

@@ -6,7 +6,7 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{
     BLOCK_MATRICES, BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs,
 };
-use bitllama_core::{DenseMatrix, Error, ModelConfig, PackedMatrix, Quantized};
+use bitllama_core::{Error, ModelConfig, PackedMatrix};
 use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -142,13 +142,7 @@ pub fn read(param: &Param<Tensor<2>>, kind: Kind) -> Vec<f32> {
 pub fn pack(param: &Param<Tensor<2>>) -> Result<Option<PackedMatrix>, Error> {
     let Some(fake) = param.reparameterization::<FakeQuant>() else { return Ok(None) };
     let (view, rounded) = fake.codes_and_scales(param.base());
-    let [_, columns] = view.matrix_shape();
-    let rounded = Quantized {
-        codes: DenseMatrix { data: view.elements(rounded.codes), columns },
-        scales: view.numbers(rounded.scales),
-        zero_points: rounded.zero_points.map(|points| view.numbers(points)),
-    };
-    PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), rounded).map(Some)
+    PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), view.quantized(rounded)).map(Some)
 }
 
 /// The dimension of a Burn parameter along which the inputs of one output row lie.

@@ -11,6 +11,11 @@ use bitllama_nn::{Llama, mask};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
+fn device() -> Device {
+    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
+}
+
 fn config() -> ModelConfig {
     ModelConfig {
         vocab_size: 24,
@@ -59,7 +64,7 @@ fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 fn every_weight_comes_back_as_it_was_given() {
     for sub_norm in [false, true] {
         let config = ModelConfig { sub_norm, ..config() };
-        let model = build(&config, &Device::flex(), |spec| Ok::<_, Infallible>(values(spec))).unwrap();
+        let model = build(&config, &device(), |spec| Ok::<_, Infallible>(values(spec))).unwrap();
         let weights = Weights::of(&model);
         for spec in specs(&config) {
             assert_eq!(weights.read(&spec), values(&spec), "{}", spec.name);
@@ -73,7 +78,7 @@ fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
     let plan =
         BitPlan::new([("*", rule("int4")), ("embed_tokens", rule("int8")), ("*down_proj", rule("ternary"))]).unwrap();
     let plan = plan.resolve(&config()).unwrap();
-    let quantized = quantize(model(&Device::flex()), &plan, &StoredScales::new());
+    let quantized = quantize(model(&device()), &plan, &StoredScales::new());
     let weights = Weights::of(&quantized);
     for (spec, quantizer) in &plan {
         assert_eq!(weights.read(spec), values(spec), "the stored weight stays as it is");
@@ -92,7 +97,7 @@ fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
 fn trained_scales_come_back_under_the_names_of_their_weights() {
     let lsq = Quantizer::from(Scheme::Int4).with_method(Method::Lsq);
     let plan = BitPlan::uniform(lsq).resolve(&config()).unwrap();
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let mut scales = Weights::of(&quantize(model(&device), &plan, &StoredScales::new())).scales();
     assert_eq!(scales.len(), 2 * 7);
     scales.values_mut().flat_map(|scales| &mut scales.scales.data).for_each(|scale| *scale *= 1.5);
@@ -105,7 +110,7 @@ fn trained_scales_come_back_under_the_names_of_their_weights() {
 
 #[test]
 fn every_parameter_of_a_quantized_model_gets_a_gradient() {
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let plan = BitPlan::uniform(Scheme::Int4).resolve(&config()).unwrap();
     let quantized = quantize(model(&device), &plan, &StoredScales::new());
     let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
@@ -115,7 +120,7 @@ fn every_parameter_of_a_quantized_model_gets_a_gradient() {
 
 #[test]
 fn two_runs_give_the_same_gradients_to_the_bit() {
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let gradients = || {
         let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config()).unwrap();
         let model = quantize(model(&device), &plan, &StoredScales::new());
@@ -129,7 +134,7 @@ fn two_runs_give_the_same_gradients_to_the_bit() {
 
 #[test]
 fn no_token_sees_the_future_or_another_document() {
-    let device = Device::flex();
+    let device = device();
     let model = model(&device);
     let logits = |ids: [i32; 6], documents: [u32; 6]| {
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [1, 6]), &device);

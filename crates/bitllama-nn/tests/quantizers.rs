@@ -2,13 +2,20 @@
 //! layouts of Burn's parameters.
 
 use bitllama_core::rounding::{Scales, StoredScales};
+use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, Granularity, Method, PackedMatrix, Quantized, Quantizer, Scheme};
+use bitllama_core::{DenseMatrix, Granularity, Method, PackedMatrix, Quantizer, RowMatrix, ScaleFormat, Scheme};
+use bitllama_nn::fake_quant::matrix::TensorMatrix;
 use bitllama_nn::fake_quant::{FakeQuant, quantize};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
+
+/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
+fn device() -> Device {
+    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
+}
 
 #[derive(Module, Debug)]
 struct One {
@@ -44,7 +51,8 @@ impl Case {
             None if self.granularity == "row" => Granularity::Row,
             None => Granularity::Tensor,
         };
-        Quantizer { scheme: self.scheme, method: self.method, granularity, zero_point: self.zero_point }
+        let Case { scheme, method, zero_point, .. } = *self;
+        Quantizer { scheme, method, granularity, zero_point, scales: ScaleFormat::F32 }
     }
 }
 
@@ -93,7 +101,7 @@ fn close(found: &[f32], expected: &[f32], what: &str) {
 #[test]
 fn values_and_gradients_are_pytorchs() {
     let golden = golden();
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     for case in &golden.cases {
         let quantizer = case.quantizer();
         quantizer.check().unwrap();
@@ -137,7 +145,7 @@ fn the_golden_file_has_every_quantizer() {
         for method in Method::ALL {
             for granularity in [Granularity::Row, Granularity::Tensor, Granularity::Group(32)] {
                 for zero_point in [false, true] {
-                    let quantizer = Quantizer { scheme, method, granularity, zero_point };
+                    let quantizer = Quantizer { scheme, method, granularity, zero_point, scales: ScaleFormat::F32 };
                     assert_eq!(there.contains(&quantizer), quantizer.check().is_ok(), "{quantizer}");
                 }
             }
@@ -148,25 +156,58 @@ fn the_golden_file_has_every_quantizer() {
 #[test]
 fn packed_is_fake_quantized_to_the_bit() {
     let golden = golden();
-    for case in &golden.cases {
-        let quantizer = case.quantizer();
+    let formats = [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Double];
+    let all = golden.cases.iter().flat_map(|case| formats.map(|scales| case.quantizer().with_scales(scales)));
+    for quantizer in all.filter(|quantizer| quantizer.check().is_ok()) {
         for (device, kind) in [
-            (Device::flex(), Kind::Linear),
-            (Device::flex().autodiff(), Kind::Linear),
-            (Device::flex(), Kind::Embedding),
+            (device(), Kind::Linear),
+            (device().autodiff(), Kind::Linear),
+            (device(), Kind::Embedding),
         ] {
             let module = module(&golden, quantizer, kind, &StoredScales::new(), &device);
             let (view, rounded) = fake_quant(&module).codes_and_scales(module.weight.base());
-            let rounded = Quantized {
-                codes: DenseMatrix { data: view.elements(rounded.codes), columns: golden.shape[1] },
-                scales: view.numbers(rounded.scales),
-                zero_points: rounded.zero_points.map(|points| view.numbers(points)),
-            };
-            let packed = PackedMatrix::pack(&quantizer, golden.shape, rounded).unwrap();
+            let packed = PackedMatrix::pack(&quantizer, golden.shape, view.quantized(rounded)).unwrap();
             assert_eq!(packed.dequantize().data, row_major(module.weight.val(), kind), "{quantizer}");
             // Plain Rust takes the mean of a row in another order, so that scales may differ in their last bits.
             let plain = PackedMatrix::quantize(&quantizer, golden.shape, golden.weight.clone()).unwrap();
             close(&plain.dequantize().data, &packed.dequantize().data, &format!("{quantizer}: plain"));
+        }
+    }
+}
+
+#[test]
+fn tensors_round_to_f16_as_plain_numbers_do() {
+    // Every f16 between, half way to the next one, and a little to either side; subnormal numbers among them.
+    let mut numbers = Vec::new();
+    for bits in (1..0x7bff).step_by(3) {
+        let (low, high) = (half::f16::from_bits(bits).to_f32(), half::f16::from_bits(bits + 1).to_f32());
+        let middle = (low + high) / 2.0;
+        numbers.extend([low, middle.next_down(), middle, middle.next_up(), -middle]);
+    }
+    let plain = DenseMatrix { data: numbers.clone(), columns: 1 }.round_f16().data;
+    let tensor = Tensor::<3>::from_data(TensorData::new(numbers, [plain.len(), 1, 1]), &device());
+    assert_eq!(floats(TensorMatrix(tensor).round_f16().0), plain);
+}
+
+#[test]
+fn many_scales_are_double_quantized_alike_in_tensors_and_files() {
+    // 640 scales: two whole blocks and a part of one, of rows that differ in size, one of them zero.
+    let shape = [40, 512];
+    let number = |i: usize| ((i * 2_654_435_761) % 2001) as f32 / 1000.0 - 1.0;
+    let weight = (0..shape[0] * shape[1]).map(|i| number(i) * (i / shape[1]) as f32 * 0.01).collect();
+    let golden = Golden { weight, c: Vec::new(), shape, cases: Vec::new() };
+    for scheme in [Scheme::Nf4, Scheme::Ternary] {
+        let quantizer = Quantizer::from(scheme).with_granularity(Granularity::Group(32));
+        let quantizer = quantizer.with_scales(ScaleFormat::Double);
+        for kind in [Kind::Linear, Kind::Embedding] {
+            let module = module(&golden, quantizer, kind, &StoredScales::new(), &device());
+            let (view, rounded) = fake_quant(&module).codes_and_scales(module.weight.base());
+            let packed = PackedMatrix::pack(&quantizer, shape, view.quantized(rounded)).unwrap();
+            let PackedScales::Double(DoubleScales { codes, steps, .. }) = packed.packed_scales() else { panic!() };
+            assert_eq!((codes.len(), steps.len()), (640, 3));
+            assert_eq!(packed.dequantize().data, row_major(module.weight.val(), kind), "{quantizer}");
+            let plain = PackedMatrix::quantize(&quantizer, shape, golden.weight.clone()).unwrap();
+            close(plain.scales(), packed.scales(), &format!("{quantizer}: plain"));
         }
     }
 }

@@ -188,7 +188,7 @@ impl Decoder {
         let size = StoredSize { parameters: norms, bytes: norms * size_of::<f32>() };
         matrices.fold(size, |size, matrix| StoredSize {
             parameters: size.parameters + matrix.rows() * matrix.columns(),
-            bytes: size.bytes + matrix.bytes(),
+            bytes: size.bytes + matrix.stored_bytes(),
         })
     }
 

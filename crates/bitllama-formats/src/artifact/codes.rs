@@ -1,6 +1,7 @@
 //! Codes in the forms of the older tools, to panels and back, and what can be wrong inside panels.
 
 use bitllama_core::panel::{self, PANEL_ROWS, VECTOR_BYTES};
+use bitllama_core::scales::PackedScales;
 use bitllama_core::{Error, PackedMatrix, Scheme};
 
 use super::forms::Cells;
@@ -13,7 +14,7 @@ pub(super) fn pack(
     (scheme, cells): (Scheme, Cells),
     [rows, columns]: [usize; 2],
     data: bytes::Bytes,
-    scales: Vec<f32>,
+    scales: impl Into<PackedScales>,
     zero_points: Option<Vec<i32>>,
 ) -> Result<PackedMatrix, Error> {
     let stride = if cells == Cells::Bits { columns.div_ceil(8) } else { columns };

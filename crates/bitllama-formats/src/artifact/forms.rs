@@ -13,7 +13,7 @@ pub(super) struct Form {
     pub suffix: &'static str,
     pub scheme: Scheme,
     pub cells: Cells,
-    /// Of the scales, f32 `[out]`; beside panels also `[out, groups]`.
+    /// Of the scales, f32 `[out]`; beside panels also `[out, groups]`, f16, or i8 with [`STEPS`] and [`MEAN`] beside them.
     pub scales: &'static str,
     /// Of the zero points, i32, as many as scales.
     pub zero_point: Option<&'static str>,
@@ -31,6 +31,11 @@ pub(super) enum Cells {
     /// u8 `[out, in]`: fields; the zero points tell which one is 0.
     Fields,
 }
+
+/// Behind the suffix of double-quantized scales (`bitllama_core::ScaleFormat::Double`): f32, one for each block of them.
+pub(super) const STEPS: &str = "_steps";
+/// The same: f32, one number.
+pub(super) const MEAN: &str = "_mean";
 
 /// Suffix of a weight in full precision.
 pub(super) const FULL: &str = "_fp32";

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use bitllama_core::panel::{PANEL_ROWS, VECTOR_BYTES};
+use bitllama_core::scales::DOUBLE_BLOCK;
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme};
 use serde_json::{Map, Value, json};
 
-use super::forms::{Cells, FULL, Form};
+use super::forms::{Cells, FULL, Form, MEAN, STEPS};
 use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
 /// Of manifest.json; readers of it take ours because we only add to it.
@@ -18,7 +19,8 @@ const FORMAT_VERSION: u32 = 2;
 /// `npz_key`, `packed_format`, `code_min` and `code_step` say everything about the codes:
 /// `weight = (code_min + code_step * field) * scale`, or `(field - zero_point) * scale` where there are zero points, or
 /// `code_table[field] * scale`.
-/// With `group_size`, scales and zero points are `[out, groups]`, one for so many columns; without, `[out]`.
+/// With `group_size`, scales and zero points are `[out, groups]`, one for so many columns; without, `[out]`. With
+/// `npz_scale_steps_key` the `i`th scale, row after row, is `scales[i] * steps[i // scale_block] + mean`.
 pub(super) fn packed_entry(
     name: &str,
     config: &ModelConfig,
@@ -35,7 +37,7 @@ pub(super) fn packed_entry(
         "packed_format": form.packed_format(),
         "npz_scales_key": format!("{name}{}", form.scales),
         "scale_axis": { "index": 0, "name": "out_features" },
-        "scale_dtype": "float32",
+        "scale_dtype": dtype_name(written_format(layout, matrix)),
     });
     let mut set = |key: &str, value: Value| entry[key] = value;
     match (scheme.table(), scheme.line()) {
@@ -47,6 +49,11 @@ pub(super) fn packed_entry(
     }
     if matrix.groups() > 1 {
         set("group_size", json!(matrix.group_size()));
+    }
+    if written_format(layout, matrix) == ScaleFormat::Double {
+        set("npz_scale_steps_key", json!(format!("{name}{}{STEPS}", form.scales)));
+        set("npz_scale_mean_key", json!(format!("{name}{}{MEAN}", form.scales)));
+        set("scale_block", json!(DOUBLE_BLOCK));
     }
     let has_zero_points = form.cells == Cells::Fields || matrix.zero_points().is_some();
     if let Some(suffix) = form.zero_point.filter(|_| has_zero_points) {
@@ -70,6 +77,22 @@ pub(super) fn packed_entry(
         }
     }
     entry
+}
+
+/// How the scales of `matrix` are stored: the older tools know f32 only.
+pub(super) fn written_format(layout: Layout, matrix: &PackedMatrix) -> ScaleFormat {
+    match layout {
+        Layout::Packed => matrix.packed_scales().format(),
+        Layout::V2 => ScaleFormat::F32,
+    }
+}
+
+fn dtype_name(format: ScaleFormat) -> &'static str {
+    match format {
+        ScaleFormat::F32 => "float32",
+        ScaleFormat::F16 => "float16",
+        ScaleFormat::Double => "int8",
+    }
 }
 
 /// The files beside a version 2 manifest that hold a low-bit matrix once more: manifest field and file name.
@@ -184,6 +207,9 @@ fn quantization(layout: Layout, infos: &[WeightInfo]) -> Value {
         let parameters: usize = info.shape.iter().product();
         *sum = (sum.0 + 1, sum.1 + parameters, sum.2 + info.bytes);
     }
+    let mut dtypes: Vec<&str> = infos.iter().filter_map(|info| info.scales).map(dtype_name).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
     let mut widths: Vec<u32> = infos.iter().filter_map(|info| info.scheme).map(Scheme::code_bits).collect();
     widths.sort_unstable();
     widths.dedup();
@@ -206,7 +232,7 @@ fn quantization(layout: Layout, infos: &[WeightInfo]) -> Value {
         "bits_per_weight": size.bits_per_weight(),
         "scale": {
             "type": if infos.iter().any(|info| info.group_size.is_some()) { "per-group" } else { "per-row" },
-            "dtype": "float32",
+            "dtype": match dtypes[..] { [one] => one, [] => "float32", _ => "mixed" },
         },
         "activation_dtype": "float32",
         "packing": packing(layout),

@@ -12,6 +12,7 @@
 //! | `config.rs` | the architecture, read back out of a manifest of any age |
 //! | `write.rs` | a folder written whole or not at all |
 //! | `read.rs` | a folder opened, every weight checked against the architecture |
+//! | `scales.rs` | scales and zero points of a weight, read in whatever form |
 //! | `files.rs` | the arrays of an artifact: NPZ members and loose files |
 //! | `codes.rs` | codes of the older tools, to panels and back; what can be wrong inside panels |
 
@@ -21,6 +22,7 @@ mod files;
 mod forms;
 mod manifest;
 mod read;
+mod scales;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -28,7 +30,7 @@ mod write;
 use std::path::PathBuf;
 
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
+use bitllama_core::{ModelConfig, PackedMatrix, ScaleFormat, Scheme};
 use tokenizers::Tokenizer;
 
 use crate::Result;
@@ -73,9 +75,18 @@ pub struct WeightInfo {
     pub scheme: Option<Scheme>,
     /// Columns that share a scale; `None` is one scale a row.
     pub group_size: Option<usize>,
+    /// How scales are stored, where there are any.
+    pub scales: Option<ScaleFormat>,
     /// Bytes of packed codes, scales and zero points, or of the f32 values: what the weight takes once loaded. In
     /// files of [`Layout::V2`] a code takes a byte of its own.
     pub bytes: usize,
+}
+
+impl WeightInfo {
+    /// A weight in full precision, of no bytes yet.
+    fn new(name: String, shape: &[usize]) -> Self {
+        Self { name, shape: shape.to_vec(), scheme: None, group_size: None, scales: None, bytes: 0 }
+    }
 }
 
 /// An artifact opened for reading.

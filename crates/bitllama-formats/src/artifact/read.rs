@@ -6,13 +6,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use bitllama_core::panel::COLUMN_UNIT;
 use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
 use bitllama_core::{ModelConfig, Scheme};
 use serde_json::Value;
 
 use super::files::{Files, Part};
-use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, artifact_name};
+use super::forms::{FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, artifact_name};
+use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::npz::{Dtype, Npz};
 use crate::{Error, Result, hf};
@@ -27,9 +27,7 @@ enum Place {
     Packed {
         form: Form,
         codes: Part,
-        scales: Part,
-        /// Scales of a row.
-        groups: usize,
+        scales: Box<Scales>,
         zero_points: Option<Vec<i32>>,
     },
     Full(Part),
@@ -153,10 +151,9 @@ impl Files {
                 let (dtype, shape) = form.array([rows, columns]);
                 self.expect(&codes, &self.header(&codes)?, &[dtype], &shape)?;
                 self.check_members(&name, [rows, columns])?;
-                let scales = self.scales(&name, &form, &codes)?;
-                let groups = self.groups(&name, &form, &scales, [rows, columns])?;
-                let zero_points = self.zero_points(&name, &form, &codes, rows * groups)?;
-                Place::Packed { form, codes, scales, groups, zero_points }
+                let scales = self.scales(&name, &form, &codes, [rows, columns])?;
+                let zero_points = self.zero_points(&name, &form, &codes, rows * scales.groups)?;
+                Place::Packed { form, codes, scales: Box::new(scales), zero_points }
             }
             (Some((Some(form), codes)), _) => {
                 let reason = format!("a weight of shape {:?} cannot be {}", spec.shape, form.scheme);
@@ -172,16 +169,23 @@ impl Files {
                 return Err(Error::invalid(npz, reason));
             }
         };
-        let (scheme, group_size, bytes) = match (&place, &spec.shape[..]) {
-            (Place::Packed { form, groups, zero_points, .. }, &[rows, columns]) => {
-                let constants = (1 + zero_points.is_some() as usize) * rows * groups;
+        let full =
+            WeightInfo { bytes: spec.len() * size_of::<f32>(), ..WeightInfo::new(spec.name.clone(), &spec.shape) };
+        let info = match (&place, &spec.shape[..]) {
+            (Place::Packed { form, scales, zero_points, .. }, &[rows, columns]) => {
+                let Scales { groups, format, .. } = &**scales;
+                let points = zero_points.as_ref().map_or(0, |points| size_of_val(points.as_slice()));
                 let codes = form.scheme.packed_bytes([rows, columns]).unwrap_or(usize::MAX);
-                let bytes = codes.saturating_add(constants * size_of::<f32>());
-                (Some(form.scheme), (*groups > 1).then(|| columns / groups), bytes)
+                WeightInfo {
+                    scheme: Some(form.scheme),
+                    group_size: (*groups > 1).then(|| columns / groups),
+                    scales: Some(*format),
+                    bytes: codes.saturating_add(format.bytes(rows * groups) + points),
+                    ..full
+                }
             }
-            _ => (None, None, spec.len() * size_of::<f32>()),
+            _ => full,
         };
-        let info = WeightInfo { name: spec.name.clone(), shape: spec.shape.clone(), scheme, group_size, bytes };
         Ok(Located { info, place })
     }
 
@@ -243,78 +247,6 @@ impl Files {
         Ok(self.loose(entry, "fp32")?.map(|path| (None, Part::Npy(path))))
     }
 
-    /// The scales that belong to `codes`: in the same NPZ, or in a file of their own.
-    fn scales(&self, name: &str, form: &Form, codes: &Part) -> Result<Part> {
-        if let Part::Member(_) = codes {
-            return Ok(Part::Member(format!("{name}{}", form.scales)));
-        }
-        let entry = self.entry(name).unwrap_or(&Value::Null);
-        let field = if form.cells == Cells::Fields { "q_scales" } else { "scales" };
-        if let Some(path) = self.loose(entry, field)? {
-            return Ok(Part::Npy(path));
-        }
-        let text = self.loose(entry, &format!("{field}_txt"))?;
-        text.map(Part::Text).ok_or_else(|| self.damaged(codes, format!("the manifest names no {field} for {name}")))
-    }
-
-    /// How many scales a row has: one, or beside panels as many as the array and the manifest agree on.
-    fn groups(&self, name: &str, form: &Form, scales: &Part, [rows, columns]: [usize; 2]) -> Result<usize> {
-        if form.cells != Cells::Panels {
-            return Ok(1);
-        }
-        let header = self.header(scales)?;
-        let groups = match header.shape[..] {
-            [_, groups] => groups,
-            _ => 1,
-        };
-        let shape = if header.shape.len() == 2 { vec![rows, groups] } else { vec![rows] };
-        self.expect(scales, &header, &[Dtype::F32], &shape)?;
-        let size = columns.checked_div(groups).unwrap_or(0);
-        if groups != 1 && (size * groups != columns || size == 0 || !size.is_multiple_of(COLUMN_UNIT)) {
-            let reason = format!("{groups} scales a row of {columns} are no groups of a multiple of {COLUMN_UNIT}");
-            return Err(self.damaged(scales, reason));
-        }
-        let stated = self.entry(name).and_then(|entry| entry.get("group_size")).filter(|stated| !stated.is_null());
-        if let Some(stated) = stated
-            && *stated != size
-        {
-            return Err(self.damaged(scales, format!("groups of {size} columns found, {stated} expected")));
-        }
-        Ok(groups)
-    }
-
-    /// Zero points, as many as scales, unless they are those that a symmetric matrix has anyway.
-    fn zero_points(&self, name: &str, form: &Form, codes: &Part, scales: usize) -> Result<Option<Vec<i32>>> {
-        let Some(suffix) = form.zero_point else { return Ok(None) };
-        let part = match codes {
-            Part::Member(_) => {
-                let key = format!("{name}{suffix}");
-                let there = self.npz.as_ref().is_some_and(|npz| npz.contains(&key));
-                (there || form.cells == Cells::Fields).then_some(Part::Member(key))
-            }
-            _ if form.cells != Cells::Fields => None,
-            _ => {
-                let entry = self.entry(name).unwrap_or(&Value::Null);
-                let path = self.loose(entry, "q_zero_point")?;
-                Some(Part::Npy(path.ok_or_else(|| self.damaged(codes, "the manifest names no q_zero_point"))?))
-            }
-        };
-        let Some(part) = part else { return Ok(None) };
-        let array = self.array(&part)?;
-        let points: Option<Vec<i32>> =
-            array.to_i64().and_then(|points| points.into_iter().map(|point| i32::try_from(point).ok()).collect());
-        let points = points.ok_or_else(|| self.damaged(&part, "zero points must be whole numbers of 32 bits"))?;
-        if points.len() != scales {
-            return Err(self.damaged(&part, format!("{} zero points for {scales} scales", points.len())));
-        }
-        // Beyond this a difference to a field would not be exact in f32.
-        if points.iter().any(|point| point.unsigned_abs() >= 1 << 24) {
-            return Err(self.damaged(&part, "a zero point is too large"));
-        }
-        let symmetric = form.scheme != Scheme::Binary && points.iter().all(|p| *p == -form.scheme.line().0);
-        Ok((!symmetric).then_some(points))
-    }
-
     /// `NAME_shape` and `NAME_pc_axis`, where they are there, must say what is expected.
     fn check_members(&self, name: &str, shape: [usize; 2]) -> Result<()> {
         for (suffix, expected) in [("_shape", &shape[..]), ("_pc_axis", &[0])] {
@@ -344,13 +276,10 @@ impl Files {
     fn load(&self, located: &Located) -> Result<StoredWeight> {
         let shape = &located.info.shape;
         match (&located.place, &shape[..]) {
-            (Place::Packed { form, codes, scales, groups, zero_points }, &[rows, columns]) => {
-                let values = self.array(scales)?.to_f32().unwrap_or_default();
-                if values.len() != rows * groups || !values.iter().all(|scale| scale.is_finite()) {
-                    return Err(self.damaged(scales, format!("{} finite scales are expected", rows * groups)));
-                }
+            (Place::Packed { form, codes, scales, zero_points }, &[rows, columns]) => {
+                let scales = self.packed_scales(scales, rows)?;
                 let data = self.array(codes)?.data;
-                codes::pack((form.scheme, form.cells), [rows, columns], data, values, zero_points.clone())
+                codes::pack((form.scheme, form.cells), [rows, columns], data, scales, zero_points.clone())
                     .map(StoredWeight::Packed)
                     .map_err(|e| self.damaged(codes, e))
             }

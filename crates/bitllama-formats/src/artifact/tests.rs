@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use bitllama_core::weights::{self, Kind, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, RopeScaling, Scheme};
+use bitllama_core::{Granularity, ModelConfig, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
@@ -101,10 +101,22 @@ fn rescaled(
         if let StoredWeight::Packed(m) = weight {
             let shape = [m.rows(), m.columns()];
             let count = count(shape[0], shape[1]);
-            let scales = (0..count).map(|i| 0.125 + i as f32 / 3.0).collect();
+            let scales: Vec<f32> = (0..count).map(|i| 0.125 + i as f32 / 3.0).collect();
             let points =
                 (points && m.scheme().table().is_none()).then(|| (0..count as i32).map(|i| i % 11 - 3).collect());
             *m = PackedMatrix::new(m.scheme(), shape, m.bytes().clone(), scales, points).unwrap();
+        }
+    }
+    weights
+}
+
+/// The model [`wide`] in groups of 32 with scales of one format.
+fn in_format(scales: ScaleFormat) -> Vec<(WeightSpec, StoredWeight)> {
+    let mut weights = model(&wide(), &[Some(Scheme::Int4), Some(Scheme::Nf4), Some(Scheme::Ternary)]);
+    for (spec, weight) in &mut weights {
+        if let StoredWeight::Packed(m) = weight {
+            let grouped = Quantizer::from(m.scheme()).with_granularity(Granularity::Group(32)).with_scales(scales);
+            *m = PackedMatrix::quantize(&grouped, [m.rows(), m.columns()], values(spec)).unwrap();
         }
     }
     weights
@@ -253,6 +265,62 @@ fn groups_survive_and_are_checked() {
     let artifact = assert_holds(&folder, &weights);
     assert_eq!(artifact.manifest["quantization"]["scale"]["type"], "per-row");
     assert!(artifact.manifest["weights"]["lm_head.weight"].get("group_size").is_none());
+}
+
+#[test]
+fn scales_of_every_format_survive_and_are_checked() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    for (scales, name) in [(ScaleFormat::F32, "float32"), (ScaleFormat::F16, "float16"), (ScaleFormat::Double, "int8")]
+    {
+        let weights = in_format(scales);
+        write_model(&folder, &wide(), &weights, Layout::Packed).unwrap();
+        let artifact = assert_holds(&folder, &weights);
+        assert_eq!(artifact.manifest["quantization"]["scale"]["dtype"], name);
+        assert_eq!(artifact.manifest["weights"]["lm_head.weight"]["scale_dtype"], name);
+        assert!(artifact.weights().all(|info| info.scales == info.scheme.map(|_| scales)));
+    }
+    // 11 rows of two groups.
+    let refused = |key: &str, dtype: npz::Dtype, shape: &[usize], data: &[u8]| {
+        write_model(&folder, &wide(), &in_format(ScaleFormat::Double), Layout::Packed).unwrap();
+        replace_array(&folder, &format!("lm_head.weight_scales{key}"), dtype, shape, data);
+        let spec = weights::specs(&wide()).pop().unwrap();
+        message(Artifact::open(&folder).and_then(|artifact| artifact.weight(&spec)))
+    };
+    let of = |number: f32| number.to_le_bytes();
+    assert!(refused("_steps", npz::Dtype::F32, &[2], &[0; 8]).contains("[2] of <f4 found, [1] of <f4 expected"));
+    assert!(refused("_mean", npz::Dtype::F32, &[0], &[]).contains("[0] of <f4 found"));
+    assert!(refused("_mean", npz::Dtype::F32, &[1], &of(f32::NAN)).contains("22 finite scales are expected"));
+    assert!(refused("_steps", npz::Dtype::F32, &[1], &of(f32::INFINITY)).contains("22 finite scales are expected"));
+    assert!(refused("", npz::Dtype::I8, &[11, 3], &[0; 33]).contains("3 scales a row of 64 are no groups"));
+    assert!(refused("", npz::Dtype::I32, &[11, 2], &[0; 88]).contains("[11, 2] of <i4 found"));
+    assert!(refused("", npz::Dtype::F16, &[11, 2], &[0xff; 44]).contains("22 finite scales are expected"));
+}
+
+#[test]
+fn v2_writes_f16_scales_in_f32() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("artifact");
+    let halves = Quantizer::from(Scheme::Int4).with_scales(ScaleFormat::F16);
+    let mut weights = model(&config(true), &[Some(Scheme::Int4)]);
+    for (spec, weight) in &mut weights {
+        if let StoredWeight::Packed(m) = weight {
+            *m = PackedMatrix::quantize(&halves, [m.rows(), m.columns()], values(spec)).unwrap();
+        }
+    }
+    write_model(&folder, &config(true), &weights, Layout::V2).unwrap();
+    let artifact = Artifact::open(&folder).unwrap();
+    assert_eq!(artifact.manifest["quantization"]["scale"]["dtype"], "float32");
+    for (spec, weight) in &weights {
+        let (StoredWeight::Packed(weight), StoredWeight::Packed(found)) = (weight, artifact.weight(spec).unwrap())
+        else {
+            continue;
+        };
+        assert_eq!(found.dequantize(), weight.dequantize());
+        let info = artifact.weights().find(|info| info.name == spec.name).unwrap();
+        assert_eq!(info.bytes, found.stored_bytes());
+    }
+    assert_eq!(artifact.manifest["quantization"]["bytes"], artifact.size().bytes);
 }
 
 #[test]
@@ -548,6 +616,8 @@ fn writes_for_the_python_checker() {
         ("v2", Layout::V2, config(false), all(Layout::V2, &config(false))),
         ("grouped", Layout::Packed, wide(), grouped(false)),
         ("grouped_zero_points", Layout::Packed, wide(), grouped(true)),
+        ("f16_scales", Layout::Packed, wide(), in_format(ScaleFormat::F16)),
+        ("double_quantized", Layout::Packed, wide(), in_format(ScaleFormat::Double)),
     ];
     for (name, layout, config, weights) in artifacts {
         let folder = Path::new(&root).join(name);

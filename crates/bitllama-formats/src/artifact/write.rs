@@ -5,12 +5,13 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix};
+use bitllama_core::{ModelConfig, PackedMatrix, ScaleFormat};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::forms::{Cells, FULL, Form, artifact_name};
+use super::forms::{Cells, FULL, Form, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
 use crate::npz::{self, Dtype, NpzWriter};
 use crate::{Error, Result, atomic};
@@ -112,18 +113,13 @@ impl<W: Write + io::Seek> Writer<'_, W> {
     /// Writes a weight and gives back what it is, and its entry of the manifest.
     fn weight(mut self, spec: &WeightSpec, weight: &StoredWeight) -> Result<(WeightInfo, Value)> {
         let name = artifact_name(&spec.name);
-        let info = |scheme, group_size, bytes| WeightInfo {
-            name: spec.name.clone(),
-            shape: spec.shape.clone(),
-            scheme,
-            group_size,
-            bytes,
-        };
+        let full = WeightInfo::new(spec.name.clone(), &spec.shape);
         match weight {
             StoredWeight::Full(values) => {
                 let bytes = bytemuck::cast_slice(values);
                 self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;
-                Ok((info(None, None, bytes.len()), manifest::full_entry(&name, self.layout, &spec.shape)))
+                let info = WeightInfo { bytes: bytes.len(), ..full };
+                Ok((info, manifest::full_entry(&name, self.layout, &spec.shape)))
             }
             StoredWeight::Packed(matrix) => {
                 let form = Form::of(self.layout, matrix.scheme()).ok_or_else(|| {
@@ -132,8 +128,16 @@ impl<W: Write + io::Seek> Writer<'_, W> {
                 })?;
                 self.matrix(&name, &form, matrix)?;
                 let entry = manifest::packed_entry(&name, self.config, self.layout, &form, matrix);
-                let group_size = (matrix.groups() > 1).then(|| matrix.group_size());
-                Ok((info(Some(matrix.scheme()), group_size, matrix.stored_bytes()), entry))
+                let format = manifest::written_format(self.layout, matrix);
+                let scales = matrix.scales().len();
+                let info = WeightInfo {
+                    scheme: Some(matrix.scheme()),
+                    group_size: (matrix.groups() > 1).then(|| matrix.group_size()),
+                    scales: Some(format),
+                    bytes: matrix.stored_bytes() + format.bytes(scales) - matrix.packed_scales().format().bytes(scales),
+                    ..full
+                };
+                Ok((info, entry))
             }
         }
     }
@@ -158,8 +162,21 @@ impl<W: Write + io::Seek> Writer<'_, W> {
             1 => vec![rows],
             groups => vec![rows, groups],
         };
-        let scales: &[u8] = bytemuck::cast_slice(matrix.scales());
-        self.both(name, form.scales, Dtype::F32, &constants, &|out| out.write_all(scales))?;
+        let bytes = |key: &str, dtype, shape: &[usize], data: &[u8], writer: &mut Self| {
+            writer.both(name, key, dtype, shape, &|out| out.write_all(data))
+        };
+        match (manifest::written_format(self.layout, matrix), matrix.packed_scales()) {
+            (ScaleFormat::F16, PackedScales::F16(scales)) => {
+                bytes(form.scales, Dtype::F16, &constants, bytemuck::cast_slice(scales), self)?;
+            }
+            (ScaleFormat::Double, PackedScales::Double(DoubleScales { codes, steps, mean })) => {
+                bytes(form.scales, Dtype::I8, &constants, bytemuck::cast_slice(codes), self)?;
+                let key = |suffix: &str| format!("{}{suffix}", form.scales);
+                bytes(&key(STEPS), Dtype::F32, &[steps.len()], bytemuck::cast_slice(steps), self)?;
+                bytes(&key(MEAN), Dtype::F32, &[1], &mean.to_le_bytes(), self)?;
+            }
+            _ => bytes(form.scales, Dtype::F32, &constants, bytemuck::cast_slice(matrix.scales()), self)?,
+        }
         if let Some(suffix) = zero_point_suffix {
             let symmetric = || vec![-scheme.line().0; rows];
             let points = matrix.zero_points().map_or_else(symmetric, <[i32]>::to_vec);

@@ -1,9 +1,9 @@
 //! Burn parameters as the rows that share a scale, for the rounding functions of `bitllama-core`.
 
-use bitllama_core::rounding::Scales;
+use bitllama_core::rounding::{DoubleQuantized, Quantized, Scales};
 use bitllama_core::weights::Kind;
 use bitllama_core::{DenseMatrix, Granularity, Quantizer, RowMatrix};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
 use crate::weights::{floats, input_dimension, transposed};
 
@@ -71,6 +71,23 @@ impl View {
         Tensor::from_data(TensorData::new(data, [outer, 1, inner]), (device, DType::F32))
     }
 
+    /// Codes and scales on the host, as [`PackedMatrix::pack`](bitllama_core::PackedMatrix::pack) takes them.
+    pub fn quantized(&self, rounded: Quantized<TensorMatrix>) -> Quantized<DenseMatrix> {
+        let [_, columns] = self.matrix_shape();
+        let double = rounded.double.map(|double| {
+            let plain = |numbers: TensorMatrix, columns| DenseMatrix { data: floats(numbers.0), columns };
+            let DoubleQuantized { codes, steps, mean } = double;
+            let size = codes.0.dims()[1];
+            DoubleQuantized { codes: plain(codes, size), steps: plain(steps, 1), mean: plain(mean, 1) }
+        });
+        Quantized {
+            codes: DenseMatrix { data: self.elements(rounded.codes), columns },
+            scales: self.numbers(rounded.scales),
+            zero_points: rounded.zero_points.map(|points| self.numbers(points)),
+            double,
+        }
+    }
+
     /// Scales and zero points on the host.
     pub fn scales(&self, scales: Scales<TensorMatrix>) -> Scales<DenseMatrix> {
         let zero_points = scales.zero_points.map(|points| self.numbers(points));
@@ -135,5 +152,27 @@ impl RowMatrix for TensorMatrix {
     }
     fn sign_or_one(self) -> Self {
         self.map(|t| t.greater_equal_elem(0.0).float() * 2.0 - 1.0)
+    }
+    fn round_f16(self) -> Self {
+        self.map(|t| t.cast(FloatDType::F16).cast(FloatDType::F32))
+    }
+    fn all_mean(self) -> Self {
+        self.map(|t| t.mean().reshape([1, 1, 1]))
+    }
+    fn add_all(self, number: Self) -> Self {
+        self.map(|t| t + number.0)
+    }
+    fn in_blocks(self, size: usize) -> Self {
+        let [outer, _, inner] = self.0.dims();
+        let (len, blocks) = (outer * inner, (outer * inner).div_ceil(size));
+        let flat = self.0.reshape::<2, _>([outer, inner]).transpose().reshape::<1, _>([len]);
+        let rest = Tensor::zeros([blocks * size - len], (&flat.device(), DType::F32));
+        Self(Tensor::cat(vec![flat, rest], 0).reshape([blocks, size, 1]))
+    }
+    fn out_of_blocks(self, numbers: &Self) -> Self {
+        let [outer, _, inner] = numbers.0.dims();
+        let [blocks, size, _] = self.0.dims();
+        let flat = self.0.reshape::<1, _>([blocks * size]).narrow(0, 0, outer * inner);
+        Self(flat.reshape::<2, _>([inner, outer]).transpose().reshape([outer, 1, inner]))
     }
 }

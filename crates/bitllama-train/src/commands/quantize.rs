@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
-use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, Scheme};
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme};
 use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::text::{encode, own_bos};
@@ -40,6 +40,12 @@ pub struct Args {
     /// A zero point beside each scale (asymmetric)
     #[arg(long)]
     zero_point: bool,
+    /// What scales are rounded to and stored in
+    #[arg(long, value_enum, default_value = "f16")]
+    scale_dtype: ScaleDtype,
+    /// Quantize scales themselves, to 8 bits in blocks of 256 (QLoRA), in place of --scale-dtype
+    #[arg(long, conflicts_with = "scale_dtype")]
+    double_quant: bool,
     /// How codes and scales are found
     #[arg(long, value_enum, default_value = "search")]
     method: Method,
@@ -86,6 +92,12 @@ pub struct Args {
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScaleDtype {
+    F16,
+    F32,
 }
 
 /// Bits a weight, and the scheme that has them.
@@ -243,7 +255,12 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
     };
     let default = if divides(GROUP_SIZE) { Granularity::Group(GROUP_SIZE) } else { Granularity::Row };
     let granularity = args.group_size.unwrap_or(default);
-    let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity);
+    let scales = match (args.double_quant, args.scale_dtype) {
+        (true, _) => ScaleFormat::Double,
+        (false, ScaleDtype::F16) => ScaleFormat::F16,
+        (false, ScaleDtype::F32) => ScaleFormat::F32,
+    };
+    let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity).with_scales(scales);
     let blocks = with_groups(Quantizer { zero_point: args.zero_point, ..Quantizer::from(scheme) });
     blocks.check()?;
     let head = Rule(args.embedding.0.map(with_groups));

@@ -7,8 +7,9 @@
 //! is what scales are searched by.
 
 use anyhow::{Result, anyhow, ensure};
-use bitllama_core::search::{Found, search};
-use bitllama_core::{Granularity, PackedMatrix, Quantizer};
+use bitllama_core::packed::pack_scales;
+use bitllama_core::search::{Found, round_together, search};
+use bitllama_core::{Granularity, PackedMatrix, Quantizer, ScaleFormat};
 use faer::linalg::solvers::DenseSolveCore;
 use faer::{Mat, Side};
 use rayon::prelude::*;
@@ -27,7 +28,8 @@ pub struct Hessian {
 pub struct Options {
     /// Added to the diagonal, as a share of its mean.
     pub damping: f64,
-    /// Columns whose inputs are largest come first, with scales set beforehand.
+    /// Columns whose inputs are largest come first, with scales set beforehand; those are also where scales are to be
+    /// double-quantized, which takes all of a matrix.
     pub act_order: bool,
 }
 
@@ -110,13 +112,21 @@ pub fn gptq(
     let groups = columns / group;
     let (mut weight, mut codes) = (weight.to_vec(), vec![0.0; rows * columns]);
     let mut found = vec![Found { scale: 1.0, zero_point: None }; rows * groups];
+    let beforehand = options.act_order || quantizer.scales == ScaleFormat::Double;
+    if beforehand {
+        let rows = weight.par_chunks(columns).zip(found.par_chunks_mut(groups));
+        rows.for_each(|(row, found)| {
+            found.iter_mut().enumerate().for_each(|(group, found)| *found = task.scale(row, group));
+        });
+    }
+    let double = round_together(quantizer, &mut found);
     let chunks = weight.par_chunks_mut(ROWS * columns).zip(codes.par_chunks_mut(ROWS * columns));
     chunks
         .zip(found.par_chunks_mut(ROWS * groups))
-        .for_each(|((weight, codes), found)| task.run(weight, codes, found, options.act_order));
+        .for_each(|((weight, codes), found)| task.run(weight, codes, found, beforehand));
 
     let scheme = quantizer.scheme;
-    let scales = found.iter().map(|found| found.scale).collect();
+    let scales = pack_scales(quantizer, found.iter().map(|found| found.scale).collect(), double)?;
     let zero_points = quantizer.zero_point.then(|| found.iter().map(|f| f.zero_point.unwrap_or(0.0) as i32).collect());
     let packed = PackedMatrix::from_fields(scheme, shape, scales, zero_points, |row, fields| {
         for (field, code) in fields.iter_mut().zip(&codes[row * columns..]) {
@@ -143,22 +153,16 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Rounds some rows: `weight` and `codes` are `[rows, columns]`, `found` is `[rows, groups]`. Weights become what they
-    /// were when they were rounded.
+    /// The scale of a group of a row.
+    fn scale(&self, row: &[f32], group: usize) -> Found {
+        let range = group * self.group..(group + 1) * self.group;
+        self.whole.unwrap_or_else(|| search(self.quantizer, &row[range.clone()], Some(&self.weighs[range])))
+    }
+
+    /// Rounds some rows: `weight` and `codes` are `[rows, columns]`, `found` is `[rows, groups]`, which holds the scales
+    /// if they were set `beforehand`. Weights become what they were when they were rounded.
     fn run(&self, weight: &mut [f32], codes: &mut [f32], found: &mut [Found], beforehand: bool) {
         let (columns, groups) = (self.columns, self.columns / self.group);
-        let rows = weight.len() / columns;
-        let scale = |weight: &[f32], found: &mut [Found], group: usize| {
-            let range = group * self.group..(group + 1) * self.group;
-            for row in 0..rows {
-                let weight = &weight[row * columns..][range.clone()];
-                let searched = || search(self.quantizer, weight, Some(&self.weighs[range.clone()]));
-                found[row * groups + group] = self.whole.unwrap_or_else(searched);
-            }
-        };
-        if beforehand {
-            (0..groups).for_each(|group| scale(weight, found, group));
-        }
         // The columns in their order, so that updates run along memory.
         let mut ordered: Vec<f32> = Vec::with_capacity(weight.len());
         for row in weight.chunks_exact(columns) {
@@ -171,7 +175,9 @@ impl Task<'_> {
                 for (row, ordered) in weight.chunks_exact_mut(columns).zip(ordered.chunks_exact(columns)) {
                     row[*column..column + self.group].copy_from_slice(&ordered[position..position + self.group]);
                 }
-                scale(weight, found, group);
+                for (row, found) in weight.chunks_exact(columns).zip(found.chunks_exact_mut(groups)) {
+                    found[group] = self.scale(row, group);
+                }
             }
             for (row, ordered) in ordered.chunks_exact_mut(columns).enumerate() {
                 let found = found[row * groups + group];
@@ -240,6 +246,12 @@ mod tests {
                     if quantizer.check().is_err() {
                         continue;
                     }
+                    // Formats of scales in turn, where they go together.
+                    let double = quantizer.with_scales(ScaleFormat::Double);
+                    let quantizer = match double.check() {
+                        Ok(()) => double,
+                        Err(_) => quantizer.with_scales(ScaleFormat::F16),
+                    };
                     let nearest = PackedMatrix::quantize(&quantizer, [20, 64], weight.clone()).unwrap();
                     let nearest = loss(&weight, &nearest, &hessian);
                     for act_order in [false, true] {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use bitllama_core::rounding::{Quantized, Scales, StoredScales, alpha_codes};
-use bitllama_core::search::search;
+use bitllama_core::search::{round_together, search};
 use bitllama_core::weights::{BLOCK_MATRICES, WeightSpec};
 use bitllama_core::{DenseMatrix, Granularity, PackedMatrix, Quantizer};
 use bitllama_nn::Llama;
@@ -80,7 +80,7 @@ pub fn searched(
     let (columns, group) = (shape[1], quantizer.group_len(shape));
     let tiled = importance.filter(|_| group > columns).map(|importance| importance.repeat(shape[0]));
     let importance = tiled.as_deref().or(importance);
-    let found: Vec<_> = weight
+    let mut found: Vec<_> = weight
         .par_chunks(group)
         .enumerate()
         .map(|(index, weights)| {
@@ -88,6 +88,7 @@ pub fn searched(
             search(quantizer, weights, importance.map(|importance| &importance[first..first + weights.len()]))
         })
         .collect();
+    let double = round_together(quantizer, &mut found);
     let mut codes = weight;
     codes.par_chunks_mut(group).zip(&found).for_each(|(codes, found)| {
         codes.iter_mut().for_each(|code| *code = quantizer.code_of(*code, *found));
@@ -97,6 +98,7 @@ pub fn searched(
         codes: DenseMatrix { data: codes, columns: group },
         scales: numbers(found.iter().map(|found| found.scale).collect()),
         zero_points: found.iter().map(|found| found.zero_point).collect::<Option<Vec<_>>>().map(numbers),
+        double,
     };
     Ok(PackedMatrix::pack(quantizer, shape, quantized)?)
 }

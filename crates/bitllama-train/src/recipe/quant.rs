@@ -91,8 +91,9 @@ pub fn in_stage(plan: &ResolvedPlan, stage: Scheme) -> ResolvedPlan {
             return own;
         }
         let method = if own.method.takes(stage) { own.method } else { Quantizer::from(stage).method };
-        let wished = Quantizer { scheme: stage, method, ..own };
-        if wished.check().is_ok() { wished } else { Quantizer { zero_point: false, ..wished } }
+        let plain = Quantizer { method, granularity: own.granularity, ..Quantizer::from(stage) };
+        let wished = Quantizer { scheme: stage, ..own }.with_method(method);
+        [wished, Quantizer { zero_point: false, ..wished }].into_iter().find(|q| q.check().is_ok()).unwrap_or(plain)
     };
     plan.iter().map(|(spec, quantizer)| (spec.clone(), quantizer.map(of))).collect()
 }
@@ -119,8 +120,10 @@ mod tests {
         let found: Vec<_> = (1..=4).map(|step| quant.stage(step)).collect();
         assert_eq!(found, [Some(Scheme::Int8), Some(Scheme::Int8), Some(Scheme::Int4), None]);
 
-        let own =
-            |scheme, method, zero_point| Quantizer { scheme, method, granularity: Granularity::Group(32), zero_point };
+        let own = |scheme, method, zero_point| {
+            let granularity = Granularity::Group(32);
+            Quantizer { method, granularity, zero_point, ..Quantizer::from(scheme) }
+        };
         let spec = WeightSpec { name: "w".into(), shape: vec![1, 32], kind: Kind::Linear };
         let int4 = |own| in_stage(&vec![(spec.clone(), own)], Scheme::Int4).remove(0).1;
         let learned = own(Scheme::Int2, Method::Lsq, true);
