@@ -87,10 +87,11 @@ unsafe fn code_sums<S: Simd, F: Fields, const N: usize>(
     let constants = group * PANEL_ROWS + part * S::ROWS;
     unsafe {
         if F::TABLE {
-            return levels::code_sums::<S, N>(bytes, values, blocks, |token| match token < tile.tokens {
-                true => tile.sum(token, units),
-                false => 0,
-            });
+            let mut x_sums = [0; N];
+            for (token, sum) in x_sums.iter_mut().enumerate().take(tile.tokens) {
+                *sum = tile.sum(token, units);
+            }
+            return levels::code_sums::<S, N>(bytes, values, blocks, x_sums);
         }
         let sums = fields_sum::<S, F, N>(bytes, values, blocks);
         let mut codes = [S::splat(0.0); N];

@@ -42,7 +42,7 @@ const fn fixed_point(level: f32) -> i32 {
     (if number < 0.0 { number - 0.5 } else { number + 0.5 }) as i32
 }
 
-/// The sums of levels times activations of some blocks of a panel, for each token, of which `x_sum` is the sum of the
+/// The sums of levels times activations of some blocks of a panel, for each token, of which `x_sums` are the sums of the
 /// activations. `values` are the activations of all blocks, four columns of each token after the other.
 ///
 /// # Safety
@@ -52,65 +52,88 @@ pub(crate) unsafe fn code_sums<S: Simd, const N: usize>(
     panel: *const u8,
     values: *const i8,
     blocks: (usize, usize),
-    x_sum: impl Fn(usize) -> i32,
+    x_sums: [i32; N],
 ) -> [S::Floats; N] {
     unsafe {
-        let (high, low) = match 2 * N <= S::SUMS {
-            true => {
-                let [high, low] = digit_sums::<S, N, 2>([&DIGITS.high, &DIGITS.low], panel, values, blocks);
-                (high, low)
-            }
-            // Two sums a token are more than there are registers.
-            false => {
-                let [high] = digit_sums::<S, N, 1>([&DIGITS.high], panel, values, blocks);
-                let [low] = digit_sums::<S, N, 1>([&DIGITS.low], panel, values, blocks);
-                (high, low)
-            }
+        // As many sums as there are registers for, and with few tokens enough that one does not wait for another.
+        let (high, low) = if 4 * N <= S::SUMS {
+            let [high, low] = digit_sums::<S, N, 2, 2>([&DIGITS.high, &DIGITS.low], panel, values, blocks);
+            (high, low)
+        } else if 2 * N <= S::SUMS {
+            let [high, low] = digit_sums::<S, N, 2, 1>([&DIGITS.high, &DIGITS.low], panel, values, blocks);
+            (high, low)
+        } else {
+            let [high] = digit_sums::<S, N, 1, 1>([&DIGITS.high], panel, values, blocks);
+            let [low] = digit_sums::<S, N, 1, 1>([&DIGITS.low], panel, values, blocks);
+            (high, low)
         };
         let mut codes = [S::splat(0.0); N];
         for (token, codes) in codes.iter_mut().enumerate() {
             // What was added to the digits, less what the instructions have taken away.
-            let bias = S::int_splat((S::BYTE_BIAS - 128) * x_sum(token));
-            let [high, low] = [high, low].map(|sums| S::to_floats(S::int_add(sums[token], bias)));
+            let bias = S::int_splat((S::BYTE_BIAS - 128) * x_sums[token]);
+            let high = S::to_floats(S::int_add(high[token], bias));
+            let low = S::to_floats(S::int_add(low[token], bias));
             *codes = S::mul(S::add(S::mul(high, S::splat(256.0)), low), S::splat(1.0 / UNIT as f32));
         }
         codes
     }
 }
 
-/// The sums of some digits of the levels times activations. Fields lie in blocks as those of `int4` do.
+/// The sums of `D` digits of the levels times activations, in `C` (one or two) sums each. Fields lie in blocks as those
+/// of `int4` do.
 #[inline(always)]
-unsafe fn digit_sums<S: Simd, const N: usize, const D: usize>(
+#[allow(clippy::needless_range_loop)]
+unsafe fn digit_sums<S: Simd, const N: usize, const D: usize, const C: usize>(
     digits: [&[u8; 16]; D],
     panel: *const u8,
     values: *const i8,
     (first, end): (usize, usize),
 ) -> [[S::Ints; N]; D] {
     unsafe {
-        let digits = digits.map(|digits| S::table(digits));
-        // With few tokens, the two quads of a block have sums of their own.
-        let chains = (S::SUMS / (N * D)).clamp(1, 2);
-        let mut sums = [[[S::int_splat(0); N]; D]; 2];
+        let mut tables = [S::table(digits[0]); D];
+        for digit in 1..D {
+            tables[digit] = S::table(digits[digit]);
+        }
+        let mut sums = [[[S::int_splat(0); N]; D]; C];
         for block in first..end {
             let v = S::load(panel.add(block * VECTOR_BYTES));
             S::prefetch(panel.wrapping_add(block * VECTOR_BYTES + PREFETCH));
-            for (quad, fields) in [S::and(v, 15), S::and(S::shift_right::<4>(v), 15)].into_iter().enumerate() {
-                let digits = digits.map(|digits| S::lookup(digits, fields));
+            let x = values.add(2 * block * N * 4);
+            add_quad::<S, N, D>(&tables, S::and(v, 15), x, &mut sums[0]);
+            add_quad::<S, N, D>(&tables, S::and(S::shift_right::<4>(v), 15), x.add(4 * N), &mut sums[C - 1]);
+        }
+        let mut total = sums[0];
+        if C == 2 {
+            for digit in 0..D {
                 for token in 0..N {
-                    let x = S::broadcast(values.add(((2 * block + quad) * N + token) * 4));
-                    for (digit, sums) in digits.into_iter().zip(&mut sums[quad % chains]) {
-                        sums[token] = S::dot_bytes(sums[token], digit, x);
-                    }
+                    total[digit][token] = S::int_add(total[digit][token], sums[1][digit][token]);
                 }
             }
         }
-        let [mut total, other] = sums;
-        if chains == 2 {
-            for (total, other) in total.iter_mut().zip(other) {
-                total.iter_mut().zip(other).for_each(|(total, other)| *total = S::int_add(*total, other));
+        total
+    }
+}
+
+/// Adds the products of a quad of columns. Without closures: they would not have the instruction set of their function.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+unsafe fn add_quad<S: Simd, const N: usize, const D: usize>(
+    tables: &[S::Bytes; D],
+    fields: S::Bytes,
+    values: *const i8,
+    sums: &mut [[S::Ints; N]; D],
+) {
+    unsafe {
+        let mut digits = [fields; D];
+        for digit in 0..D {
+            digits[digit] = S::lookup(tables[digit], fields);
+        }
+        for token in 0..N {
+            let x = S::broadcast(values.add(4 * token));
+            for digit in 0..D {
+                sums[digit][token] = S::dot_bytes(sums[digit][token], digits[digit], x);
             }
         }
-        total
     }
 }
 
