@@ -131,7 +131,6 @@ fn what_cannot_be_done_is_said_before_anything_is_written() {
     assert!(refused(&["--bits", "4", "--group-size", "48"]).contains("group_size = 48 is no multiple of 32"));
     let double = refused(&["--scheme", "nf4", "--group-size", "row", "--double-quant"]);
     assert!(double.contains("double_quant needs a group_size"), "{double}");
-    assert!(refused(&["--bits", "4", "--double-quant", "--scale-dtype", "f32"]).contains("cannot be used with"));
     assert!(refused(&["--bits", "1", "--zero-point"]).contains("no zero_point"));
     assert!(refused(&["--bits", "4", "--layers", "5"]).contains("has 4 blocks"));
     assert!(refused(&["--bits", "4", "--rule", "*.mlpp.*=int8"]).contains("`*.mlpp.*` matches no matrix"));

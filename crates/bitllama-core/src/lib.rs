@@ -9,6 +9,7 @@
 //! | [`nf4`] | the table of one of them |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`rounding`] | the one rounding function of each quantizer |
+//! | [`dense`] | a matrix in memory, for it to work on |
 //! | [`search`] | scales that make the squared error small |
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
@@ -20,6 +21,7 @@
 
 pub mod bit_plan;
 pub mod config;
+pub mod dense;
 pub mod nf4;
 pub mod packed;
 pub mod panel;
@@ -34,9 +36,10 @@ pub mod weights;
 
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
+pub use dense::DenseMatrix;
 pub use packed::PackedMatrix;
 pub use quantizer::{Granularity, Method, Quantizer, Rule};
-pub use rounding::{DenseMatrix, Quantized, RowMatrix, quantize};
+pub use rounding::{Quantized, RowMatrix, quantize};
 pub use scales::ScaleFormat;
 pub use scheme::Scheme;
 

@@ -21,6 +21,9 @@ pub enum ScaleFormat {
     /// matrix, in 8 bits with an f32 step for each [`DOUBLE_BLOCK`] of them. The 8 bits are whole numbers, as in torchao's
     /// `NF4Tensor.double_quantize_scalers`; bitsandbytes has floating-point ones out of a table, which are finer near the
     /// mean and coarser far from it, and for which a reader needs the table.
+    ///
+    /// A scale is a product and a sum, rounded one after the other. A device that rounds them once (fused multiply-add) may
+    /// train with a scale that differs in its last bit from the one in the file.
     #[serde(skip)]
     Double,
 }

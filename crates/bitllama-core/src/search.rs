@@ -75,7 +75,9 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         shares.flat_map(|share| signs.iter().map(move |sign| (grid, sign * widest * share))).collect()
     };
     let mut best: Option<(Fit, Grid, f32)> = None;
+    // Only scales that can be stored are compared.
     for (grid, scale) in candidates {
+        let scale = quantizer.scales.round(scale);
         let fit = fit(scheme, grid, scale, weights, importance);
         if best.is_none_or(|(other, ..)| fit.error < other.error) {
             best = Some((fit, grid, scale));
@@ -83,7 +85,7 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
     }
     let (mut now, grid, mut scale) = best.unwrap_or_else(|| unreachable!("there are candidates"));
     for _ in 0..REFINEMENTS {
-        let better = now.weight_code / now.code_code;
+        let better = quantizer.scales.round(now.weight_code / now.code_code);
         if !(better.is_finite() && better != 0.0 && better.signum() == scale.signum()) {
             break;
         }
@@ -93,7 +95,7 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         }
         (now, scale) = (next, better);
     }
-    Found { scale: quantizer.scales.round(scale), zero_point: quantizer.zero_point.then_some(-grid.low) }
+    Found { scale, zero_point: quantizer.zero_point.then_some(-grid.low) }
 }
 
 /// Double-quantizes the scales that were found for a matrix, `[rows, groups]`, where `quantizer` does so.
