@@ -159,11 +159,9 @@ fn packed_is_fake_quantized_to_the_bit() {
     let formats = [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Double];
     let all = golden.cases.iter().flat_map(|case| formats.map(|scales| case.quantizer().with_scales(scales)));
     for quantizer in all.filter(|quantizer| quantizer.check().is_ok()) {
-        for (device, kind) in [
-            (device(), Kind::Linear),
-            (device().autodiff(), Kind::Linear),
-            (device(), Kind::Embedding),
-        ] {
+        for (device, kind) in
+            [(device(), Kind::Linear), (device().autodiff(), Kind::Linear), (device(), Kind::Embedding)]
+        {
             let module = module(&golden, quantizer, kind, &StoredScales::new(), &device);
             let (view, rounded) = fake_quant(&module).codes_and_scales(module.weight.base());
             let packed = PackedMatrix::pack(&quantizer, golden.shape, view.quantized(rounded)).unwrap();

@@ -3,7 +3,7 @@
 use bitllama_core::rounding::{DoubleQuantized, Quantized, Scales};
 use bitllama_core::weights::Kind;
 use bitllama_core::{DenseMatrix, Granularity, Quantizer, RowMatrix};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, f16};
 
 use crate::weights::{floats, input_dimension, transposed};
 
@@ -154,7 +154,14 @@ impl RowMatrix for TensorMatrix {
         self.map(|t| t.greater_equal_elem(0.0).float() * 2.0 - 1.0)
     }
     fn round_f16(self) -> Self {
-        self.map(|t| t.cast(FloatDType::F16).cast(FloatDType::F32))
+        self.map(|t| match t.device().supports_dtype(DType::F16) {
+            true => t.cast(FloatDType::F16).cast(FloatDType::F32),
+            // Scales are few; Burn's data rounds as the `half` crate does.
+            false => {
+                let rounded = t.to_data().convert::<f16>().convert::<f32>();
+                Tensor::from_data(rounded, (&t.device(), DType::F32))
+            }
+        })
     }
     fn all_mean(self) -> Self {
         self.map(|t| t.mean().reshape([1, 1, 1]))
