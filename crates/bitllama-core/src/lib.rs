@@ -8,6 +8,7 @@
 //! | [`scheme`] | the low-bit number formats and their codes |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`rounding`] | the one rounding function of each quantizer |
+//! | [`activation`] | low-bit activations, keys and values: codes, rounding, which matrix reads them how |
 //! | [`search`] | scales that make the squared error small |
 //! | [`packed`] | codes packed into bits |
 //! | [`panel`] | where each bit of a packed matrix lies |
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod bit_plan;
 pub mod config;
 pub mod packed;
@@ -28,6 +30,7 @@ pub mod search;
 pub mod size;
 pub mod weights;
 
+pub use activation::{Activation, ActivationPlan, ActivationRule};
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use packed::PackedMatrix;
@@ -53,6 +56,9 @@ pub enum Error {
     /// A bit plan that cannot be applied.
     #[error("bit plan: {0}")]
     BitPlan(String),
+    /// A rule for activations that cannot be applied.
+    #[error("activations: {0}")]
+    Activation(String),
     /// Packed bytes, scales or codes that do not fit the stated shape.
     #[error("packed matrix: {0}")]
     Packed(String),

@@ -68,7 +68,7 @@ pub type StoredScales = HashMap<String, Scales<DenseMatrix>>;
 pub struct Quantized<M> {
     /// `[rows, columns]`, whole numbers: codes within [`Scheme::code_range`], or fields where there are zero points.
     pub codes: M,
-    /// `[rows, 1]`, never 0.
+    /// `[rows, 1]`; of weights never 0.
     pub scales: M,
     /// `[rows, 1]`.
     pub zero_points: Option<M>,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
@@ -13,6 +14,7 @@ use burn::tensor::Device;
 use rand_distr::{Distribution, Normal};
 use tokenizers::Tokenizer;
 
+use crate::recipe::activations::Activations;
 use crate::seeded;
 use crate::training::checkpoint::{self, CheckpointState};
 
@@ -103,12 +105,22 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
         Some(state) => {
             let plan = BitPlan::new(state.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
             let plan = plan.resolve(&source.config)?;
-            llama = fake_quant::quantize(llama, &plan, &checkpoint::read_scales(&path, &plan)?);
+            llama = quantized(llama, &plan, &state.activations, &checkpoint::read_scales(&path, &plan)?)?;
             Some(plan)
         }
         None => None,
     };
     Ok(Loaded { llama, source, plan })
+}
+
+/// A student: a model in full precision with its bit plan attached, trained scales in `stored`, and its activations
+/// rounded.
+///
+/// # Errors
+/// A rule of `activations` that reaches nothing.
+pub fn quantized(llama: Llama, plan: &ResolvedPlan, activations: &Activations, stored: &StoredScales) -> Result<Llama> {
+    let activations = activations.plan_for(plan)?;
+    Ok(bitllama_nn::activations::quantize(fake_quant::quantize(llama, plan, stored), &activations))
 }
 
 /// The best checkpoint, if `path` is the folder of a run.

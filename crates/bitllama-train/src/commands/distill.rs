@@ -76,6 +76,7 @@ pub fn pretrain(args: Args) -> Result<ExitCode> {
     let recipe = read(&args)?;
     ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
     ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
+    ensure!(recipe.activations.is_empty(), "{}: pretrain takes no `[activations]`; use distill", args.config.display());
     ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.config.display());
     ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.config.display());
     train(&args, &recipe)
@@ -325,7 +326,11 @@ fn fingerprint(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Res
         ("distill", json!(recipe.distill())),
         ("eval", json!([recipe.eval_ctx(), recipe.eval.chunks])),
     ];
-    Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    // Only where a recipe has them, so that runs of before they existed go on.
+    let activations = (!recipe.activations.is_empty()).then(|| ("activations", json!(recipe.activations)));
+    let sub_norms = recipe.student.sub_norm_init.map(|init| ("student.sub_norm_init", json!(init)));
+    let parts = parts.into_iter().chain(activations).chain(sub_norms);
+    Ok(parts.map(|(name, value)| (name.to_string(), value)).collect())
 }
 
 fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_formats::{Model, hf};
+use bitllama_nn::Llama;
 use bitllama_nn::weights::{Weights, build};
-use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -18,7 +18,8 @@ use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::{self, reconstruct};
-use crate::recipe::{Recipe, SubNormInit};
+use crate::recipe::Recipe;
+use crate::recipe::student::SubNormInit;
 use crate::sub_norm;
 use crate::training::checkpoint::{self, CheckpointState};
 
@@ -86,7 +87,7 @@ pub fn models(recipe: &Recipe, device: &Device, resumed: Option<&Path>) -> Resul
         Err(config) => models::random(&config, recipe.seed, &tracked)?,
     };
     let scales = resumed.map(|folder| checkpoint::read_scales(folder, &plan)).transpose()?.unwrap_or_default();
-    let student = fake_quant::quantize(student, &plan, &scales);
+    let student = models::quantized(student, &plan, &recipe.activations, &scales)?;
     let teacher_llama = teacher.as_ref().map(|teacher| models::to_device(teacher, device)).transpose()?;
     Ok(Models { teacher, teacher_llama, student, tokenizer, plan, calibrate_sub_norms })
 }
@@ -131,7 +132,8 @@ pub fn initialized(
         rounded
     };
     let (weights, scales) = ptq::starts(plan, rounded);
-    Ok(fake_quant::quantize(with_weights(student, &device.clone().autodiff(), &weights)?, plan, &scales))
+    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    models::quantized(student, plan, &recipe.activations, &scales)
 }
 
 /// The student with the weights of its sub-norms found on the first training `rows`, as `student.sub_norm_init` wants it.
@@ -148,7 +150,7 @@ pub fn with_calibrated_sub_norms(
     let plain = with_weights(student, device, &HashMap::new())?;
     let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
     let student = with_weights(student, &device.clone().autodiff(), &weights)?;
-    Ok(fake_quant::quantize(student, plan, &HashMap::new()))
+    models::quantized(student, plan, &recipe.activations, &HashMap::new())
 }
 
 /// A model in full precision on `device`: the weights of `other`, and where it has none the stored ones of `student`.

@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | this one | the keys of a recipe, their meaning and defaults |
+//! | [`student`], [`activations`] | `[student]`, `[activations]` |
 //! | [`load`] | reading a file and `--set` overrides, with errors that point at the line |
 //! | [`dry_run`] | what a recipe would do: size, bits, memory |
 
@@ -16,9 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
 use crate::ptq;
+use activations::Activations;
+use student::Student;
 
+pub mod activations;
 pub mod dry_run;
 pub mod load;
+pub mod student;
 
 /// A run of `distill` or `pretrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +46,10 @@ pub struct Recipe {
     /// "tensor") and zero_point; the last rule that matches a weight decides.
     #[serde(default)]
     pub bits: IndexMap<String, Rule>,
+    /// Rounding of activations, keys and values: glob over the matrices that `bits` rounds = `int8`, `int4`, `sign` or
+    /// `f32`, and `kv_cache` = `int8` or `int4`.
+    #[serde(default, skip_serializing_if = "Activations::is_empty")]
+    pub activations: Activations,
     /// What the quantizers start from.
     #[serde(default)]
     pub quant: Quant,
@@ -63,39 +72,6 @@ pub struct Teacher {
     pub model: String,
     /// Its `config.json`, if kept apart: lets `--dry-run` work before the weights are there.
     pub config: Option<PathBuf>,
-}
-
-/// `[student]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Student {
-    /// Start weights: a Hugging Face directory, a GGUF file or a hub id; the teacher's if absent.
-    pub model: Option<String>,
-    /// Start from random weights in the shape of this `config.json` instead.
-    pub config: Option<PathBuf>,
-    /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
-    /// trained on the text (byte-level BPE, as large as the config's vocabulary).
-    pub tokenizer: Option<PathBuf>,
-    /// Put an RMSNorm in front of `o_proj` and of `down_proj` (SubLN, as BitDistill does,
-    /// <https://arxiv.org/abs/2510.13998>) where the start weights have none. That changes what they compute, see
-    /// `sub_norm_init`; training has to make up for it.
-    #[serde(default)]
-    pub sub_norm: bool,
-    /// The weights of norms that are put in: by default `calibrated`, and `ones` in a student of random weights.
-    pub sub_norm_init: Option<SubNormInit>,
-}
-
-/// What the weights of inserted norms start from. No weight leaves a model as it was: a norm takes away the size of each
-/// token's vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SubNormInit {
-    /// 1, as BitDistill. What goes into the matrix is then of size 1 a number, in most models many times what it was:
-    /// `models/nano` in int8 falls from a perplexity of 18.9 to 1202.
-    Ones,
-    /// Those that change the matrix's inputs least, in the mean square over `quant.calibration_tokens` of the training
-    /// text ([`crate::sub_norm`]): `models/nano` falls to 22.4.
-    Calibrated,
 }
 
 /// `[quant]`

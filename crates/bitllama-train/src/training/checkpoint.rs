@@ -20,6 +20,7 @@ use tokenizers::Tokenizer;
 
 use crate::export::write_hf_into;
 use crate::models::ResolvedPlan;
+use crate::recipe::activations::Activations;
 
 /// Folder of the checkpoints within that of a run.
 pub const FOLDER: &str = "checkpoints";
@@ -38,6 +39,9 @@ pub struct CheckpointState {
     pub best: Option<Best>,
     /// Bit plan, as in the recipe.
     pub bits: IndexMap<String, Rule>,
+    /// Rounding of activations, as in the recipe.
+    #[serde(default, skip_serializing_if = "Activations::is_empty")]
+    pub activations: Activations,
     /// What must not change when a run goes on, by name.
     pub fingerprint: Fingerprint,
 }

@@ -126,6 +126,7 @@ impl Run<'_> {
                 perplexity: result.map(|r| r.perplexity),
                 best,
                 bits: self.recipe.bits.clone(),
+                activations: self.recipe.activations.clone(),
                 fingerprint: self.fingerprint.clone(),
             };
             let keep = train.keep_checkpoints;
@@ -172,5 +173,6 @@ pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device
     let source = bitllama_formats::model::open(folder)?;
     ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
-    Ok(bitllama_nn::fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder, plan)?))
+    let state = CheckpointState::read(folder)?.with_context(|| format!("{}: has no state.json", folder.display()))?;
+    crate::models::quantized(llama, plan, &state.activations, &checkpoint::read_scales(folder, plan)?)
 }
