@@ -20,9 +20,15 @@ pub struct BitPlan {
 
 #[derive(Debug, Clone)]
 struct Line {
-    glob: String,
-    matcher: GlobMatcher,
+    glob: Glob,
     rule: Rule,
+}
+
+/// A pattern of parameter paths, as [`BitPlan`] matches them.
+#[derive(Debug, Clone)]
+pub(crate) struct Glob {
+    text: String,
+    matcher: GlobMatcher,
 }
 
 impl BitPlan {
@@ -31,14 +37,8 @@ impl BitPlan {
     /// # Errors
     /// [`Error::BitPlan`] for a glob that cannot be read.
     pub fn new<'a>(rules: impl IntoIterator<Item = (&'a str, Rule)>) -> Result<Self, Error> {
-        let rules = rules.into_iter().map(|(glob, rule)| {
-            let matcher = GlobBuilder::new(glob)
-                .literal_separator(false)
-                .build()
-                .map_err(|e| Error::BitPlan(format!("glob `{glob}`: {}", e.kind())))?
-                .compile_matcher();
-            Ok(Line { glob: glob.to_string(), matcher, rule })
-        });
+        let rules =
+            rules.into_iter().map(|(glob, rule)| Ok(Line { glob: Glob::new(glob).map_err(Error::BitPlan)?, rule }));
         Ok(Self { rules: rules.collect::<Result<_, Error>>()? })
     }
 
@@ -53,7 +53,7 @@ impl BitPlan {
         if weight.kind == Kind::Norm {
             return None;
         }
-        self.rules.iter().rev().find(|line| line.applies_to(weight)).and_then(|line| line.rule.0)
+        self.rules.iter().rev().find(|line| line.glob.applies_to(weight)).and_then(|line| line.rule.0)
     }
 
     /// The weights of a model with their quantizers, in the order of [`specs`].
@@ -64,11 +64,11 @@ impl BitPlan {
     pub fn resolve(&self, config: &ModelConfig) -> Result<ResolvedPlan, Error> {
         let weights = specs(config);
         for rule in &self.rules {
-            let reached = weights.iter().filter(|w| w.kind != Kind::Norm).any(|w| rule.applies_to(w));
+            let reached = weights.iter().filter(|w| w.kind != Kind::Norm).any(|w| rule.glob.applies_to(w));
             if !reached {
                 return Err(Error::BitPlan(format!(
                     "`{}` matches no matrix of the model; paths look like `layers.0.mlp.gate_proj` or `embed_tokens`",
-                    rule.glob
+                    rule.glob.text
                 )));
             }
         }
@@ -84,11 +84,22 @@ impl BitPlan {
     }
 }
 
-impl Line {
-    fn applies_to(&self, weight: &WeightSpec) -> bool {
+impl Glob {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text).literal_separator(false).build();
+        let matcher = glob.map_err(|e| format!("glob `{text}`: {}", e.kind()))?.compile_matcher();
+        Ok(Self { text: text.to_string(), matcher })
+    }
+
+    /// Whether it reaches a weight.
+    pub fn applies_to(&self, weight: &WeightSpec) -> bool {
         let path = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
         let named = match weight.kind {
-            Kind::Embedding | Kind::Head => self.glob.starts_with(path),
+            Kind::Embedding | Kind::Head => self.text.starts_with(path),
             Kind::Linear | Kind::Norm => true,
         };
         named && (self.matcher.is_match(path) || self.matcher.is_match(&weight.name))

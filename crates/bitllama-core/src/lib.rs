@@ -10,6 +10,7 @@
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`dense`] | a matrix in memory, for it to work on |
+//! | [`activation`] | low-bit activations, keys and values: codes, rounding, which matrix reads them how |
 //! | [`search`] | scales that make the squared error small |
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
@@ -19,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod bit_plan;
 pub mod config;
 pub mod dense;
@@ -34,6 +36,7 @@ pub mod search;
 pub mod size;
 pub mod weights;
 
+pub use activation::{Activation, ActivationPlan, ActivationRule};
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use dense::DenseMatrix;
@@ -61,6 +64,9 @@ pub enum Error {
     /// A bit plan that cannot be applied.
     #[error("bit plan: {0}")]
     BitPlan(String),
+    /// A rule for activations that cannot be applied.
+    #[error("activations: {0}")]
+    Activation(String),
     /// Packed bytes, scales or codes that do not fit the stated shape.
     #[error("packed matrix: {0}")]
     Packed(String),

@@ -81,7 +81,7 @@ pub type StoredScales = HashMap<String, Scales<DenseMatrix>>;
 pub struct Quantized<M> {
     /// `[rows, columns]`: codes of the scheme ([`Scheme::code_of`]), or fields where there are zero points.
     pub codes: M,
-    /// `[rows, 1]`; 0 only where double quantization says so.
+    /// `[rows, 1]`; of weights 0 only where double quantization says so.
     pub scales: M,
     /// `[rows, 1]`.
     pub zero_points: Option<M>,

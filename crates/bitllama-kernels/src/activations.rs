@@ -5,9 +5,16 @@
 //! their bits. So numbers above [`OUTLIER`] times the token's mean |x| are kept apart, exactly, and multiplied in f32
 //! (as LLM.int8() does by column, Dettmers et al. 2022, <https://arxiv.org/abs/2208.07339>); they are about one in a
 //! hundred. The scale is the largest magnitude of the rest over 127.
+//!
+//! A student that was trained with rounded activations has learned to do without: for it, rows are rounded as
+//! [`bitllama_core::activation`] says, to the bit, with nothing apart ([`Activations::set_as`]). Four bits and signs are
+//! held in eight too, so that the same kernels multiply them.
 
+use bitllama_core::Activation;
+use bitllama_core::activation::{NEAR_ZERO, steps};
 use bitllama_core::panel::COLUMN_UNIT;
 
+use crate::operators::lanes::for_isa;
 use crate::{Isa, Pool};
 
 /// How many times the mean |x| of its token a number must be to count as an outlier.
@@ -59,6 +66,18 @@ impl Activations {
     /// # Panics
     /// If `x` is no whole number of rows, or `isa` is not available.
     pub fn set(&mut self, pool: &Pool, isa: Isa, x: &[f32], columns: usize) {
+        self.set_rows(pool, isa, None, x, columns);
+    }
+
+    /// As [`Activations::set`], with the codes and scales of `activation`.
+    ///
+    /// # Panics
+    /// As [`Activations::set`].
+    pub fn set_as(&mut self, pool: &Pool, isa: Isa, activation: Activation, x: &[f32], columns: usize) {
+        self.set_rows(pool, isa, Some(activation), x, columns);
+    }
+
+    fn set_rows(&mut self, pool: &Pool, isa: Isa, activation: Option<Activation>, x: &[f32], columns: usize) {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} activations are no rows of {columns}", x.len());
         assert!(isa.is_available(), "this processor has no {isa}");
         (self.isa, self.n, self.columns) = (Some(isa), x.len() / columns, columns);
@@ -73,7 +92,7 @@ impl Activations {
             let first = index * widest;
             let x = &x[first * columns..((first + widest) * columns).min(x.len())];
             let width = widths.iter().copied().find(|width| width * columns >= x.len()).unwrap_or(widest);
-            tile[0].set(isa, first, width, x, columns);
+            tile[0].set(isa, activation, first, width, x, columns);
         });
     }
 
@@ -108,7 +127,7 @@ impl Activations {
 }
 
 impl Tile {
-    fn set(&mut self, isa: Isa, first: usize, width: usize, x: &[f32], columns: usize) {
+    fn set(&mut self, isa: Isa, activation: Option<Activation>, first: usize, width: usize, x: &[f32], columns: usize) {
         let padded = columns.next_multiple_of(COLUMN_UNIT);
         (self.first, self.tokens, self.width, self.units) = (first, x.len() / columns, width, padded / COLUMN_UNIT);
         self.scales.clear();
@@ -123,7 +142,10 @@ impl Tile {
         }
         self.values.resize(width * padded, 0);
         for (lane, x) in x.chunks_exact(columns).enumerate() {
-            self.scales.push(crate::product::quantize_row(isa, x, &mut self.row, &mut self.outliers));
+            self.scales.push(match activation {
+                None => crate::product::quantize_row(isa, x, &mut self.row, &mut self.outliers),
+                Some(activation) => round_row(isa, activation, x, &mut self.row),
+            });
             self.outlier_starts.push(self.outliers.len());
             match width {
                 1 => self.values.copy_from_slice(&self.row),
@@ -212,4 +234,98 @@ pub(crate) fn quantize_row_portable(x: &[f32], out: &mut [i8], outliers: &mut Ve
         }
     }
     kept / 127.0
+}
+
+/// Rounds one row as `activation` says into `out`, which may be longer and is left as it is there. Returns the scale.
+pub(crate) fn round_row(isa: Isa, activation: Activation, x: &[f32], out: &mut [i8]) -> f32 {
+    match activation {
+        Activation::Sign => {
+            let scale = mean_magnitude(x);
+            let near = scale * NEAR_ZERO;
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = if *x + near >= 0.0 { 1 } else { -1 });
+            scale
+        }
+        Activation::Int8 | Activation::Int4 => {
+            let code = activation.largest_code();
+            for_isa!(isa, round_row_lanes(code: f32, x: &[f32], out: &mut [i8]) -> f32)
+        }
+    }
+}
+
+/// The mean |x|, summed in f64.
+pub(crate) fn mean_magnitude(x: &[f32]) -> f32 {
+    (x.iter().map(|x| x.abs() as f64).sum::<f64>() / x.len() as f64) as f32
+}
+
+#[inline(always)]
+fn round_row_lanes<S>(_: S, largest_code: f32, x: &[f32], out: &mut [i8]) -> f32 {
+    let largest = largest_magnitude(x);
+    if !largest.is_finite() {
+        // Then no product of this row is a number.
+        out.fill(0);
+        return f32::NAN;
+    }
+    let [inverse, scale] = steps(largest, largest_code);
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = nearest(*x * inverse);
+    }
+    scale
+}
+
+/// The largest |x|, infinite where something is no number. In 16 lanes, so that it vectorizes.
+#[inline(always)]
+pub(crate) fn largest_magnitude(row: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0u32; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    // Bits of magnitudes are in the order of the magnitudes, with what is no number above infinity.
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = (*lane).max(x.abs().to_bits());
+        }
+    }
+    let largest = lanes.into_iter().chain(rest.iter().map(|x| x.abs().to_bits())).fold(0, u32::max);
+    f32::from_bits(largest.min(f32::INFINITY.to_bits()))
+}
+
+/// The whole number nearest to `x`, which is between -128 and 127: near 1.5 * 2^23 it is in a float's low bits.
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i8 {
+    (x + 12_582_912.0).to_bits() as i8
+}
+
+#[cfg(test)]
+mod tests {
+    use bitllama_core::DenseMatrix;
+    use bitllama_core::activation::round_rows;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_rounded_as_training_rounds_them() {
+        for columns in [1, 15, 16, 47, 300] {
+            let x: Vec<f32> = (0..columns).map(|i| ((i * 7919 % 1009) as f32 - 504.0) * 0.0371).collect();
+            for activation in Activation::ALL {
+                let expected = round_rows(activation, DenseMatrix { data: x.clone(), columns });
+                for isa in Isa::available() {
+                    let mut out = vec![0; columns];
+                    let scale = round_row(isa, activation, &x, &mut out);
+                    assert_eq!(out.iter().map(|code| f32::from(*code)).collect::<Vec<_>>(), expected.codes.data);
+                    assert_eq!(scale, expected.scales.data[0], "{activation} {columns}");
+                }
+            }
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(round_row(Isa::best(), Activation::Int4, &[1.0, bad, 3.0], &mut [0; 3]).is_nan());
+        }
+        let mut out = [3; 3];
+        assert_eq!((round_row(Isa::best(), Activation::Int8, &[0.0; 3], &mut out), out), (0.0, [0; 3]));
+    }
+
+    #[test]
+    fn codes_are_the_nearest() {
+        for (x, code) in [(-127.0, -127), (-0.6, -1), (0.4, 0), (0.5, 0), (1.5, 2), (126.6, 127)] {
+            assert_eq!(nearest(x), code);
+        }
+    }
 }

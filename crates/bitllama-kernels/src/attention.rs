@@ -13,12 +13,13 @@ mod tile;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::aligned::Aligned;
 use crate::isa::Isa;
-use crate::kv::{Aligned, LayerKv, Stored, value_stride};
+use crate::kv::{LayerKv, Stored, value_stride};
 use crate::operators::exp_lanes;
 use crate::operators::lanes::{LANES, Simd, for_isa};
 use crate::pool::Pool;
-use tile::{Element, Running, TILE, add_values, scores, weigh};
+use tile::{Running, TILE, Vector, add_values, scores, weigh};
 
 /// Rows (a row is a token's query of one head) of a task, at most, unless one group has more.
 const ROWS: usize = 64;
@@ -348,6 +349,7 @@ fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mu
             Stored::F32(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
             Stored::F16(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
             Stored::Int8(k, _) => scores(s, n, q, vectors(k), key_scales, blocks, out),
+            Stored::Int4(k, _) => scores(s, n, q, k, key_scales, blocks, out),
         }
     }
     for (first, last) in row_blocks::<S>(rows) {
@@ -363,17 +365,21 @@ fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mu
             Stored::F32(v) => add_values(s, last - first, p, vectors(v), positions, acc),
             Stored::F16(v) => add_values(s, last - first, p, vectors(v), positions, acc),
             Stored::Int8(v, _) => add_values(s, last - first, p, vectors(v), positions, acc),
+            Stored::Int4(v, _) => add_values(s, last - first, p, v, positions, acc),
         }
     }
 }
 
-/// `len` positions of `elements` each, from `start` on.
+/// `len` positions of `elements` each, from `start` on; both are whole blocks of [`LANES`].
 fn of_tile(stored: Stored, start: usize, len: usize, elements: usize) -> Stored {
     let range = start * elements..(start + len) * elements;
     match stored {
         Stored::F32(data) => Stored::F32(&data[range]),
         Stored::F16(data) => Stored::F16(&data[range]),
         Stored::Int8(codes, scales) => Stored::Int8(&codes[range], &scales[start..start + len]),
+        Stored::Int4(codes, scales) => {
+            Stored::Int4(&codes[range.start / LANES..range.end / LANES], &scales[start..start + len])
+        }
     }
 }
 
@@ -386,23 +392,25 @@ fn converted<'a, S: Simd>(
     buffer: &'a mut Aligned<f32>,
 ) -> (Stored<'a>, Option<&'a [f32]>) {
     match stored {
-        Stored::F16(data) if convert => (Stored::F32(widened(s, data, buffer)), None),
-        Stored::Int8(codes, scales) if convert => (Stored::F32(widened(s, codes, buffer)), Some(scales)),
-        Stored::Int8(_, scales) => (stored, Some(scales)),
+        Stored::F16(data) if convert => (Stored::F32(widened(s, vectors(data), buffer)), None),
+        Stored::Int8(codes, scales) if convert => (Stored::F32(widened(s, vectors(codes), buffer)), Some(scales)),
+        Stored::Int4(codes, scales) if convert => (Stored::F32(widened(s, codes, buffer)), Some(scales)),
+        Stored::Int8(_, scales) | Stored::Int4(_, scales) => (stored, Some(scales)),
         _ => (stored, None),
     }
 }
 
 #[inline(always)]
-fn widened<'a, S: Simd, E: Element>(s: S, data: &[E], buffer: &'a mut Aligned<f32>) -> &'a [f32] {
-    buffer.grow(data.len());
-    let buffer = &mut buffer.as_mut_slice()[..data.len()];
-    for (out, x) in buffer.as_chunks_mut::<LANES>().0.iter_mut().zip(vectors(data)) {
-        s.store(E::load(s, x), out);
+fn widened<'a, S: Simd, E: Vector>(s: S, data: &[E], buffer: &'a mut Aligned<f32>) -> &'a [f32] {
+    let len = data.len() * LANES;
+    buffer.grow(len);
+    let buffer = &mut buffer.as_mut_slice()[..len];
+    for (out, x) in buffer.as_chunks_mut::<LANES>().0.iter_mut().zip(data) {
+        s.store(x.load(s), out);
     }
     buffer
 }
 
-fn vectors<E: Element>(data: &[E]) -> &[[E; LANES]] {
+fn vectors<T>(data: &[T]) -> &[[T; LANES]] {
     data.as_chunks().0
 }

@@ -7,10 +7,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bitllama_core::Activation;
+use bitllama_core::activation::steps;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::operators::lanes::LANES;
+use crate::activations::{largest_magnitude, nearest};
+use crate::aligned::Aligned;
+use crate::operators::lanes::{LANES, Nibbles, nibble_place};
 
 /// How the numbers of keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -20,13 +24,25 @@ pub enum KvKind {
     F32,
     /// IEEE 754 half precision; numbers beyond 65504 become infinite.
     F16,
-    /// Codes -127 ..= 127 with one `f32` scale for each position and head: the largest magnitude over 127.
+    /// Codes -127 ..= 127 with one `f32` scale for each position and head: [`Activation::Int8`].
     Int8,
+    /// Codes -7 ..= 7, two in a byte, with such a scale: [`Activation::Int4`].
+    Int4,
+}
+
+impl From<Activation> for KvKind {
+    /// The kind that stores what was rounded so in training; signs, which no model is trained with, as 4 bits.
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Int8 => KvKind::Int8,
+            Activation::Int4 | Activation::Sign => KvKind::Int4,
+        }
+    }
 }
 
 impl KvKind {
     /// Every kind, from the most bytes down.
-    pub const ALL: [KvKind; 3] = [KvKind::F32, KvKind::F16, KvKind::Int8];
+    pub const ALL: [KvKind; 4] = [KvKind::F32, KvKind::F16, KvKind::Int8, KvKind::Int4];
 
     /// The name that `--kv` and reports use.
     pub const fn name(self) -> &'static str {
@@ -34,6 +50,7 @@ impl KvKind {
             KvKind::F32 => "f32",
             KvKind::F16 => "f16",
             KvKind::Int8 => "int8",
+            KvKind::Int4 => "int4",
         }
     }
 }
@@ -80,6 +97,8 @@ enum Numbers {
     F16(Aligned<f16>),
     /// Codes, and the scale of each position.
     Int8(Aligned<i8>, Aligned<f32>),
+    /// The same, a vector of codes in a number.
+    Int4(Aligned<Nibbles>, Aligned<f32>),
 }
 
 /// One head's keys or values, for reading.
@@ -89,6 +108,8 @@ pub(crate) enum Stored<'a> {
     F16(&'a [f16]),
     /// Codes, and the scale of each position.
     Int8(&'a [i8], &'a [f32]),
+    /// Vectors of codes, and the scale of each position.
+    Int4(&'a [Nibbles], &'a [f32]),
 }
 
 impl LayerKv {
@@ -215,6 +236,7 @@ impl Numbers {
             KvKind::F32 => Self::F32(Aligned::new()),
             KvKind::F16 => Self::F16(Aligned::new()),
             KvKind::Int8 => Self::Int8(Aligned::new(), Aligned::new()),
+            KvKind::Int4 => Self::Int4(Aligned::new(), Aligned::new()),
         }
     }
 
@@ -225,6 +247,11 @@ impl Numbers {
             Self::F16(data) => data.grow(positions * elements),
             Self::Int8(codes, scales) => {
                 codes.grow(positions * elements);
+                scales.grow(positions);
+            }
+            // Whole vectors: positions are whole blocks of lanes.
+            Self::Int4(codes, scales) => {
+                codes.grow(positions * elements / LANES);
                 scales.grow(positions);
             }
         }
@@ -238,6 +265,10 @@ impl Numbers {
                 codes.reserve(positions * elements);
                 scales.reserve(positions);
             }
+            Self::Int4(codes, scales) => {
+                codes.reserve(positions * elements / LANES);
+                scales.reserve(positions);
+            }
         }
     }
 
@@ -246,6 +277,7 @@ impl Numbers {
             Self::F32(data) => data.bytes(),
             Self::F16(data) => data.bytes(),
             Self::Int8(codes, scales) => codes.bytes() + scales.bytes(),
+            Self::Int4(codes, scales) => codes.bytes() + scales.bytes(),
         }
     }
 
@@ -263,9 +295,8 @@ impl Numbers {
                 }
             }
             Self::Int8(data, scales) => {
-                let largest = largest_magnitude(row);
-                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-                scales.as_mut_slice()[position] = largest / 127.0;
+                let [inverse, scale] = steps(largest_magnitude(row), Activation::Int8.largest_code());
+                scales.as_mut_slice()[position] = scale;
                 let mut codes = [0; CHUNK];
                 for (index, row) in row.chunks(CHUNK).enumerate() {
                     let codes = &mut codes[..row.len()];
@@ -273,6 +304,17 @@ impl Numbers {
                         *code = nearest(*x * inverse);
                     }
                     scatter(codes, &mut data.as_mut_slice()[offset + index * CHUNK * step..], step);
+                }
+            }
+            Self::Int4(data, scales) => {
+                let [inverse, scale] = steps(largest_magnitude(row), Activation::Int4.largest_code());
+                scales.as_mut_slice()[position] = scale;
+                let data = data.as_mut_slice();
+                for (i, x) in row.iter().enumerate() {
+                    let at = offset + i * step;
+                    let (byte, shift) = nibble_place(at % LANES);
+                    let byte = &mut data[at / LANES].0[byte];
+                    *byte = *byte & !(0xf << shift) | (nearest(*x * inverse) as u8 & 0xf) << shift;
                 }
             }
         }
@@ -286,6 +328,9 @@ impl Numbers {
                 Self::F32(data) => data.as_slice()[at],
                 Self::F16(data) => data.as_slice()[at].to_f32(),
                 Self::Int8(codes, scales) => f32::from(codes.as_slice()[at]) * scales.as_slice()[position],
+                Self::Int4(codes, scales) => {
+                    codes.as_slice()[at / LANES].code(at % LANES) * scales.as_slice()[position]
+                }
             };
         }
     }
@@ -295,6 +340,7 @@ impl Numbers {
             Self::F32(data) => Stored::F32(data.as_slice()),
             Self::F16(data) => Stored::F16(data.as_slice()),
             Self::Int8(codes, scales) => Stored::Int8(codes.as_slice(), scales.as_slice()),
+            Self::Int4(codes, scales) => Stored::Int4(codes.as_slice(), scales.as_slice()),
         }
     }
 }
@@ -311,84 +357,6 @@ fn scatter<T: Copy>(row: &[T], out: &mut [T], step: usize) {
     }
 }
 
-/// In 16 lanes, so that it vectorizes.
-fn largest_magnitude(row: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x.abs() > *lane { x.abs() } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(0.0, |largest, x| largest.max(x.abs()))
-}
-
-/// The whole number nearest to `x`, which is between -128 and 127: near 1.5 * 2^23 it is in a float's low bits.
-fn nearest(x: f32) -> i8 {
-    (x + 12_582_912.0).to_bits() as i8
-}
-
-/// Numbers that any bits are a value of, and no bits set are zero.
-pub(crate) trait Plain: Copy {}
-impl Plain for f32 {}
-impl Plain for f16 {}
-impl Plain for i8 {}
-
-/// A vector of numbers that starts at a cache line, as 64-byte loads want.
-#[derive(Debug, Clone)]
-pub(crate) struct Aligned<T> {
-    lines: Vec<Line>,
-    numbers: std::marker::PhantomData<T>,
-}
-
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl<T: Plain> Default for Aligned<T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<T: Plain> Aligned<T> {
-    const PER_LINE: usize = size_of::<Line>() / size_of::<T>();
-
-    pub(crate) fn new() -> Self {
-        Self { lines: Vec::new(), numbers: std::marker::PhantomData }
-    }
-
-    /// Appends zeros until it holds `len` numbers.
-    pub(crate) fn grow(&mut self, len: usize) {
-        let lines = len.div_ceil(Self::PER_LINE);
-        if lines > self.lines.len() {
-            self.lines.resize(lines, Line([0; 64]));
-        }
-    }
-
-    fn reserve(&mut self, len: usize) {
-        let lines = len.div_ceil(Self::PER_LINE);
-        self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
-    }
-
-    fn bytes(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>()
-    }
-
-    /// All numbers, at least as many as it was grown to.
-    pub(crate) fn as_slice(&self) -> &[T] {
-        // SAFETY: the lines are initialized bytes, aligned for any number, and any bits are a value of a `Plain`
-        // number; the length is that of the lines.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * Self::PER_LINE) }
-    }
-
-    /// All numbers, at least as many as it was grown to.
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as in `as_slice`, and the lines are borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * Self::PER_LINE) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,13 +366,33 @@ mod tests {
         for kind in KvKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert!("int4".parse::<KvKind>().unwrap_err().contains("`int8`"));
+        assert!("int5".parse::<KvKind>().unwrap_err().contains("`int8`"));
     }
 
     #[test]
-    fn codes_are_the_nearest() {
-        for (x, code) in [(-127.0, -127), (-0.6, -1), (0.4, 0), (0.5, 0), (1.5, 2), (126.6, 127)] {
-            assert_eq!(nearest(x), code);
+    fn low_bit_numbers_are_those_of_training() {
+        let (heads, head_dim, positions) = (2, 23, 37);
+        let noise = |i: usize| ((i * 7919 % 1013) as f32 - 506.0) * 0.013;
+        let keys: Vec<f32> = (0..positions * heads * head_dim).map(noise).collect();
+        let values: Vec<f32> = keys.iter().rev().copied().collect();
+        for activation in [Activation::Int8, Activation::Int4] {
+            let mut kv = LayerKv::new(activation.into(), heads, head_dim);
+            // What was there before must not show through.
+            kv.append(&values, &keys);
+            kv.clear();
+            kv.append(&keys, &values);
+            let rounded = |data: &[f32]| {
+                let rows = bitllama_core::DenseMatrix { data: data.to_vec(), columns: head_dim };
+                bitllama_core::activation::round_rows(activation, rows).dequantize().data
+            };
+            let (keys, values) = (rounded(&keys), rounded(&values));
+            let mut found = vec![0.0; head_dim];
+            for (index, (key, value)) in keys.chunks(head_dim).zip(values.chunks(head_dim)).enumerate() {
+                kv.key_into(index % heads, index / heads, &mut found);
+                assert_eq!(found, key, "{activation}");
+                kv.value_into(index % heads, index / heads, &mut found);
+                assert_eq!(found, value, "{activation}");
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | [`signs`] | activations in one bit |
 //! | [`operators`] | normalization, rotary embedding, SwiGLU, softmax |
 //! | [`attention`] | grouped-query attention over cached keys and values |
-//! | [`kv`] | keys and values in f32, f16 or 8 bits |
+//! | [`kv`] | keys and values in f32, f16, 8 or 4 bits |
 //! | [`pool`] | threads that start and join phases of microseconds |
 //! | [`bandwidth`] | how fast this machine reads memory |
 //! | [`peak`] | how fast it multiplies bytes |
@@ -19,12 +19,14 @@
 //! | [`levels`] | codes out of a table, in fixed point |
 //! | `simd` | what a kernel needs of an instruction set |
 //! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
+//! | `aligned` | numbers that start at a cache line |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
 //!
 //! Integer products are the same to the bit on every instruction set and for every number of threads; those in f32 are
 //! within float rounding of each other, and the same for every number of threads.
 
 pub mod activations;
+mod aligned;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,6 +1,6 @@
 //! A weight matrix, packed or in full precision.
 
-use bitllama_core::{DenseMatrix, PackedMatrix};
+use bitllama_core::{Activation, DenseMatrix, PackedMatrix};
 
 use crate::weight::Weight;
 
@@ -22,6 +22,14 @@ impl From<PackedMatrix> for Matrix {
 }
 
 impl Matrix {
+    /// [`Weight::with_activation`]; a matrix in full precision reads its inputs as they are.
+    pub fn with_activation(self, activation: Option<Activation>) -> Self {
+        match self {
+            Self::Packed(weight) => Self::Packed(weight.with_activation(activation)),
+            full => full,
+        }
+    }
+
     /// `out_features`.
     pub fn rows(&self) -> usize {
         match self {

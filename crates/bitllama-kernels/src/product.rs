@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use bitllama_core::Scheme;
 use bitllama_core::panel::PANEL_ROWS;
+use bitllama_core::{Activation, Scheme};
 
 use crate::out::Out;
 use crate::pool::Pool;
@@ -57,16 +57,38 @@ impl std::str::FromStr for Precision {
 pub struct Input {
     isa: Isa,
     precision: Precision,
+    /// Whether weights that were trained with rounded inputs get them so.
+    as_trained: bool,
     columns: usize,
     x: Vec<f32>,
     int8: Activations,
+    /// In the order of [`Activation::ALL`].
+    rounded: [Activations; 3],
     signs: Signs,
+}
+
+/// What a product reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Floats,
+    /// With outliers apart.
+    Int8,
+    /// As in training.
+    Rounded(Activation),
+    Signs,
 }
 
 impl Input {
     /// An input without rows.
     pub fn new(isa: Isa, precision: Precision) -> Self {
-        Self { isa, precision, columns: 1, x: Vec::new(), int8: Activations::default(), signs: Signs::default() }
+        let (int8, rounded, signs) = Default::default();
+        Self { isa, precision, as_trained: false, columns: 1, x: Vec::new(), int8, rounded, signs }
+    }
+
+    /// The input, with what weights say of their training above the precision
+    /// ([`Weight::with_activation`]).
+    pub fn trained(self) -> Self {
+        Self { as_trained: true, ..self }
     }
 
     /// Takes the rows of `x` (`[n, columns]`), to be multiplied with `weights`: rounds them once, in as many forms as
@@ -77,18 +99,40 @@ impl Input {
     pub fn set(&mut self, pool: &Pool, x: &[f32], columns: usize, weights: &[&Matrix]) {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} activations are no rows of {columns}", x.len());
         self.columns = columns;
-        let needed = |form| weights.iter().any(|matrix| form_of(matrix, self.precision) == form);
-        let (f32, int8, sign) = (needed(Precision::F32), needed(Precision::Int8), needed(Precision::Sign));
+        let forms: Vec<Form> = weights.iter().map(|matrix| self.form_of(matrix)).collect();
         self.x.clear();
-        if f32 {
+        if forms.contains(&Form::Floats) {
             self.x.extend_from_slice(x);
         }
-        if int8 {
+        if forms.contains(&Form::Int8) {
             self.int8.set(pool, self.isa, x, columns);
         }
-        if sign {
+        for (activation, rounded) in Activation::ALL.into_iter().zip(&mut self.rounded) {
+            if forms.contains(&Form::Rounded(activation)) {
+                rounded.set_as(pool, self.isa, activation, x, columns);
+            }
+        }
+        if forms.contains(&Form::Signs) {
             self.signs.set(x, columns);
         }
+    }
+
+    /// The form of activations that a product with `matrix` reads.
+    fn form_of(&self, matrix: &Matrix) -> Form {
+        let Matrix::Packed(weight) = matrix else { return Form::Floats };
+        let binary = weight.scheme() == Scheme::Binary;
+        match (weight.activation().filter(|_| self.as_trained), self.precision) {
+            (Some(Activation::Sign), _) if binary => Form::Signs,
+            (Some(activation), _) => Form::Rounded(activation),
+            (None, Precision::F32) => Form::Floats,
+            (None, Precision::Sign) if binary => Form::Signs,
+            (None, Precision::Int8 | Precision::Sign) => Form::Int8,
+        }
+    }
+
+    /// Rows rounded as `activation` says.
+    fn rounded(&self, activation: Activation) -> &Activations {
+        &self.rounded[activation as usize]
     }
 }
 
@@ -96,15 +140,6 @@ impl Input {
     /// Takes signs that are packed already, for binary weights only.
     pub fn set_signs(&mut self, signs: Signs) {
         (self.precision, self.columns, self.signs) = (Precision::Sign, signs.columns(), signs);
-    }
-}
-
-/// The form of activations that a product with `matrix` reads.
-fn form_of(matrix: &Matrix, precision: Precision) -> Precision {
-    match (matrix, precision) {
-        (Matrix::Full(_), _) => Precision::F32,
-        (Matrix::Packed(weight), Precision::Sign) if weight.scheme() != Scheme::Binary => Precision::Int8,
-        _ => precision,
     }
 }
 
@@ -118,11 +153,12 @@ pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) 
         .iter_mut()
         .map(|(matrix, out)| {
             assert_eq!(matrix.columns(), input.columns, "the weight has other in_features than the activations");
-            let form = form_of(matrix, input.precision);
+            let form = input.form_of(matrix);
             let n = match form {
-                Precision::F32 => input.x.len() / input.columns,
-                Precision::Int8 => input.int8.len(),
-                Precision::Sign => input.signs.len(),
+                Form::Floats => input.x.len() / input.columns,
+                Form::Int8 => input.int8.len(),
+                Form::Rounded(activation) => input.rounded(activation).len(),
+                Form::Signs => input.signs.len(),
             };
             assert!(n > 0 || out.is_empty(), "the input was not set for this weight");
             assert_eq!(out.len(), n * matrix.rows(), "out is not {n} rows of {}", matrix.rows());
@@ -156,9 +192,9 @@ const TASKS_A_THREAD: usize = 16;
 const FULL_ROWS: usize = 64;
 
 /// Rows that cannot be shared out over tasks.
-fn unit_rows(matrix: &Matrix, form: Precision, n: usize) -> usize {
+fn unit_rows(matrix: &Matrix, form: Form, n: usize) -> usize {
     match (matrix, form) {
-        (Matrix::Packed(_), Precision::F32) if n >= batch::FROM => batch::PANELS * PANEL_ROWS,
+        (Matrix::Packed(_), Form::Floats) if n >= batch::FROM => batch::PANELS * PANEL_ROWS,
         (Matrix::Packed(_), _) => PANEL_ROWS,
         (Matrix::Full(_), _) if n >= batch::FROM => FULL_ROWS,
         (Matrix::Full(_), _) => 4,
@@ -167,7 +203,7 @@ fn unit_rows(matrix: &Matrix, form: Precision, n: usize) -> usize {
 
 struct Job<'a> {
     matrix: &'a Matrix,
-    form: Precision,
+    form: Form,
     n: usize,
     out: Out,
     /// Rows.
@@ -195,18 +231,21 @@ impl Job<'_> {
                     let tile = &full.data[rows.start * full.columns..rows.end * full.columns];
                     full::rows(input.isa, tile, &input.x, full.columns, self.out.at(0, rows.start));
                 }
-                (Matrix::Packed(weight), Precision::F32) if self.n >= batch::FROM => {
+                (Matrix::Packed(weight), Form::Floats) if self.n >= batch::FROM => {
                     batch::packed(input.isa, weight, rows, &input.x, self.out);
                 }
-                (Matrix::Packed(weight), Precision::F32) => {
+                (Matrix::Packed(weight), Form::Floats) => {
                     for (token, x) in input.x.chunks_exact(input.columns).enumerate() {
                         float_panels(input.isa, weight, panels(&rows), x, self.out.at(token, 0));
                     }
                 }
-                (Matrix::Packed(weight), Precision::Int8) => {
+                (Matrix::Packed(weight), Form::Int8) => {
                     integer_panels(weight, panels(&rows), &input.int8, self.out);
                 }
-                (Matrix::Packed(weight), Precision::Sign) => {
+                (Matrix::Packed(weight), Form::Rounded(activation)) => {
+                    integer_panels(weight, panels(&rows), input.rounded(activation), self.out);
+                }
+                (Matrix::Packed(weight), Form::Signs) => {
                     sign_panels(input.isa, weight, panels(&rows), &input.signs, self.out);
                 }
             }

@@ -1,7 +1,10 @@
 //! Activations as XNOR networks see them: one bit each, and their mean magnitude (Rastegari et al. 2016,
 //! <https://arxiv.org/abs/1603.05279>).
 
+use bitllama_core::activation::NEAR_ZERO;
 use bitllama_core::panel::COLUMN_UNIT;
+
+use crate::activations::mean_magnitude;
 
 /// The signs of rows of activations (`[n, in_features]`), in the order of bits of a binary panel.
 #[derive(Debug, Clone, Default)]
@@ -14,7 +17,7 @@ pub struct Signs {
 }
 
 impl Signs {
-    /// The signs of `x` (`[n, columns]`); 0 counts as +1, as in [`bitllama_core::quantize`].
+    /// The signs of `x` (`[n, columns]`) and their scales: [`Activation::Sign`](bitllama_core::Activation::Sign).
     pub fn new(x: &[f32], columns: usize) -> Self {
         let mut signs = Self::default();
         signs.set(x, columns);
@@ -31,9 +34,11 @@ impl Signs {
         self.bits.clear();
         self.scales.clear();
         for row in x.chunks_exact(columns) {
-            self.scales.push((row.iter().map(|x| x.abs() as f64).sum::<f64>() / columns as f64) as f32);
+            let scale = mean_magnitude(row);
+            let near = scale * NEAR_ZERO;
+            self.scales.push(scale);
             self.bits.extend(row.chunks(COLUMN_UNIT).map(|unit| {
-                let bit = |(c, x): (usize, &f32)| ((*x >= 0.0) as u32) << (8 * (c % 4) + c / 4);
+                let bit = |(c, x): (usize, &f32)| ((*x + near >= 0.0) as u32) << (8 * (c % 4) + c / 4);
                 unit.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit)
             }));
         }

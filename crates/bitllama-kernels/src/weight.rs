@@ -1,7 +1,7 @@
 //! A packed matrix as the kernels read it: panels where they are, scales and zero points beside them in their order.
 
 use bitllama_core::panel::{COLUMN_UNIT, PANEL_ROWS};
-use bitllama_core::{PackedMatrix, Scheme};
+use bitllama_core::{Activation, PackedMatrix, Scheme};
 
 /// A packed matrix `[out_features, in_features]`, ready to be multiplied with.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +11,8 @@ pub struct Weight {
     scales: Vec<f32>,
     /// `-zero_point`, in the order of `scales`; `None` where a code of 0 is the same field everywhere.
     lows: Option<Vec<i32>>,
+    /// How its inputs were rounded in training.
+    activation: Option<Activation>,
 }
 
 impl Weight {
@@ -30,7 +32,18 @@ impl Weight {
         }
         let scales = in_panels(&packed, packed.scales(), |scale| *scale);
         let lows = packed.zero_points().map(|points| in_panels(&packed, points, |point| -point));
-        Ok(Self { packed, scales, lows })
+        Ok(Self { packed, scales, lows, activation: None })
+    }
+
+    /// The weight of a student that was trained with inputs of this kind, which [`Input::trained`](crate::Input::trained)
+    /// keeps to.
+    pub fn with_activation(self, activation: Option<Activation>) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// How its inputs were rounded in training, if they were.
+    pub fn activation(&self) -> Option<Activation> {
+        self.activation
     }
 
     /// The matrix.

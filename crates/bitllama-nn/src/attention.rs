@@ -1,11 +1,13 @@
 //! Causal grouped-query attention (Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>).
 
+use bitllama_core::Activation;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
+use crate::activations::rounded;
 use crate::decoder::Site;
+use crate::linear::{Linear, forward_all};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 
@@ -28,11 +30,15 @@ pub struct Attention {
     pub num_kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// How each head's keys (rotated) and values of a position are rounded, as a low-bit cache would (LLM-QAT,
+    /// <https://arxiv.org/abs/2305.17888>); `None` leaves them as they are.
+    #[module(skip)]
+    pub kv_cache: Option<Activation>,
 }
 
 impl Attention {
     /// `x`: `[batch, seq, hidden]`; `mask`: `[1 or batch, 1, seq, seq]`, added to the scores. `observe` is shown each
-    /// [`Site`] of the attention.
+    /// [`Site`] of the attention, before any rounding.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -45,13 +51,13 @@ impl Attention {
         let group = self.num_heads / self.num_kv_heads;
         let heads = |x: Tensor<3>, n: usize| x.reshape([batch, seq, n, self.head_dim]).swap_dims(1, 2);
 
-        let (q, k, v) = (self.q_proj.forward(x.clone()), self.k_proj.forward(x.clone()), self.v_proj.forward(x));
+        let [q, k, v] = forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
         observe(Site::Queries, &q);
         observe(Site::Keys, &k);
         observe(Site::Values, &v);
         let q = rotary.apply(heads(q, self.num_heads));
-        let k = rotary.apply(heads(k, self.num_kv_heads));
-        let v = heads(v, self.num_kv_heads);
+        let k = rounded(rotary.apply(heads(k, self.num_kv_heads)), self.kv_cache);
+        let v = rounded(heads(v, self.num_kv_heads), self.kv_cache);
 
         // The queries of a group lie under one another as rows of one matrix, so that keys and values need no copies.
         let q = (q * (self.head_dim as f64).powf(-0.5)).reshape([batch, self.num_kv_heads, group * seq, self.head_dim]);

@@ -1,13 +1,16 @@
 //! The decoder: embedding, blocks, final norm, head. Field names give the parameter paths of
 //! [`bitllama_core::weights`].
 
-use bitllama_core::ModelConfig;
+use bitllama_core::weights::BLOCK_MATRICES;
+use bitllama_core::{Activation, ModelConfig};
 use burn::module::Module;
-use burn::nn::{Embedding, Linear};
+use burn::nn::Embedding;
 use burn::tensor::module::{embedding, linear};
 use burn::tensor::{Int, Tensor};
 
+use crate::activations::rounded;
 use crate::attention::Attention;
+use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
@@ -23,6 +26,9 @@ pub struct Llama {
     pub norm: RmsNorm,
     /// hidden to vocab; `None` where tied to the embedding.
     pub lm_head: Option<Linear>,
+    /// How the input of a tied head is rounded; `None` leaves it as it is.
+    #[module(skip)]
+    pub tied_head_input: Option<Activation>,
     /// Architecture.
     #[module(skip)]
     pub config: ModelConfig,
@@ -82,7 +88,7 @@ impl Llama {
         let x = self.norm.forward(x);
         match &self.lm_head {
             Some(head) => head.forward(x),
-            None => linear(x, table.transpose(), None),
+            None => linear(rounded(x, self.tied_head_input), table.transpose(), None),
         }
     }
 }
@@ -100,7 +106,23 @@ impl Block {
         self.forward_observed(x, rotary, mask, &mut |_, _| ())
     }
 
-    /// As [`Block::forward`]; `observe` is shown every [`Site`].
+    /// The linear layers, in the order and by the names of [`BLOCK_MATRICES`].
+    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
+        let (Attention { q_proj, k_proj, v_proj, o_proj, .. }, mlp) = (&self.self_attn, &self.mlp);
+        let linears = [q_proj, k_proj, v_proj, o_proj, &mlp.gate_proj, &mlp.up_proj, &mlp.down_proj];
+        std::array::from_fn(|i| (BLOCK_MATRICES[i], linears[i]))
+    }
+
+    /// As [`Block::linears`], to be changed.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj, .. } = &mut self.mlp;
+        let mut names = BLOCK_MATRICES.into_iter();
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+            .map(|linear| (names.next().unwrap_or_default(), linear))
+    }
+
+    /// As [`Block::forward`]; `observe` is shown every [`Site`], inputs before any rounding.
     pub fn forward_observed(
         &self,
         x: Tensor<3>,

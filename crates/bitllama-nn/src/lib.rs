@@ -4,17 +4,21 @@
 //! |---|---|
 //! | [`device`] | `--device` names and the backends compiled in |
 //! | [`decoder`] | the model: embedding, blocks, final norm, head |
-//! | [`attention`], [`mlp`], [`rms_norm`], [`rotary`] | its parts |
+//! | [`attention`], [`mlp`], [`linear`], [`rms_norm`], [`rotary`] | its parts |
 //! | [`mask`] | which positions attend to which |
 //! | [`fake_quant`] | low-bit weights with straight-through gradients, attached by parameter path |
+//! | [`activations`] | low-bit activations, keys and values, with straight-through gradients |
 //! | [`weights`] | weights in and out of a model, by name |
 //!
-//! A model knows nothing of quantization: [`fake_quant::quantize`] attaches a bit plan to it from outside.
+//! A model knows nothing of quantization: [`fake_quant::quantize`] attaches a bit plan to it from outside, and
+//! [`activations::quantize`] fills the places where inputs may be rounded.
 
+pub mod activations;
 pub mod attention;
 pub mod decoder;
 pub mod device;
 pub mod fake_quant;
+pub mod linear;
 pub mod mask;
 pub mod mlp;
 pub mod rms_norm;

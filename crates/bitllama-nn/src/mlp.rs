@@ -1,11 +1,11 @@
 //! The gated feed-forward layer (SwiGLU, Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::decoder::Site;
+use crate::linear::{Linear, forward_all};
 use crate::rms_norm::RmsNorm;
 
 /// `down_proj(silu(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
@@ -22,11 +22,11 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `[batch, seq, hidden]` to the same shape. `observe` is shown each [`Site`] of the layer.
+    /// `[batch, seq, hidden]` to the same shape. `observe` is shown each [`Site`] of the layer, before any rounding.
     pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, &Tensor<3>)) -> Tensor<3> {
         observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &x);
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        let gated = gate * self.up_proj.forward(x);
+        let [gate, up] = forward_all([&self.gate_proj, &self.up_proj], x);
+        let gated = silu(gate) * up;
         let gated = match &self.ffn_sub_norm {
             Some(norm) => norm.forward(gated),
             None => gated,

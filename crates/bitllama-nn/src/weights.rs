@@ -3,17 +3,16 @@
 use std::collections::HashMap;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::{
-    BLOCK_MATRICES, BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs,
-};
+use bitllama_core::weights::{BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
 use bitllama_core::{Error, ModelConfig, PackedMatrix};
 use burn::module::{Param, ParamId};
-use burn::nn::{Embedding, Linear};
+use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::attention::Attention;
 use crate::decoder::{Block, Llama};
 use crate::fake_quant::FakeQuant;
+use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::rms_norm::RmsNorm;
 
@@ -37,6 +36,7 @@ pub fn build<E>(
         embed_tokens: Embedding { weight: b.param(EMBEDDING)? },
         layers: layers?,
         norm: b.norm(FINAL_NORM, config)?,
+        tied_head_input: None,
         lm_head: if config.tie_word_embeddings { None } else { Some(b.linear(HEAD)?) },
         config: config.clone(),
     })
@@ -62,6 +62,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
                 num_heads: config.num_attention_heads,
                 num_kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
+                kv_cache: None,
             },
             post_attention_layernorm: self.norm(&format!("{path}.post_attention_layernorm.weight"), config)?,
             mlp: Mlp {
@@ -82,7 +83,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, E> {
-        Ok(Linear { weight: self.param(name)?, bias: None })
+        Ok(Linear { weight: self.param(name)?, input: None })
     }
 
     fn param<const D: usize>(&mut self, name: &str) -> Result<Param<Tensor<D>>, E> {
@@ -100,12 +101,9 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 }
 
-/// The matrices of a block, in the order and by the names of [`BLOCK_MATRICES`].
+/// The matrices of a block, in the order and by the names of [`bitllama_core::weights::BLOCK_MATRICES`].
 pub fn block_matrices(block: &Block) -> [(&'static str, &Param<Tensor<2>>); 7] {
-    let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &block.self_attn;
-    let Mlp { gate_proj, up_proj, down_proj, .. } = &block.mlp;
-    let linears = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
-    std::array::from_fn(|i| (BLOCK_MATRICES[i], &linears[i].weight))
+    block.linears().map(|(name, linear)| (name, &linear.weight))
 }
 
 /// Puts other elements into a matrix of a block: row-major `[rows, columns]`, on `device`. A quantizer on it is gone then.
@@ -113,16 +111,8 @@ pub fn block_matrices(block: &Block) -> [(&'static str, &Param<Tensor<2>>); 7] {
 /// # Panics
 /// If a block has no such matrix.
 pub fn set_block_matrix(block: &mut Block, name: &str, [rows, columns]: [usize; 2], data: &[f32], device: &Device) {
-    let linear = match name {
-        "self_attn.q_proj" => &mut block.self_attn.q_proj,
-        "self_attn.k_proj" => &mut block.self_attn.k_proj,
-        "self_attn.v_proj" => &mut block.self_attn.v_proj,
-        "self_attn.o_proj" => &mut block.self_attn.o_proj,
-        "mlp.gate_proj" => &mut block.mlp.gate_proj,
-        "mlp.up_proj" => &mut block.mlp.up_proj,
-        "mlp.down_proj" => &mut block.mlp.down_proj,
-        _ => panic!("{name} is no matrix of a block"),
-    };
+    let found = block.linears_mut().into_iter().find(|(known, _)| *known == name);
+    let (_, linear) = found.unwrap_or_else(|| panic!("{name} is no matrix of a block"));
     let data = TensorData::new(transposed(data, rows, columns), [columns, rows]);
     let tensor = Tensor::from_data(data, (device, DType::F32));
     let tensor = if device.is_autodiff() { tensor.require_grad() } else { tensor };

@@ -207,6 +207,7 @@ impl Workspace {
     fn new(decoder: &Decoder) -> Self {
         let [x, y, normed, q, k, v, up, cos, sin] = [const { Vec::new() }; 9];
         let input = Input::new(decoder.settings.isa, decoder.settings.precision);
+        let input = if decoder.settings.activations_as_trained { input.trained() } else { input };
         Self { x, y, normed, q, k, v, up, cos, sin, input }
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::{self, Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, ModelConfig, rope};
+use bitllama_core::{ActivationPlan, DenseMatrix, ModelConfig, rope};
 use bitllama_formats::{Artifact, Model, StoredWeight};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Matrix, Pool, Precision};
@@ -30,8 +30,13 @@ pub enum LogitsOf {
 pub struct Settings {
     /// How products with packed weights see their activations. `F32` is exact; `Int8` several times as fast.
     pub precision: Precision,
+    /// Whether matrices that were trained with rounded inputs get them rounded so, whatever `precision` says: what the
+    /// student was trained to do, which nothing else is.
+    pub activations_as_trained: bool,
     /// How new caches keep keys and values.
     pub kv: KvKind,
+    /// Whether a student that was trained with rounded keys and values keeps them so, whatever `kv` says.
+    pub kv_as_trained: bool,
     /// The threads to compute on; `None` is [`Pool::global`].
     pub pool: Option<Arc<Pool>>,
     /// The instruction set, which this processor must have.
@@ -39,14 +44,22 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// Exact: f32 activations and caches, all cores.
+    /// Exact: f32 activations and caches but for those that were rounded in training; all cores.
     fn default() -> Self {
-        Self { precision: Precision::F32, kv: KvKind::F32, pool: None, isa: Isa::current() }
+        Self {
+            precision: Precision::F32,
+            activations_as_trained: true,
+            kv: KvKind::F32,
+            kv_as_trained: true,
+            pool: None,
+            isa: Isa::current(),
+        }
     }
 }
 
 impl Settings {
-    /// What `bitllama run` and `bench` use: activations in 8 bits, caches in f16.
+    /// What `bitllama run` and `bench` use: activations in 8 bits, caches in f16, but for those that were rounded in
+    /// training.
     pub fn fast() -> Self {
         Self { precision: Precision::Int8, kv: KvKind::F16, ..Self::default() }
     }
@@ -58,6 +71,8 @@ impl Settings {
 pub struct Decoder {
     pub(crate) config: ModelConfig,
     pub(crate) settings: Settings,
+    /// How activations, keys and values were rounded in training.
+    pub(crate) activations: ActivationPlan,
     pub(crate) embedding: Matrix,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
@@ -92,7 +107,8 @@ impl Decoder {
     /// # Errors
     /// [`Error`] if a weight is missing, damaged or of another shape.
     pub fn from_artifact(artifact: &Artifact) -> Result<Self> {
-        Self::new(artifact.config.clone(), |spec| Ok(artifact.weight(spec)?))
+        let weight = |spec: &WeightSpec| Ok(artifact.weight(spec)?);
+        Self::trained(artifact.config.clone(), artifact.activations.clone(), weight)
     }
 
     /// Loads every weight of a full-precision model, in f32.
@@ -108,8 +124,24 @@ impl Decoder {
     /// # Errors
     /// [`Error::Config`] if the config describes no model, [`Error::Shape`] if a weight has another shape than the
     /// config asks for, and whatever `weight` fails with.
-    pub fn new(config: ModelConfig, mut weight: impl FnMut(&WeightSpec) -> Result<StoredWeight>) -> Result<Self> {
+    pub fn new(config: ModelConfig, weight: impl FnMut(&WeightSpec) -> Result<StoredWeight>) -> Result<Self> {
+        Self::trained(config, ActivationPlan::default(), weight)
+    }
+
+    /// [`Decoder::new`] of a student that was trained with the rounded `activations`.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`].
+    pub fn trained(
+        config: ModelConfig,
+        activations: ActivationPlan,
+        mut weight: impl FnMut(&WeightSpec) -> Result<StoredWeight>,
+    ) -> Result<Self> {
         config.validate()?;
+        let matrix = |(spec, stored): (WeightSpec, StoredWeight)| {
+            let activation = activations.inputs.get(&spec.name).copied();
+            matrix(spec, stored).map(|matrix| matrix.with_activation(activation))
+        };
         let mut specs = weights::specs(&config).into_iter();
         // `specs` lists a model in the order of computation, which is the order of the fields below.
         let mut next =
@@ -144,7 +176,7 @@ impl Decoder {
         let head = if config.tie_word_embeddings { None } else { Some(next(Kind::Head).and_then(matrix)?) };
         let inverse_frequencies = rope::inverse_frequencies(&config);
         let (settings, workspaces) = (Settings::default(), Mutex::default());
-        Ok(Self { config, settings, embedding, layers, norm, head, inverse_frequencies, workspaces })
+        Ok(Self { config, settings, activations, embedding, layers, norm, head, inverse_frequencies, workspaces })
     }
 
     /// The same decoder, computing in another way.
@@ -163,9 +195,32 @@ impl Decoder {
         &self.config
     }
 
+    /// How activations, keys and values were rounded in training.
+    pub fn activations(&self) -> &ActivationPlan {
+        &self.activations
+    }
+
+    /// How new caches keep keys and values.
+    pub fn kv(&self) -> KvKind {
+        let trained = self.activations.kv_cache.filter(|_| self.settings.kv_as_trained);
+        trained.map_or(self.settings.kv, KvKind::from)
+    }
+
+    /// What products read, for reports: the precision, or how the student was trained where it keeps to that.
+    pub fn activation_name(&self) -> &'static str {
+        let mut kinds: Vec<_> = self.activations.inputs.values().collect();
+        kinds.dedup();
+        match kinds[..] {
+            _ if !self.settings.activations_as_trained => self.settings.precision.name(),
+            [] => self.settings.precision.name(),
+            [one] => one.name(),
+            _ => "mixed",
+        }
+    }
+
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::with_kind(&self.config, self.settings.kv)
+        KvCache::with_kind(&self.config, self.kv())
     }
 
     /// The threads that it computes on.
@@ -224,7 +279,7 @@ impl Layer {
     }
 }
 
-fn matrix((spec, stored): (WeightSpec, StoredWeight)) -> Result<Matrix> {
+fn matrix(spec: WeightSpec, stored: StoredWeight) -> Result<Matrix> {
     let wrong = |found| Error::Shape { name: spec.name.clone(), found, expected: format!("{:?}", spec.shape) };
     let matrix = match stored {
         StoredWeight::Packed(packed) if spec.shape == [packed.rows(), packed.columns()] => Ok(packed.into()),

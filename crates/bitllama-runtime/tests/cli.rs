@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use bitllama_core::weights::specs;
-use bitllama_core::{ModelConfig, Scheme};
-use bitllama_formats::artifact::{Layout, write};
+use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme};
+use bitllama_formats::artifact::{Layout, write_trained};
 use serde_json::Value;
 use tempfile::TempDir;
 use testing::{byte_tokenizer, random_weight, tiny_config};
@@ -44,6 +44,11 @@ fn fails(arguments: &[&str]) -> String {
 
 /// A tiny model in four schemes and f32.
 fn artifact(folder: &Path, layout: Layout) -> PathBuf {
+    trained_artifact(folder, layout, &ActivationPlan::default())
+}
+
+/// As [`artifact`], of a student trained with rounded activations.
+fn trained_artifact(folder: &Path, layout: Layout, activations: &ActivationPlan) -> PathBuf {
     let path = folder.join("tiny");
     let config = ModelConfig { tie_word_embeddings: false, ..tiny_config() };
     let weights = specs(&config).into_iter().map(|spec| {
@@ -57,7 +62,7 @@ fn artifact(folder: &Path, layout: Layout) -> PathBuf {
         let weight = random_weight(&spec, scheme, 1);
         Ok((spec, weight))
     });
-    write(&path, &config, weights, &byte_tokenizer(), layout, serde_json::json!({})).unwrap();
+    write_trained(&path, &config, weights, activations, &byte_tokenizer(), layout, serde_json::json!({})).unwrap();
     path
 }
 
@@ -213,6 +218,34 @@ fn models_and_shapes_are_timed() {
     assert!(fails(&["bench", "--artifact", &path, "--quantize", "int4"]).contains("has its schemes already"));
     assert_eq!(bitllama(&["bench"]).status.code(), Some(2));
     assert_eq!(bitllama(&["bench", "--shape", "nano", "--scheme", "int5"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_student_is_run_as_it_was_trained_unless_told_otherwise() {
+    let folder = TempDir::new().unwrap();
+    let inputs = (0..2).map(|layer| (format!("layers.{layer}.self_attn.q_proj.weight"), Activation::Sign)).collect();
+    let plan = ActivationPlan { inputs, kv_cache: Some(Activation::Int4) };
+    let path = trained_artifact(folder.path(), Layout::Packed, &plan).display().to_string();
+    let sizes = ["-p", "4", "-n", "2", "-r", "1", "-t", "1", "--json"];
+    let bench = |flags: &[&str]| {
+        let report = json(&[&["bench", "--artifact", &path][..], flags, &sizes].concat());
+        [&report["activations"], &report["kv"]].map(|name| name.as_str().unwrap().to_string())
+    };
+    assert_eq!(bench(&[]), ["sign", "int4"]);
+    assert_eq!(bench(&["--activations", "int8"]), ["int8", "int4"]);
+    assert_eq!(bench(&["--kv", "f16"]), ["sign", "f16"]);
+    let text = text_file(folder.path(), &"Though this be madness, yet there is method in't. ".repeat(3));
+    let eval = |flags: &[&str]| {
+        let eval = ["eval", "--artifact", &path, "--text", &text, "--ctx", "32", "--json"];
+        json(&[&eval[..], flags].concat())["perplexity"].as_f64().unwrap()
+    };
+    let trained = eval(&[]);
+    // The other matrices of this artifact were trained with inputs as they are.
+    assert!(trained != eval(&["--activations", "f32"]) && trained != eval(&["--kv", "f32"]));
+    assert_eq!(eval(&["--kv", "int4"]), trained);
+    let about = json(&["inspect", &path, "--json"]);
+    assert_eq!(about["activations"], "sign into 2 matrices, keys and values in int4");
+    assert!(succeeds(&["inspect", &path]).contains("keys and values in int4"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use bitllama_core::weights::specs;
 use bitllama_formats::artifact::{self, Layout};
 use bitllama_formats::{Error, StoredWeight, atomic, hf};
 use bitllama_nn::Llama;
+use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
 use tokenizers::Tokenizer;
 
@@ -30,7 +31,8 @@ pub fn export(
         let packed = stored.pack(spec).map_err(|e| Error::invalid(path, format!("{}: {e}", spec.name)))?;
         Ok((spec.clone(), packed.map_or_else(|| StoredWeight::Full(stored.read(spec)), StoredWeight::Packed)))
     });
-    Ok(artifact::write(path, &llama.config, weights, tokenizer, layout, provenance)?)
+    let activations = plan_of(llama);
+    Ok(artifact::write_trained(path, &llama.config, weights, &activations, tokenizer, layout, provenance)?)
 }
 
 /// Writes the stored weights of `llama` as a Hugging Face directory, whole or not at all.

@@ -5,15 +5,18 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
+use bitllama_nn::Llama;
+use bitllama_nn::fake_quant::{self, Strength};
 use bitllama_nn::weights::{Weights, build};
-use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
 use rand_distr::{Distribution, Normal};
 use tokenizers::Tokenizer;
 
+use crate::recipe::activations::Activations;
 use crate::seeded;
 use crate::training::checkpoint::{self, CheckpointState};
 
@@ -127,12 +130,37 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
         Some(state) => {
             let plan = BitPlan::new(state.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
             let plan = plan.resolve(&source.config)?;
-            llama = fake_quant::quantize(llama, &plan, &checkpoint::read_scales(&path, &plan)?);
+            llama = quantized(llama, &plan, &state.activations, &checkpoint::read_scales(&path, &plan)?)?;
             Some(plan)
         }
         None => None,
     };
     Ok(Loaded { llama, source, plan })
+}
+
+/// A student: a model in full precision with its bit plan attached, trained scales in `stored`, and its activations
+/// rounded.
+///
+/// # Errors
+/// A rule of `activations` that reaches nothing.
+pub fn quantized(llama: Llama, plan: &ResolvedPlan, activations: &Activations, stored: &StoredScales) -> Result<Llama> {
+    quantized_by(llama, plan, activations, stored, &Strength::full())
+}
+
+/// As [`quantized`], where `strength` can fade the rounding of weights in.
+///
+/// # Errors
+/// As [`quantized`].
+pub fn quantized_by(
+    llama: Llama,
+    plan: &ResolvedPlan,
+    activations: &Activations,
+    stored: &StoredScales,
+    strength: &Strength,
+) -> Result<Llama> {
+    let activations = activations.plan_for(plan)?;
+    let llama = fake_quant::quantize_by(llama, plan, stored, strength);
+    Ok(bitllama_nn::activations::quantize(llama, &activations))
 }
 
 /// The best checkpoint, if `path` is the folder of a run.

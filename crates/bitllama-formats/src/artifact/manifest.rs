@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use bitllama_core::panel::{PANEL_ROWS, VECTOR_BYTES};
 use bitllama_core::scales::DOUBLE_BLOCK;
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme};
+use bitllama_core::weights::{Kind, specs};
+use bitllama_core::{Activation, ActivationPlan, ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme};
 use serde_json::{Map, Value, json};
 
 use super::forms::{Cells, FULL, Form, MEAN, STEPS};
@@ -13,6 +14,14 @@ use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
 /// Of manifest.json; readers of it take ours because we only add to it.
 const FORMAT_VERSION: u32 = 2;
+
+/// Of the entry of a matrix: how its inputs were rounded in training. In `quantization`: that of all matrices of the
+/// blocks, `mixed` where they differ. Inputs that were not rounded are [`NOT_ROUNDED`].
+pub(super) const ACTIVATION: &str = "activation_dtype";
+/// In `quantization`: how keys and values were.
+pub(super) const KV_CACHE: &str = "kv_cache_dtype";
+/// The name for what is in full precision.
+pub(super) const NOT_ROUNDED: &str = "float32";
 
 /// The entry of a low-bit matrix that stands under `name`.
 ///
@@ -137,6 +146,7 @@ pub(super) fn manifest(
     layout: Layout,
     entries: Map<String, Value>,
     infos: &[WeightInfo],
+    activations: &ActivationPlan,
     provenance: Value,
 ) -> Value {
     let manifest = json!({
@@ -151,7 +161,7 @@ pub(super) fn manifest(
         },
         "architecture": architecture(config),
         "model_config": config,
-        "quantization": quantization(layout, infos),
+        "quantization": quantization(config, layout, infos, activations),
         "provenance": provenance,
         "weights": entries.clone(),
     });
@@ -200,7 +210,11 @@ fn architecture(config: &ModelConfig) -> Value {
     })
 }
 
-fn quantization(layout: Layout, infos: &[WeightInfo]) -> Value {
+fn quantization(config: &ModelConfig, layout: Layout, infos: &[WeightInfo], activations: &ActivationPlan) -> Value {
+    let name = |activation: Option<Activation>| activation.map_or(NOT_ROUNDED, Activation::name);
+    let linear = specs(config).into_iter().filter(|spec| spec.kind == Kind::Linear);
+    let mut inputs: Vec<&str> = linear.map(|spec| name(activations.inputs.get(&spec.name).copied())).collect();
+    inputs.dedup();
     let mut schemes: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
     for info in infos {
         let sum = schemes.entry(info.scheme.map_or("f32", Scheme::name)).or_default();
@@ -234,7 +248,8 @@ fn quantization(layout: Layout, infos: &[WeightInfo]) -> Value {
             "type": if infos.iter().any(|info| info.group_size.is_some()) { "per-group" } else { "per-row" },
             "dtype": match dtypes[..] { [one] => one, [] => "float32", _ => "mixed" },
         },
-        "activation_dtype": "float32",
+        (ACTIVATION): match inputs[..] { [one] => one, _ => "mixed" },
+        (KV_CACHE): name(activations.kv_cache),
         "packing": packing(layout),
     })
 }

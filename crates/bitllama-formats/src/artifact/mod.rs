@@ -30,13 +30,13 @@ mod write;
 use std::path::PathBuf;
 
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, PackedMatrix, ScaleFormat, Scheme};
+use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, Scheme};
 use tokenizers::Tokenizer;
 
 use crate::Result;
 use crate::npz::Npz;
 
-pub use write::write;
+pub use write::{write, write_trained};
 
 /// The NPZ of an artifact.
 pub const WEIGHTS_FILE: &str = "weights.npz";
@@ -95,6 +95,8 @@ pub struct Artifact {
     pub path: PathBuf,
     /// Architecture.
     pub config: ModelConfig,
+    /// How the student read activations in training, and the runtime should.
+    pub activations: ActivationPlan,
     /// Tokenizer, where the folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// `manifest.json` as it stands; null for a lone NPZ file.

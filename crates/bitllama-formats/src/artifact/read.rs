@@ -6,12 +6,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
-use bitllama_core::{ModelConfig, Scheme};
+use bitllama_core::weights::{self, FINAL_NORM, Kind, WeightSpec};
+use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme};
 use serde_json::Value;
 
 use super::files::{Files, Part};
 use super::forms::{FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, artifact_name};
+use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::npz::{Dtype, Npz};
@@ -72,8 +73,9 @@ impl Artifact {
             let reason = format!("{tokens} tokens, but the model's vocab_size is {}", config.vocab_size);
             return Err(Error::invalid(&tokenizer_path, reason));
         }
+        let activations = files.activations(&config).map_err(|reason| Error::invalid(&manifest_path, reason))?;
         let manifest = files.manifest.clone();
-        Ok(Self { path: path.to_path_buf(), config, tokenizer, manifest, notes, weights, files })
+        Ok(Self { path: path.to_path_buf(), config, activations, tokenizer, manifest, notes, weights, files })
     }
 
     /// One weight. The bytes of panels stay in the memory map, unread: [`Artifact::verify`] looks into them.
@@ -96,6 +98,29 @@ impl Artifact {
 }
 
 impl Files {
+    /// What entries say of the inputs of their matrices, and the manifest of keys and values. The one word for all inputs,
+    /// which manifests of the older tools have too, is for people.
+    fn activations(&self, config: &ModelConfig) -> Result<ActivationPlan, String> {
+        let kind = |value: &Value, key: &str| match value {
+            Value::Null => Ok(None),
+            Value::String(name) if name == NOT_ROUNDED => Ok(None),
+            Value::String(name) => name.parse().map(Some).map_err(|e| format!("{key}: {e}")),
+            other => Err(format!("{key} is {other}, not a name")),
+        };
+        let mut plan = ActivationPlan::default();
+        for spec in weights::specs(config).into_iter().filter(|spec| spec.kind != Kind::Norm) {
+            let name = artifact_name(&spec.name);
+            let Some(entry) = self.entry(&name) else { continue };
+            let found = kind(&entry[ACTIVATION], &format!("{name}: {ACTIVATION}"))?;
+            plan.inputs.extend(found.map(|activation| (spec.name, activation)));
+        }
+        plan.kv_cache = kind(&self.manifest["quantization"][KV_CACHE], KV_CACHE)?;
+        match plan.kv_cache {
+            Some(Activation::Sign) => Err(format!("{KV_CACHE}: keys and values have no signs only")),
+            _ => Ok(plan),
+        }
+    }
+
     /// What was written in the days when packed codes were row-major cannot be told from damage later on.
     fn refuse_row_major(&self) -> Result<()> {
         let Some(npz) = &self.npz else { return Ok(()) };

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use bitllama_core::weights::{self, Kind, WeightSpec};
-use bitllama_core::{Granularity, ModelConfig, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme};
+use bitllama_core::{
+    Activation, ActivationPlan, Granularity, ModelConfig, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme,
+};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
@@ -581,6 +583,40 @@ fn no_damage_brings_the_reader_down() {
         }
         read().unwrap();
     }
+}
+
+#[test]
+fn how_activations_were_rounded_survives() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("model");
+    let config = config(true);
+    let linear = weights::specs(&config).into_iter().filter(|spec| spec.kind == Kind::Linear);
+    let signs = linear.map(|spec| (spec.name, Activation::Sign)).collect();
+    let binary = model(&config, &[Some(Scheme::Binary)]);
+    let write = |plan: &ActivationPlan| {
+        let weights = binary.iter().cloned().map(Ok);
+        write_trained(&folder, &config, weights, plan, &tokenizer(11), Layout::Packed, json!({})).unwrap();
+        let artifact = Artifact::open(&folder).unwrap();
+        assert_eq!(artifact.activations, *plan);
+        artifact.manifest["quantization"].clone()
+    };
+    let about = write(&ActivationPlan::default());
+    assert_eq!((&about["activation_dtype"], &about["kv_cache_dtype"]), (&json!("float32"), &json!("float32")));
+    let mut plan = ActivationPlan { inputs: signs, kv_cache: Some(Activation::Int4) };
+    let about = write(&plan);
+    assert_eq!((&about["activation_dtype"], &about["kv_cache_dtype"]), (&json!("sign"), &json!("int4")));
+    plan.inputs.pop_last();
+    assert_eq!(write(&plan)["activation_dtype"], "mixed");
+
+    let entry = "transformer.layers.0.self_attn.q_proj.weight";
+    edit_manifest(&folder, |manifest| manifest["weights"][entry]["activation_dtype"] = json!("int5"));
+    let error = message(Artifact::open(&folder));
+    assert!(error.contains(entry) && error.contains("`int5`") && !error.contains('\n'), "{error}");
+    edit_manifest(&folder, |manifest| {
+        manifest["weights"][entry]["activation_dtype"] = json!("int8");
+        manifest["quantization"]["kv_cache_dtype"] = json!("sign");
+    });
+    assert!(message(Artifact::open(&folder)).contains("kv_cache_dtype"));
 }
 
 #[test]

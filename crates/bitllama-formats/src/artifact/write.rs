@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ModelConfig, PackedMatrix, ScaleFormat};
+use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
@@ -26,6 +26,23 @@ pub fn write(
     folder: &Path,
     config: &ModelConfig,
     weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
+    tokenizer: &Tokenizer,
+    layout: Layout,
+    provenance: Value,
+) -> Result<()> {
+    write_trained(folder, config, weights, &ActivationPlan::default(), tokenizer, layout, provenance)
+}
+
+/// As [`write`], of a student that was trained with the rounded `activations`: the manifest says so, and the runtime
+/// rounds them the same.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_trained(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
+    activations: &ActivationPlan,
     tokenizer: &Tokenizer,
     layout: Layout,
     provenance: Value,
@@ -59,11 +76,14 @@ pub fn write(
         let (mut infos, mut named) = (Vec::new(), Map::new());
         for spec in weights::specs(config) {
             let missing = || Error::invalid(folder, format!("{} is missing", spec.name));
-            let (info, entry) = entries.remove(&spec.name).ok_or_else(missing)?;
+            let (info, mut entry) = entries.remove(&spec.name).ok_or_else(missing)?;
+            if let Some(activation) = activations.inputs.get(&spec.name) {
+                entry[manifest::ACTIVATION] = Value::from(activation.name());
+            }
             infos.push(info);
             named.insert(artifact_name(&spec.name), entry);
         }
-        let manifest = manifest::manifest(config, layout, named, &infos, provenance);
+        let manifest = manifest::manifest(config, layout, named, &infos, activations, provenance);
         let path = temporary.join(MANIFEST_FILE);
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::invalid(&path, e))?;
         write_file(&path, |file| writeln!(file, "{text}"))?;

@@ -6,7 +6,7 @@
 use half::f16;
 
 use crate::operators::exp_lanes;
-use crate::operators::lanes::{LANES, Simd};
+use crate::operators::lanes::{LANES, Nibbles, Simd};
 
 /// Positions of a tile: what one softmax step takes.
 pub(super) const TILE: usize = 256;
@@ -15,29 +15,36 @@ pub(super) const TILE: usize = 256;
 const BLOCKS_AHEAD: usize = 4;
 const POSITIONS_AHEAD: usize = 32;
 
-/// A kind of stored number.
-pub(super) trait Element: Copy {
-    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V;
+/// [`LANES`] stored numbers.
+pub(super) trait Vector: Copy {
+    fn load<S: Simd>(&self, s: S) -> S::V;
 }
 
-impl Element for f32 {
+impl Vector for [f32; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V {
-        s.load(x)
+    fn load<S: Simd>(&self, s: S) -> S::V {
+        s.load(self)
     }
 }
 
-impl Element for f16 {
+impl Vector for [f16; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V {
-        s.load_f16(x)
+    fn load<S: Simd>(&self, s: S) -> S::V {
+        s.load_f16(self)
     }
 }
 
-impl Element for i8 {
+impl Vector for [i8; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V {
-        s.load_i8(x)
+    fn load<S: Simd>(&self, s: S) -> S::V {
+        s.load_i8(self)
+    }
+}
+
+impl Vector for Nibbles {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::V {
+        s.load_i4(self)
     }
 }
 
@@ -61,11 +68,11 @@ macro_rules! for_rows {
 /// `[head_dim, rows]`, `k` is `[blocks or more, head_dim]` vectors, each of [`LANES`] positions, and `scales` has a
 /// factor for each position.
 #[inline(always)]
-pub(super) fn scores<S: Simd, E: Element>(
+pub(super) fn scores<S: Simd, E: Vector>(
     s: S,
     rows: usize,
     q: &[f32],
-    k: &[[E; LANES]],
+    k: &[E],
     scales: Option<&[f32]>,
     blocks: usize,
     out: &mut [f32],
@@ -74,10 +81,10 @@ pub(super) fn scores<S: Simd, E: Element>(
 }
 
 #[inline(always)]
-fn scores_of_rows<S: Simd, E: Element, const R: usize>(
+fn scores_of_rows<S: Simd, E: Vector, const R: usize>(
     s: S,
     q: &[f32],
-    k: &[[E; LANES]],
+    k: &[E],
     scales: Option<&[f32]>,
     blocks: usize,
     out: &mut [f32],
@@ -103,10 +110,10 @@ fn scores_of_rows<S: Simd, E: Element, const R: usize>(
 
 /// Scores of `R` queries and `C` blocks of positions from `first` on.
 #[inline(always)]
-fn scores_block<S: Simd, E: Element, const R: usize, const C: usize>(
+fn scores_block<S: Simd, E: Vector, const R: usize, const C: usize>(
     s: S,
     q: &[[f32; R]],
-    k: &[[E; LANES]],
+    k: &[E],
     scales: Option<&[[f32; LANES]]>,
     first: usize,
     out: &mut [[f32; TILE]; R],
@@ -120,7 +127,7 @@ fn scores_block<S: Simd, E: Element, const R: usize, const C: usize>(
             // SAFETY: `c < C` and `d < head_dim`, and `k` has `C * head_dim` vectors.
             let vector = unsafe { k.get_unchecked(c * head_dim + d) };
             s.prefetch((&raw const *vector).wrapping_add(BLOCKS_AHEAD * head_dim));
-            *keys = E::load(s, vector);
+            *keys = vector.load(s);
         }
         for r in 0..R {
             let q = s.splat(q[r]);
@@ -144,11 +151,11 @@ fn scores_block<S: Simd, E: Element, const R: usize, const C: usize>(
 /// Adds to `acc` (`[rows, width]` vectors) the first `positions` rows of `v` (`[positions or more, width]` vectors),
 /// weighted with `p` (`[rows, TILE]`).
 #[inline(always)]
-pub(super) fn add_values<S: Simd, E: Element>(
+pub(super) fn add_values<S: Simd, E: Vector>(
     s: S,
     rows: usize,
     p: &[f32],
-    v: &[[E; LANES]],
+    v: &[E],
     positions: usize,
     acc: &mut [[f32; LANES]],
 ) {
@@ -156,10 +163,10 @@ pub(super) fn add_values<S: Simd, E: Element>(
 }
 
 #[inline(always)]
-fn add_values_of_rows<S: Simd, E: Element, const R: usize>(
+fn add_values_of_rows<S: Simd, E: Vector, const R: usize>(
     s: S,
     p: &[f32],
-    v: &[[E; LANES]],
+    v: &[E],
     positions: usize,
     acc: &mut [[f32; LANES]],
 ) {
@@ -182,10 +189,10 @@ fn add_values_of_rows<S: Simd, E: Element, const R: usize>(
 
 /// Adds to `C` vectors of each of `R` rows, from vector `first` on.
 #[inline(always)]
-fn add_values_block<S: Simd, E: Element, const R: usize, const C: usize>(
+fn add_values_block<S: Simd, E: Vector, const R: usize, const C: usize>(
     s: S,
     p: &[[f32; TILE]; R],
-    v: &[[E; LANES]],
+    v: &[E],
     positions: usize,
     first: usize,
     acc: &mut [[f32; LANES]],
@@ -204,7 +211,7 @@ fn add_values_block<S: Simd, E: Element, const R: usize, const C: usize>(
             // SAFETY: `position < positions` and `first + c < width`, and `v` has `positions * width` vectors.
             let vector = unsafe { v.get_unchecked(position * width + first + c) };
             s.prefetch((&raw const *vector).wrapping_add(POSITIONS_AHEAD * width));
-            *values = E::load(s, vector);
+            *values = vector.load(s);
         }
         for r in 0..R {
             // SAFETY: `position < positions <= TILE`.

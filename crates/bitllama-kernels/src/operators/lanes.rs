@@ -10,6 +10,27 @@ use half::f16;
 /// Numbers in one vector, whatever the instruction set.
 pub(crate) const LANES: usize = 16;
 
+/// [`LANES`] codes -8 ..= 7: where a code lies, [`nibble_place`] says, so that the lanes of a vector alternate between
+/// the two halves and each is a shift away from them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub(crate) struct Nibbles(pub [u8; LANES / 2]);
+
+/// Byte and bit of a lane's code. The two halves of [`Nibbles`] are little-endian numbers of eight codes; lane `l` is
+/// code `l / 2` of the half `l % 2`.
+pub(crate) fn nibble_place(lane: usize) -> (usize, u32) {
+    (lane % 2 * 4 + lane / 4, (lane / 2 % 2 * 4) as u32)
+}
+
+impl Nibbles {
+    /// The code of a lane.
+    #[inline(always)]
+    pub(crate) fn code(&self, lane: usize) -> f32 {
+        let (byte, shift) = nibble_place(lane);
+        f32::from(((self.0[byte] >> shift) << 4) as i8 >> 4)
+    }
+}
+
 /// A proof that the processor has an instruction set, and the set's operations on vectors of [`LANES`] numbers.
 pub(crate) trait Simd: Copy {
     /// [`LANES`] numbers, in registers.
@@ -23,6 +44,7 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
     fn load_i8(self, x: &[i8; LANES]) -> Self::V;
+    fn load_i4(self, x: &Nibbles) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -117,6 +139,14 @@ impl<const FUSED: bool> Simd for Portable<FUSED> {
         lanewise!(|x; i| f32::from(x))
     }
     #[inline(always)]
+    fn load_i4(self, x: &Nibbles) -> Self::V {
+        let mut out = [0.0; LANES];
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = x.code(lane);
+        }
+        out
+    }
+    #[inline(always)]
     fn store(self, v: Self::V, out: &mut [f32; LANES]) {
         *out = v;
     }
@@ -179,7 +209,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{LANES, Simd, f16};
+    use super::{LANES, Nibbles, Simd, f16};
 
     /// The vectors of AVX-512 F.
     #[derive(Clone, Copy)]
@@ -240,6 +270,14 @@ mod x86 {
         #[inline(always)]
         fn load_i8(self, x: &[i8; LANES]) -> __m512 {
             proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+        }
+        #[inline(always)]
+        fn load_i4(self, x: &Nibbles) -> __m512 {
+            let halves = proven!(_mm512_set1_epi64(i64::from_le_bytes(x.0)));
+            let shifts = proven!(_mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28));
+            // The look-up goes by the lowest four bits.
+            let codes = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0f32];
+            proven!(_mm512_permutexvar_ps(_mm512_srlv_epi32(halves, shifts), _mm512_loadu_ps(codes.as_ptr())))
         }
         #[inline(always)]
         fn store(self, v: __m512, out: &mut [f32; LANES]) {
@@ -335,6 +373,18 @@ mod x86 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x[8..].as_ptr().cast()))),
             ])
+        }
+        #[inline(always)]
+        fn load_i4(self, x: &Nibbles) -> Self::V {
+            let halves = proven!(_mm256_set1_epi64x(i64::from_le_bytes(x.0)));
+            let of = |shifts: __m256i| {
+                let codes = proven!(_mm256_srai_epi32::<28>(_mm256_sllv_epi32(halves, shifts)));
+                proven!(_mm256_cvtepi32_ps(codes))
+            };
+            [
+                of(proven!(_mm256_setr_epi32(28, 28, 24, 24, 20, 20, 16, 16))),
+                of(proven!(_mm256_setr_epi32(12, 12, 8, 8, 4, 4, 0, 0))),
+            ]
         }
         #[inline(always)]
         fn store(self, v: Self::V, out: &mut [f32; LANES]) {

@@ -81,6 +81,7 @@ pub fn pretrain(args: Args) -> Result<ExitCode> {
     let recipe = read(&args)?;
     ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
     ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
+    ensure!(recipe.activations.is_empty(), "{}: pretrain takes no `[activations]`; use distill", args.config.display());
     ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.config.display());
     ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.config.display());
     train(&args, &recipe)

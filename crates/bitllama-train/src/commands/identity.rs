@@ -51,6 +51,9 @@ pub fn fingerprint(
         ("train.optimizer", json!(train.optimizer)),
         ("eval", protocol(recipe, &provenance["data_sha256"])),
     ];
+    // Only where a recipe has them, so that runs of before they existed go on.
+    parts.extend((!recipe.activations.is_empty()).then(|| ("activations", json!(recipe.activations))));
+    parts.extend(recipe.student.sub_norm_init.map(|init| ("student.sub_norm_init", json!(init))));
     parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }

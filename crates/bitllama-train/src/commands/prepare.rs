@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
 use bitllama_formats::{Model, hf};
+use bitllama_nn::Llama;
 use bitllama_nn::weights::{Weights, build};
-use bitllama_nn::{Llama, fake_quant};
 use burn::tensor::Device;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -115,13 +115,13 @@ pub fn student(
         None => models::random(&sources.config, recipe.seed, &tracked)?,
     };
     let Some((state, folder)) = resumed else {
-        return Ok(fake_quant::quantize(student, &sources.plan, &StoredScales::new()));
+        return models::quantized(student, &sources.plan, &recipe.activations, &StoredScales::new());
     };
     let plan = match state.stage {
         Some(stage) => in_stage(&sources.plan, stage),
         None => sources.plan.clone(),
     };
-    Ok(fake_quant::quantize(student, &plan, &checkpoint::read_scales_of(folder, &plan)?))
+    models::quantized(student, &plan, &recipe.activations, &checkpoint::read_scales_of(folder, &plan)?)
 }
 
 /// The student as `[quant]` wants it to start: the weights of `student` (fake-quantized, in training), with scales and for
@@ -164,7 +164,8 @@ pub fn initialized(
         rounded
     };
     let (weights, scales) = ptq::starts(plan, rounded);
-    Ok(fake_quant::quantize(with_weights(student, &device.clone().autodiff(), &weights)?, plan, &scales))
+    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    models::quantized(student, plan, &recipe.activations, &scales)
 }
 
 /// The student with the weights of its sub-norms found on the first training `rows`, as `student.sub_norm_init` wants it.
@@ -181,7 +182,7 @@ pub fn with_calibrated_sub_norms(
     let plain = with_weights(student, device, &HashMap::new())?;
     let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
     let student = with_weights(student, &device.clone().autodiff(), &weights)?;
-    Ok(fake_quant::quantize(student, plan, &HashMap::new()))
+    models::quantized(student, plan, &recipe.activations, &HashMap::new())
 }
 
 /// A model in full precision on `device`: the weights of `other`, and where it has none the stored ones of `student`.

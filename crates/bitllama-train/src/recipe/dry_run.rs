@@ -30,6 +30,7 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
     };
     student.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&student)?;
+    let activations = recipe.activations.plan_for(&plan)?;
     let size = StoredSize::of(&plan);
     let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
     let memory = memory(recipe, &plan, &student, teacher.as_ref().filter(|_| !cached));
@@ -40,6 +41,7 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
             "parameters": size.parameters,
             "teacher_parameters": teacher.as_ref().map(parameter_count),
             "bits_per_weight": size.bits_per_weight(),
+            "activations": activations.to_string(),
             "artifact_bytes": size.bytes,
             "memory_bytes": memory.total(),
             "training_tokens": tokens,
@@ -54,6 +56,9 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
         size.bits_per_weight(),
         size.bytes
     );
+    if !activations.is_empty() {
+        println!("# activations: {activations}");
+    }
     if let Some(teacher) = &teacher {
         println!("# teacher: {} parameters", parameter_count(teacher));
     }

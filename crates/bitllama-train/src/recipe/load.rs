@@ -56,9 +56,9 @@ fn apply(table: &mut Table, set: &str) -> Result<()> {
         Ok(mut parsed) => parsed.remove("v").unwrap_or_else(|| Value::String(value.into())),
         Err(_) => Value::String(value.into()),
     };
-    // The keys of `[bits]` are globs and may themselves hold dots.
+    // The keys of `[bits]` and `[activations]` are globs and may themselves hold dots.
     let path: Vec<&str> = match key.trim().split_once('.') {
-        Some(("bits", glob)) => vec!["bits", glob.trim_matches('"')],
+        Some((section @ ("bits" | "activations"), glob)) => vec![section, glob.trim_matches('"')],
         _ => key.trim().split('.').collect(),
     };
     let [sections @ .., last] = path.as_slice() else { bail!("--set {set}: expected key=value") };

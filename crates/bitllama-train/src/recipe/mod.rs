@@ -3,7 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | this one | the keys of a recipe, their meaning and defaults |
-//! | [`student`], [`quant`], [`distill`], [`train`] | the sections of these names |
+//! | [`student`], [`quant`], [`activations`], [`distill`], [`train`] | the sections of these names |
 //! | [`load`] | reading a file and `--set` overrides, with errors that point at the line |
 //! | [`dry_run`] | what a recipe would do: size, bits, memory |
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
 
+pub mod activations;
 pub mod distill;
 pub mod dry_run;
 pub mod load;
@@ -24,6 +25,7 @@ pub mod quant;
 pub mod student;
 pub mod train;
 
+pub use activations::Activations;
 pub use distill::{Distill, Divergence, Hidden, HiddenLoss, Loss, Relations};
 pub use quant::{Quant, Stage};
 pub use student::{Layers, Student, SubNormInit};
@@ -50,6 +52,10 @@ pub struct Recipe {
     /// "tensor") and zero_point; the last rule that matches a weight decides.
     #[serde(default)]
     pub bits: IndexMap<String, Rule>,
+    /// Rounding of activations, keys and values: glob over the matrices that `bits` rounds = `int8`, `int4`, `sign` or
+    /// `f32`, and `kv_cache` = `int8` or `int4`.
+    #[serde(default, skip_serializing_if = "Activations::is_empty")]
+    pub activations: Activations,
     /// What the quantizers start from.
     #[serde(default)]
     pub quant: Quant,

@@ -22,6 +22,7 @@ use super::states::Projections;
 use super::step::Trainer;
 use crate::export::write_hf_into;
 use crate::models::ResolvedPlan;
+use crate::recipe::activations::Activations;
 
 /// Folder of the checkpoints within that of a run.
 pub const FOLDER: &str = "checkpoints";
@@ -43,6 +44,9 @@ pub struct CheckpointState {
     /// The stage of progressive bits that the step was in: trained scales are those of this scheme then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Scheme>,
+    /// Rounding of activations, as in the recipe.
+    #[serde(default, skip_serializing_if = "Activations::is_empty")]
+    pub activations: Activations,
     /// What must not change when a run goes on, by name.
     pub fingerprint: Fingerprint,
 }

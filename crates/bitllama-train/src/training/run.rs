@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{ModelConfig, Scheme};
 use bitllama_nn::Llama;
-use bitllama_nn::fake_quant::{self, Strength};
+use bitllama_nn::fake_quant::Strength;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use burn::tensor::Device;
@@ -21,7 +21,7 @@ use super::step::Trainer;
 use super::teacher::Teacher;
 use crate::data::batches::Rows;
 use crate::evaluate::Scored;
-use crate::models::{ResolvedPlan, rebuilt};
+use crate::models::{ResolvedPlan, quantized, quantized_by, rebuilt};
 use crate::monitor::Monitor;
 use crate::monitor::progress::Log;
 use crate::recipe::Recipe;
@@ -92,7 +92,7 @@ impl Run<'_> {
         let strength = Strength::full();
         if quant.fades_in() {
             let scales = Weights::of(&student).scales();
-            student = self.requantized(&student, stage, &scales, &strength);
+            student = self.requantized(&student, stage, &scales, &strength)?;
         }
         let mut optimizers = Optimizers::new(&student, train);
         let mut projections = self.projections.clone();
@@ -120,7 +120,7 @@ impl Run<'_> {
         for step in done + 1..=train.steps {
             if quant.stage(step) != stage {
                 stage = quant.stage(step);
-                student = self.requantized(&student, stage, &StoredScales::new(), &strength);
+                student = self.requantized(&student, stage, &StoredScales::new(), &strength)?;
                 trainer.optimizers.forget_scales(&student, train);
             }
             strength.set(quant.strength(step));
@@ -140,7 +140,7 @@ impl Run<'_> {
             let paused = Instant::now();
             // What is evaluated is what would be exported: rounded by the plan itself, and wholly.
             strength.set(1.0);
-            let whole = stage.map(|_| self.requantized(&student, None, &StoredScales::new(), &strength));
+            let whole = stage.map(|_| self.requantized(&student, None, &StoredScales::new(), &strength)).transpose()?;
             let whole = whole.as_ref().unwrap_or(&student);
             let mut result = None;
             if due {
@@ -164,6 +164,7 @@ impl Run<'_> {
                 best,
                 bits: self.recipe.bits.clone(),
                 stage,
+                activations: self.recipe.activations.clone(),
                 fingerprint: self.fingerprint.clone(),
             };
             let folder = checkpoint::write(&self.checkpoints(), &state, &student, &trainer, self.tokenizer)?;
@@ -180,10 +181,16 @@ impl Run<'_> {
     }
 
     /// A student with its latent weights as they are and the quantizers of a stage, or of the plan after all stages.
-    fn requantized(&self, student: &Llama, stage: Option<Scheme>, scales: &StoredScales, strength: &Strength) -> Llama {
+    fn requantized(
+        &self,
+        student: &Llama,
+        stage: Option<Scheme>,
+        scales: &StoredScales,
+        strength: &Strength,
+    ) -> Result<Llama> {
         let plan = stage.map(|stage| in_stage(self.plan, stage));
         let plan = plan.as_ref().unwrap_or(self.plan);
-        fake_quant::quantize_by(rebuilt(student, self.device), plan, scales, strength)
+        quantized_by(rebuilt(student, self.device), plan, &self.recipe.activations, scales, strength)
     }
 
     fn finished(&self, best: Option<Best>, newest: Option<(usize, Perplexity)>, student: &Llama) -> Result<Outcome> {
@@ -215,5 +222,6 @@ pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device
     let source = bitllama_formats::model::open(folder)?;
     ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
-    Ok(fake_quant::quantize(llama, plan, &checkpoint::read_scales(folder, plan)?))
+    let state = CheckpointState::read(folder)?.with_context(|| format!("{}: has no state.json", folder.display()))?;
+    quantized(llama, plan, &state.activations, &checkpoint::read_scales(folder, plan)?)
 }

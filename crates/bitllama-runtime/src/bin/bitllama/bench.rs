@@ -52,12 +52,12 @@ pub struct Options {
     /// Numbers of threads, each timed by itself [default: one for each core]
     #[arg(short = 't', long, value_name = "N,..", value_delimiter = ',')]
     threads: Vec<u16>,
-    /// How products see their activations: f32, int8 or sign
-    #[arg(long, value_name = "TYPE", default_value_t = Precision::Int8)]
-    activations: Precision,
-    /// How keys and values are kept: f32, f16 or int8
-    #[arg(long, value_name = "TYPE", default_value_t = KvKind::F16)]
-    kv: KvKind,
+    /// How products see their activations: f32, int8 or sign [default: as the artifact was trained, else int8]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Precision>,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: as the artifact was trained, else f16]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvKind>,
     /// Time the kernels by themselves, on every instruction set, against what memory and registers allow
     #[arg(long, conflicts_with_all = ["artifact", "shape"])]
     kernels: bool,
@@ -96,7 +96,7 @@ struct Run {
 
 /// Runs the command.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let settings = source::settings(options.activations, options.kv)?;
+    let settings = source::settings(options.activations, options.kv, Settings::fast())?;
     let threads: Vec<usize> = match options.threads[..] {
         [] => vec![Pool::global().threads()],
         ref threads => threads.iter().map(|n| usize::from(*n).max(1)).collect(),
@@ -140,8 +140,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bits_per_weight: size.bits_per_weight(),
         weight_bytes_per_token: decoder.bytes_per_token(),
         isa: settings.isa.name(),
-        activations: options.activations.name(),
-        kv: options.kv.name(),
+        activations: decoder.activation_name(),
+        kv: decoder.kv().name(),
         first_token_seconds,
         runs,
         peak_memory_bytes: peak_memory(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
+use bitllama_runtime::Settings;
 use bitllama_runtime::evaluate::{self, Perplexity, Progress};
 use bitllama_runtime::text::{encode, own_bos};
 use clap::Args;
@@ -31,12 +32,14 @@ pub struct Options {
     chunks: Option<usize>,
     #[command(flatten)]
     quantize: Quantize,
-    /// How products see their activations: f32 (exact), int8 (as `run` does) or sign
-    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
-    activations: Precision,
-    /// How keys and values are kept: f32, f16 (as `run` does) or int8
-    #[arg(long, value_name = "TYPE", default_value_t = KvKind::F32)]
-    kv: KvKind,
+    /// How products see their activations: f32 (exact), int8 (as `run` does) or sign [default: as the artifact was
+    /// trained, else f32]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Precision>,
+    /// How keys and values are kept: f32, f16 (as `run` does), int8 or int4 [default: as the artifact was trained, else
+    /// f32]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvKind>,
     #[command(flatten)]
     threads: Threads,
     /// Print one JSON object
@@ -61,7 +64,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let of_text = || options.text.display().to_string();
     // Before the model: a wrong path should not cost the time to load one.
     let text = fs::read_to_string(&options.text).with_context(of_text)?;
-    let settings = source::settings(options.activations, options.kv)?;
+    let settings = source::settings(options.activations, options.kv, Settings::default())?;
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
     let bos = own_bos(&tokenizer, decoder.config().bos_token_id)?;

@@ -32,6 +32,8 @@ struct Report {
     bytes: usize,
     bits_per_weight: f64,
     schemes: Vec<SchemeReport>,
+    /// How the student was trained to read them.
+    activations: String,
     has_tokenizer: bool,
     /// What had to be assumed on reading, and what the artifact says of itself.
     notes: Vec<String>,
@@ -109,6 +111,7 @@ fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
         bytes: size.bytes,
         bits_per_weight: size.bits_per_weight(),
         schemes: schemes.into_values().collect(),
+        activations: artifact.activations.to_string(),
         has_tokenizer: artifact.tokenizer.is_some(),
         notes: artifact.notes.iter().cloned().chain(own_notes.map(str::to_string)).collect(),
     })
@@ -200,6 +203,7 @@ fn table(report: &Report) -> String {
     );
     let first_row = out.find("\n\n").map_or(0, |at| at + 2);
     out.insert_str(first_row, &heading);
+    let _ = write!(out, "\nactivations: {}\n", report.activations);
     if !report.has_tokenizer {
         out.push_str("\nnote: no tokenizer, so it can be neither run nor evaluated\n");
     }

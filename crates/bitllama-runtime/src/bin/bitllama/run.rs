@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
-use bitllama_runtime::{Sampling, generate};
+use bitllama_runtime::{Sampling, Settings, generate};
 use clap::Args;
 
 use crate::source::{self, Quantize, Threads};
@@ -38,12 +38,13 @@ pub struct Options {
     seed: u64,
     #[command(flatten)]
     quantize: Quantize,
-    /// How products see their activations: f32 (exact), int8 (fast) or sign (binary weights, XNOR and popcount)
-    #[arg(long, value_name = "TYPE", default_value_t = Precision::Int8)]
-    activations: Precision,
-    /// How keys and values are kept: f32, f16 or int8
-    #[arg(long, value_name = "TYPE", default_value_t = KvKind::F16)]
-    kv: KvKind,
+    /// How products see their activations: f32 (exact), int8 (fast) or sign (binary weights, XNOR and popcount) [default:
+    /// as the artifact was trained, else int8]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Precision>,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: as the artifact was trained, else f16]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvKind>,
     #[command(flatten)]
     threads: Threads,
     /// Print one JSON object at the end (text, tokens, speed) in place of the text
@@ -55,7 +56,7 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     options.threads.apply()?;
     let Options { temperature, top_k, top_p, seed, .. } = *options;
-    let settings = source::settings(options.activations, options.kv)?;
+    let settings = source::settings(options.activations, options.kv, Settings::fast())?;
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let decoder = decoder.with_settings(settings);
     let mut stdout = io::stdout().lock();

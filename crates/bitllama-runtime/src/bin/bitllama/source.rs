@@ -66,8 +66,16 @@ impl Threads {
     }
 }
 
-/// The settings that a command computes with: on the instruction set that `BITLLAMA_ISA` names, if it does.
-pub fn settings(activations: Precision, kv: KvKind) -> anyhow::Result<Settings> {
+/// The settings that a command computes with: what it was asked for, and otherwise as the student was trained, and what
+/// training says nothing of as in `default`; on the instruction set that `BITLLAMA_ISA` names, if it does.
+pub fn settings(activations: Option<Precision>, kv: Option<KvKind>, default: Settings) -> anyhow::Result<Settings> {
     let isa = Isa::from_env().map_err(anyhow::Error::msg)?;
-    Ok(Settings { precision: activations, kv, isa, ..Settings::default() })
+    Ok(Settings {
+        precision: activations.unwrap_or(default.precision),
+        activations_as_trained: activations.is_none(),
+        kv: kv.unwrap_or(default.kv),
+        kv_as_trained: kv.is_none(),
+        isa,
+        ..default
+    })
 }
