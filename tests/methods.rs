@@ -210,6 +210,7 @@ fn what_cannot_be_is_said_in_one_line() {
         ("quant.stages=[{ scheme = \"int8\", steps = 6 }]", "leaves no step"),
         ("train.optimizer=sgd", "unknown variant `sgd`"),
         ("train.scale_lr=0.0", "`train.scale_lr` must be positive"),
+        ("train.scale_lr=1e-3", "no method in `[bits]` trains any"),
     ];
     for (set, expected) in wrong {
         let run = folder.path().join("run");

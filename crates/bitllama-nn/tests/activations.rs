@@ -13,6 +13,11 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
 
+/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
+fn device() -> Device {
+    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
+}
+
 #[derive(Deserialize)]
 struct Golden {
     shape: [usize; 4],
@@ -49,12 +54,12 @@ fn assert_close(got: Vec<f32>, expected: &[f32], what: &str) {
 fn values_and_gradients_are_those_of_pytorch() {
     let golden: Golden = serde_json::from_str(include_str!("golden/activations.json")).unwrap();
     let [tokens, width, out, heads] = golden.shape;
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let tensor = |data: &[f32], shape: &[usize]| TensorData::new(data.to_vec(), shape.to_vec());
     for case in golden.cases {
         let kind: Activation = case.kind.parse().unwrap();
         let x = || Tensor::<3>::from_data(tensor(&golden.x, &[1, tokens, width]), &device).require_grad();
-        let plain = Tensor::<3>::from_data(tensor(&golden.x, &[1, tokens, width]), &Device::flex());
+        let plain = Tensor::<3>::from_data(tensor(&golden.x, &[1, tokens, width]), &device.clone().inner());
         let value = floats(rounded(plain, Some(kind)));
         assert_close(value.clone(), &case.value, &case.kind);
         assert_eq!(floats(rounded(x(), Some(kind))), value, "{kind}: a gradient changes the value");
@@ -130,7 +135,7 @@ fn plan(
 #[test]
 fn each_rule_changes_the_model_and_is_read_off_it_again() {
     for tied in [true, false] {
-        let device = Device::flex();
+        let device = device();
         let plain = model(&device, tied);
         let head = if tied { "embed_tokens" } else { "lm_head" };
         let mut seen = vec![floats(logits(&plain, &device))];
@@ -159,7 +164,7 @@ fn each_rule_changes_the_model_and_is_read_off_it_again() {
 
 #[test]
 fn a_model_keeps_its_rounding_through_training_and_beyond() {
-    let device = Device::flex().autodiff();
+    let device = device().autodiff();
     let plain = model(&device, true);
     let (activations, bits) = plan(&[("*", "int8"), ("embed_tokens", "int8")], Some(Activation::Int4), &plain);
     let quantized = quantize(fake_quant::quantize(plain, &bits, &Default::default()), &activations);
@@ -168,7 +173,7 @@ fn a_model_keeps_its_rounding_through_training_and_beyond() {
     assert_eq!(grads.len(), bits.len(), "every parameter has a gradient");
     let plain = quantized.valid().materialize();
     assert_eq!(plan_of(&plain), activations);
-    let (evaluated, trained) = (floats(logits(&plain, &Device::flex())), floats(found));
+    let (evaluated, trained) = (floats(logits(&plain, &device.clone().inner())), floats(found));
     let largest = evaluated.iter().zip(&trained).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-3, "{largest}");
 }

@@ -16,6 +16,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
+use crate::ptq;
 
 pub mod activations;
 pub mod distill;
@@ -182,9 +183,9 @@ impl Recipe {
         );
         require(quant.stages.iter().all(|stage| stage.steps > 0), "quant.stages", "must each have at least 1 step");
         require(
-            quant.stages.is_empty() || !quant.init.calibrates(),
+            quant.stages.is_empty() || quant.init == ptq::Method::Rtn,
             "quant.stages",
-            "cannot stand beside a `quant.init` that calibrates: it finds scales for `[bits]` alone",
+            "cannot stand beside `quant.init`: each stage starts from the scales that its weights give",
         );
         require(train.scale_lr.is_none_or(|lr| lr > 0.0 && lr.is_finite()), "train.scale_lr", "must be positive");
         let enough = self.quant.calibration_tokens >= data.sequence_length;
@@ -243,13 +244,22 @@ impl Recipe {
     /// The bit plan resolved for a model, after checks of what the recipe asks of that model.
     ///
     /// # Errors
-    /// A rule that reaches no weight, rows or chunks longer than the model's context.
+    /// A rule that reaches no weight, rows or chunks longer than the model's context, a key of trained scales without any.
     pub fn plan_for(&self, config: &ModelConfig) -> anyhow::Result<ResolvedPlan> {
         let limit = config.max_position_embeddings;
         for (key, tokens) in [("data.sequence_length", self.data.sequence_length), ("eval.ctx", self.eval_ctx())] {
             ensure!(tokens <= limit, "`{key}` = {tokens} is longer than the model's context of {limit} tokens");
         }
-        Ok(self.bit_plan()?.resolve(config)?)
+        let plan = self.bit_plan()?.resolve(config)?;
+        let trains_scales = plan.iter().any(|(_, quantizer)| quantizer.is_some_and(|q| q.method.trains_scales()));
+        let of_scales = [
+            ("train.scale_lr", self.train.scale_lr.is_some()),
+            ("quant.freeze_scales_steps", self.quant.freeze_scales_steps > 0),
+        ];
+        for (key, given) in of_scales {
+            ensure!(trains_scales || !given, "`{key}` is of trained scales, and no method in `[bits]` trains any");
+        }
+        Ok(plan)
     }
 }
 
