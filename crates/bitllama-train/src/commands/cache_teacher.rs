@@ -1,6 +1,6 @@
 //! `cache-teacher`: the teacher's likeliest tokens of a recipe's training rows, once and on disk.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,26 +14,20 @@ use tokenizers::Tokenizer;
 
 use super::identity::{protocol, rows};
 use super::prepare::sources;
+use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::evaluate::{Scored, token_tensor};
 use crate::models::to_device;
-use crate::recipe::{Recipe, load};
+use crate::recipe::Recipe;
 use crate::teacher_cache::{Dtype, Evaluation, INDEX, Index, Likeliest, TeacherCache, tokenizer_sha256};
 use crate::training::divergence::TeacherSide;
 
 /// Store the teacher's likeliest tokens of a recipe's training rows, so that training needs no teacher in memory
 #[derive(clap::Args)]
 pub struct Args {
-    /// The recipe, a TOML file; its `teacher.cache` is the folder to write
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override a key of the recipe, for instance teacher.cache=runs/cache-smollm2; may be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Device to run the teacher on: flex, ndarray, tch, cuda:N or wgpu; overrides the recipe
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// Tokens to keep of each position [default: the recipe's distill.top_k, or 64]
     #[arg(long)]
     top_k: Option<usize>,
@@ -57,17 +51,14 @@ const SHARD_POSITIONS: usize = 16384;
 /// # Errors
 /// A recipe without a teacher or `teacher.cache`, models and text as for `distill`, a folder that holds something else.
 pub fn run(args: Args) -> Result<()> {
-    let mut recipe = load::load(&args.config, &args.set)?;
-    if let Some(device) = &args.device {
-        recipe.device.clone_from(device);
-    }
-    let at_recipe = || format!("{}", args.config.display());
+    let recipe = args.recipe.read()?;
+    let at_recipe = || args.recipe.at();
     let Some(folder) = recipe.teacher.as_ref().and_then(|teacher| teacher.cache.clone()) else {
-        bail!("{}: name the folder to write: `teacher.cache`", args.config.display())
+        bail!("{}: name the folder to write: `teacher.cache`", args.recipe.at())
     };
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
     let sources = sources(&recipe, None).with_context(at_recipe)?;
-    let Some(teacher) = &sources.teacher else { bail!("{}: there is no `[teacher]`", args.config.display()) };
+    let Some(teacher) = &sources.teacher else { bail!("{}: there is no `[teacher]`", args.recipe.at()) };
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
@@ -127,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The index to go on with in `folder`: the wished one, or that of the folder if it differs in having more rows only.
-fn begun(folder: &std::path::Path, wished: Index, overwrite: bool) -> Result<Index> {
+fn begun(folder: &Path, wished: Index, overwrite: bool) -> Result<Index> {
     bitllama_formats::atomic::refuse_foreign(folder, INDEX)?;
     let Some(found) = Index::read(folder)? else { return Ok(wished) };
     let rows = found.rows.max(wished.rows);
@@ -158,7 +149,7 @@ fn likeliest(
     Ok(Likeliest { tokens: tokens.into_iter().map(|token| token as u32).collect(), log_p })
 }
 
-fn report(args: &Args, folder: &std::path::Path, index: &Index, speed: f64) {
+fn report(args: &Args, folder: &Path, index: &Index, speed: f64) {
     let (tokens, per_token) = (index.rows * index.sequence_length, index.bytes_per_token());
     if args.json {
         let report = json!({

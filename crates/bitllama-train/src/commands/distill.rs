@@ -20,13 +20,14 @@ use super::cache_teacher::cache_of;
 use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
 use super::prepare::{initialized, resume_point, sources, student, with_calibrated_sub_norms};
+use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
 use crate::models::to_device;
 use crate::monitor::progress::Log;
 use crate::ptq;
-use crate::recipe::{Quant, Recipe, dry_run, load};
+use crate::recipe::{Quant, Recipe, dry_run};
 use crate::training::checkpoint::{CheckpointState, FOLDER};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
@@ -36,15 +37,8 @@ use crate::training::teacher::Teacher;
 /// Train a student by a recipe
 #[derive(clap::Args)]
 pub struct Args {
-    /// The recipe, a TOML file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override a key of the recipe, for instance train.lr=1e-4; may be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Device to train on: flex, ndarray, tch, cuda:N or wgpu; overrides the recipe
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// Go on from the newest checkpoint of the run's folder, if it has one
     #[arg(long)]
     resume: bool,
@@ -67,9 +61,9 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps the run from its end, in one line.
 pub fn distill(args: Args) -> Result<ExitCode> {
-    let recipe = read(&args)?;
-    ensure!(recipe.teacher.is_some(), "{}: distill needs a `[teacher]`", args.config.display());
-    ensure!(!recipe.bits.is_empty(), "{}: distill needs a bit plan in `[bits]`", args.config.display());
+    let recipe = args.recipe.read()?;
+    ensure!(recipe.teacher.is_some(), "{}: distill needs a `[teacher]`", args.recipe.at());
+    ensure!(!recipe.bits.is_empty(), "{}: distill needs a bit plan in `[bits]`", args.recipe.at());
     train(&args, &recipe)
 }
 
@@ -78,21 +72,13 @@ pub fn distill(args: Args) -> Result<ExitCode> {
 /// # Errors
 /// Whatever keeps the run from its end, in one line.
 pub fn pretrain(args: Args) -> Result<ExitCode> {
-    let recipe = read(&args)?;
-    ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.config.display());
-    ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.config.display());
-    ensure!(recipe.activations.is_empty(), "{}: pretrain takes no `[activations]`; use distill", args.config.display());
-    ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.config.display());
-    ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.config.display());
+    let recipe = args.recipe.read()?;
+    ensure!(recipe.teacher.is_none(), "{}: pretrain takes no `[teacher]`; use distill", args.recipe.at());
+    ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.recipe.at());
+    ensure!(recipe.activations.is_empty(), "{}: pretrain takes no `[activations]`; use distill", args.recipe.at());
+    ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.recipe.at());
+    ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.recipe.at());
     train(&args, &recipe)
-}
-
-fn read(args: &Args) -> Result<Recipe> {
-    let mut recipe = load::load(&args.config, &args.set)?;
-    if let Some(device) = &args.device {
-        recipe.device.clone_from(device);
-    }
-    Ok(recipe)
 }
 
 const BASELINE: &str = "baseline.json";
@@ -105,7 +91,7 @@ struct Baseline {
 }
 
 fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
-    let at_recipe = || format!("{}", args.config.display());
+    let at_recipe = || args.recipe.at();
     if args.dry_run {
         dry_run::print(recipe, args.json).with_context(at_recipe)?;
         return Ok(ExitCode::SUCCESS);
@@ -120,7 +106,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     ensure!(
         valid.token_count() >= recipe.eval_ctx(),
         "{}: {} held-out tokens are fewer than one chunk of {}; hold out more with `data.valid_fraction` or lower `eval.ctx`",
-        args.config.display(),
+        args.recipe.at(),
         valid.token_count(),
         recipe.eval_ctx()
     );

@@ -9,3 +9,4 @@ mod identity;
 mod outcome;
 mod prepare;
 pub mod quantize;
+mod recipe_args;
