@@ -1,22 +1,17 @@
 //! Rounded activations against PyTorch: `golden/activations.py` made the figures.
 
-use std::convert::Infallible;
+mod common;
 
-use bitllama_core::weights::Kind;
-use bitllama_core::{Activation, ActivationPlan, BitPlan, ModelConfig, Scheme};
+use bitllama_core::{Activation, ActivationPlan, BitPlan, Scheme};
 use bitllama_nn::activations::{plan_of, quantize, rounded};
 use bitllama_nn::linear::Linear;
-use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, fake_quant, mask};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
-/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
-fn device() -> Device {
-    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
-}
+use common::{device, floats, model, tokens};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -37,10 +32,6 @@ struct Case {
     w_gradient: Vec<f32>,
     heads: Vec<f32>,
     heads_gradient: Vec<f32>,
-}
-
-fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_as::<f32>().try_into_vec().unwrap()
 }
 
 fn assert_close(got: Vec<f32>, expected: &[f32], what: &str) {
@@ -83,37 +74,8 @@ fn values_and_gradients_are_those_of_pytorch() {
     }
 }
 
-fn model(device: &Device, tied: bool) -> Llama {
-    let config = ModelConfig {
-        vocab_size: 24,
-        hidden_size: 16,
-        intermediate_size: 20,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 4,
-        max_position_embeddings: 32,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
-        tie_word_embeddings: tied,
-        sub_norm: false,
-        bos_token_id: None,
-        eos_token_ids: vec![],
-    };
-    let values = |spec: &bitllama_core::weights::WeightSpec| -> Vec<f32> {
-        let center = if spec.kind == Kind::Norm { 1.0 } else { 0.0 };
-        (0..spec.len())
-            .map(|i| center + 0.3 * ((i as f32 * 12.9898 + spec.name.len() as f32).sin() * 43758.547).fract())
-            .collect()
-    };
-    build(&config, device, |spec| Ok::<_, Infallible>(values(spec))).unwrap()
-}
-
 fn logits(model: &Llama, device: &Device) -> Tensor<3> {
-    let ids: Vec<i32> = (0..12).map(|i| (i * 7 + 3) % 24).collect();
-    let tokens = Tensor::<2, Int>::from_data(TensorData::new(ids, [2, 6]), device);
-    model.forward(tokens, mask::causal(6, device))
+    model.forward(tokens(device), mask::causal(6, device))
 }
 
 /// Globs and the kinds behind them.

@@ -1,69 +1,24 @@
 //! A quantized model against plain arithmetic: values, gradients, masks.
 
+mod common;
+
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::{Kind, specs};
+use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_nn::fake_quant::quantize;
+use bitllama_nn::mask;
 use bitllama_nn::weights::{Weights, build};
-use bitllama_nn::{Llama, mask};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
-/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
-fn device() -> Device {
-    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
-}
-
-fn config() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 24,
-        hidden_size: 16,
-        intermediate_size: 20,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 4,
-        max_position_embeddings: 32,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
-        tie_word_embeddings: true,
-        sub_norm: false,
-        bos_token_id: None,
-        eos_token_ids: vec![],
-    }
-}
-
-/// A weight that differs from place to place, and never by accident equals its transpose.
-fn values(spec: &bitllama_core::weights::WeightSpec) -> Vec<f32> {
-    let seed = spec.name.len() as f32;
-    (0..spec.len())
-        .map(|i| match spec.kind {
-            Kind::Norm => 1.0 + 0.1 * (i as f32).sin(),
-            _ => 0.3 * ((i as f32 * 12.9898 + seed).sin() * 43758.547).fract(),
-        })
-        .collect()
-}
-
-fn model(device: &Device) -> Llama {
-    build(&config(), device, |spec| Ok::<_, Infallible>(values(spec))).unwrap()
-}
-
-fn tokens(device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = (0..12).map(|i| (i * 7 + 3) % 24).collect();
-    Tensor::from_data(TensorData::new(ids, [2, 6]), device)
-}
-
-fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_as::<f32>().try_into_vec().unwrap()
-}
+use common::{config, device, floats, model, tokens, values};
 
 #[test]
 fn every_weight_comes_back_as_it_was_given() {
     for sub_norm in [false, true] {
-        let config = ModelConfig { sub_norm, ..config() };
+        let config = ModelConfig { sub_norm, ..config(true) };
         let model = build(&config, &device(), |spec| Ok::<_, Infallible>(values(spec))).unwrap();
         let weights = Weights::of(&model);
         for spec in specs(&config) {
@@ -77,8 +32,8 @@ fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
     let rule = |name: &str| name.parse().unwrap();
     let plan =
         BitPlan::new([("*", rule("int4")), ("embed_tokens", rule("int8")), ("*down_proj", rule("ternary"))]).unwrap();
-    let plan = plan.resolve(&config()).unwrap();
-    let quantized = quantize(model(&device()), &plan, &StoredScales::new());
+    let plan = plan.resolve(&config(true)).unwrap();
+    let quantized = quantize(model(&device(), true), &plan, &StoredScales::new());
     let weights = Weights::of(&quantized);
     for (spec, quantizer) in &plan {
         assert_eq!(weights.read(spec), values(spec), "the stored weight stays as it is");
@@ -96,34 +51,34 @@ fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
 #[test]
 fn trained_scales_come_back_under_the_names_of_their_weights() {
     let lsq = Quantizer::from(Scheme::Int4).with_method(Method::Lsq);
-    let plan = BitPlan::uniform(lsq).resolve(&config()).unwrap();
+    let plan = BitPlan::uniform(lsq).resolve(&config(true)).unwrap();
     let device = device().autodiff();
-    let mut scales = Weights::of(&quantize(model(&device), &plan, &StoredScales::new())).scales();
+    let mut scales = Weights::of(&quantize(model(&device, true), &plan, &StoredScales::new())).scales();
     assert_eq!(scales.len(), 2 * 7);
     scales.values_mut().flat_map(|scales| &mut scales.scales.data).for_each(|scale| *scale *= 1.5);
-    let quantized = quantize(model(&device), &plan, &scales);
+    let quantized = quantize(model(&device, true), &plan, &scales);
     assert_eq!(Weights::of(&quantized).scales(), scales);
     let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
     let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
-    assert_eq!(grads.len(), specs(&config()).len() + 2 * 7);
+    assert_eq!(grads.len(), specs(&config(true)).len() + 2 * 7);
 }
 
 #[test]
 fn every_parameter_of_a_quantized_model_gets_a_gradient() {
     let device = device().autodiff();
-    let plan = BitPlan::uniform(Scheme::Int4).resolve(&config()).unwrap();
-    let quantized = quantize(model(&device), &plan, &StoredScales::new());
+    let plan = BitPlan::uniform(Scheme::Int4).resolve(&config(true)).unwrap();
+    let quantized = quantize(model(&device, true), &plan, &StoredScales::new());
     let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
     let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
-    assert_eq!(grads.len(), specs(&config()).len());
+    assert_eq!(grads.len(), specs(&config(true)).len());
 }
 
 #[test]
 fn two_runs_give_the_same_gradients_to_the_bit() {
     let device = device().autodiff();
     let gradients = || {
-        let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config()).unwrap();
-        let model = quantize(model(&device), &plan, &StoredScales::new());
+        let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config(true)).unwrap();
+        let model = quantize(model(&device, true), &plan, &StoredScales::new());
         let loss = model.forward(tokens(&device), mask::causal(6, &device)).square().mean();
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         floats(grads.get::<2>(model.embed_tokens.weight.id).unwrap())
@@ -135,7 +90,7 @@ fn two_runs_give_the_same_gradients_to_the_bit() {
 #[test]
 fn no_token_sees_the_future_or_another_document() {
     let device = device();
-    let model = model(&device);
+    let model = model(&device, true);
     let logits = |ids: [i32; 6], documents: [u32; 6]| {
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [1, 6]), &device);
         floats(model.forward(tokens, mask::causal_within_documents(&documents, 6, &device)))

@@ -1,6 +1,8 @@
 //! Every quantizer: against PyTorch's values and gradients (`golden/quantizers.py`), packed against fake-quantized, in both
 //! layouts of Burn's parameters.
 
+mod common;
+
 use bitllama_core::rounding::{Scales, StoredScales};
 use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{Kind, WeightSpec};
@@ -12,10 +14,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
-/// Of the first backend that is compiled in: `--no-default-features --features ndarray` runs these tests there.
-fn device() -> Device {
-    bitllama_nn::device(bitllama_nn::device::default_name()).unwrap()
-}
+use common::device;
 
 #[derive(Module, Debug)]
 struct One {

@@ -1,6 +1,6 @@
 //! Models by name: files, hub ids and checkpoints as Burn modules on a device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
@@ -84,10 +84,11 @@ fn in_source(name: &str, layers: &[usize]) -> String {
     }
 }
 
-/// The latent weights of a model in one without quantizers, on `device`.
-pub fn rebuilt(model: &Llama, device: &Device) -> Llama {
+/// A model in full precision on `device`: the weights of `other` by name, and where it has none the latent ones of `model`.
+pub fn rebuilt(model: &Llama, other: &HashMap<String, Vec<f32>>, device: &Device) -> Llama {
     let stored = Weights::of(model);
-    let built = build(&model.config, device, |spec| Ok::<_, Infallible>(stored.read(spec)));
+    let read = |spec: &WeightSpec| other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec));
+    let built = build(&model.config, device, |spec| Ok::<_, Infallible>(read(spec)));
     built.unwrap_or_else(|never| match never {})
 }
 

@@ -8,7 +8,7 @@ use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::Llama;
-use bitllama_nn::weights::{Weights, build};
+use bitllama_nn::weights::Weights;
 use burn::tensor::Device;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -146,7 +146,7 @@ pub fn initialized(
         };
         ptq::calibrated(
             method,
-            with_weights(student, device, &HashMap::new())?,
+            models::rebuilt(student, &HashMap::new(), device),
             plan,
             &rows,
             options,
@@ -164,7 +164,7 @@ pub fn initialized(
         rounded
     };
     let (weights, scales) = ptq::starts(plan, rounded);
-    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    let student = models::rebuilt(student, &weights, &device.clone().autodiff());
     models::quantized(student, plan, &recipe.activations, &scales)
 }
 
@@ -179,16 +179,10 @@ pub fn with_calibrated_sub_norms(
     rows: &mut Rows,
     device: &Device,
 ) -> Result<Llama> {
-    let plain = with_weights(student, device, &HashMap::new())?;
+    let plain = models::rebuilt(student, &HashMap::new(), device);
     let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
-    let student = with_weights(student, &device.clone().autodiff(), &weights)?;
+    let student = models::rebuilt(student, &weights, &device.clone().autodiff());
     models::quantized(student, plan, &recipe.activations, &HashMap::new())
-}
-
-/// A model in full precision on `device`: the weights of `other`, and where it has none the stored ones of `student`.
-fn with_weights(student: &Llama, device: &Device, other: &HashMap<String, Vec<f32>>) -> Result<Llama> {
-    let stored = Weights::of(student);
-    build(&student.config, device, |spec| Ok(other.get(&spec.name).cloned().unwrap_or_else(|| stored.read(spec))))
 }
 
 /// The first rows of the training text, `quant.calibration_tokens` in all.

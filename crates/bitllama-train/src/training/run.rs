@@ -1,5 +1,6 @@
 //! The loop: steps, evaluations with checkpoints, and an end that leaves the best student.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -190,7 +191,7 @@ impl Run<'_> {
     ) -> Result<Llama> {
         let plan = stage.map(|stage| in_stage(self.plan, stage));
         let plan = plan.as_ref().unwrap_or(self.plan);
-        quantized_by(rebuilt(student, self.device), plan, &self.recipe.activations, scales, strength)
+        quantized_by(rebuilt(student, &HashMap::new(), self.device), plan, &self.recipe.activations, scales, strength)
     }
 
     fn finished(&self, best: Option<Best>, newest: Option<(usize, Perplexity)>, student: &Llama) -> Result<Outcome> {
