@@ -189,8 +189,16 @@ fn a_cache_teaches_what_its_teacher_does() {
     run_json(&with_cache(&other, &[]));
     assert_eq!(metrics(&folder.path().join("f16")), metrics(&other));
 
-    // A teacher of another tokenizer.
+    // The teacher's files are others now.
     let path = cache.join("index.json");
+    let whole = fs::read(&path).unwrap();
+    let mut index: Value = serde_json::from_slice(&whole).unwrap();
+    index["teacher"]["bytes"] = json!(1);
+    fs::write(&path, index.to_string()).unwrap();
+    assert!(refused(&[]).contains("another teacher"), "{}", refused(&[]));
+    fs::write(&path, whole).unwrap();
+
+    // A teacher of another tokenizer.
     let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     index["tokenizer_sha256"] = json!("0");
     fs::write(&path, index.to_string()).unwrap();

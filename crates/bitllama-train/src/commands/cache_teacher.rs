@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::identity::{protocol, rows};
+use super::identity::{files, protocol, rows};
 use super::prepare::sources;
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
@@ -86,8 +86,7 @@ pub fn run(args: Args) -> Result<()> {
         rows_per_shard: (SHARD_POSITIONS / sequence_length).max(1),
         tokenizer_sha256: tokenizer_sha256(&sources.tokenizer)?,
         data: self::rows(&recipe, &hashes),
-        teacher: json!({ "model": recipe.teacher.as_ref().map(|teacher| teacher.model.as_str()),
-            "bytes": teacher.weights.stored_bytes() }),
+        teacher: files(teacher),
         evaluation: Evaluation { protocol: protocol(&recipe, &hashes), perplexity },
     };
     let index = begun(&folder, index, args.overwrite)?;
@@ -179,7 +178,7 @@ fn rows_needed(recipe: &Recipe) -> usize {
 ///
 /// # Errors
 /// If it is not whole, or not of this run's teacher, tokenizer and rows.
-pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, hashes: &Value) -> Result<Option<TeacherCache>> {
+pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, provenance: &Value) -> Result<Option<TeacherCache>> {
     let Some(folder) = recipe.teacher.as_ref().and_then(|teacher| teacher.cache.as_ref()) else { return Ok(None) };
     let cache = TeacherCache::open(folder, recipe.distill().top_k)?;
     let at = folder.display();
@@ -187,9 +186,9 @@ pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, hashes: &Value) -> Resul
         cache.index.tokenizer_sha256 == tokenizer_sha256(tokenizer)?,
         "{at}: made by a teacher with another tokenizer than the student's: their tokens do not mean the same"
     );
-    let teacher = recipe.teacher.as_ref().map(|teacher| teacher.model.as_str());
+    let hashes = &provenance["data_sha256"];
     for (what, of_cache, of_run) in [
-        ("teacher", cache.index.teacher["model"].clone(), json!(teacher)),
+        ("teacher", cache.index.teacher.clone(), provenance["teacher"].clone()),
         (
             "data (text, seed, data.valid_fraction or data.sequence_length)",
             cache.index.data.clone(),

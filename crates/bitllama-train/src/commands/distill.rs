@@ -124,8 +124,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let provenance = provenance(recipe, teacher.as_ref(), hashes)?;
     let needed = recipe.distill().needs_teacher();
-    let cache =
-        if needed { cache_of(recipe, tokenizer, &provenance["data_sha256"]).with_context(at_recipe)? } else { None };
+    let cache = if needed { cache_of(recipe, tokenizer, &provenance).with_context(at_recipe)? } else { None };
     let fingerprint = fingerprint(recipe, &provenance, &config, cache.as_ref())?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;

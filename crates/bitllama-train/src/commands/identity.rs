@@ -18,8 +18,7 @@ pub fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Re
         "recipe": serde_json::to_value(recipe)?,
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
-        // For a hub id this is the folder of a commit.
-        "teacher": teacher.map(|t| json!({ "path": t.path, "bytes": t.weights.stored_bytes() })),
+        "teacher": teacher.map(files),
         "data_sha256": hashes,
     }))
 }
@@ -56,6 +55,11 @@ pub fn fingerprint(
     parts.extend(recipe.student.sub_norm_init.map(|init| ("student.sub_norm_init", json!(init))));
     parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+}
+
+/// What tells the files of a model apart. For a hub id the path is the folder of a commit.
+pub fn files(model: &Model) -> Value {
+    json!({ "path": model.path, "bytes": model.weights.stored_bytes() })
 }
 
 /// What decides the training rows, of data with these hashes.
