@@ -9,6 +9,8 @@ pub(crate) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for f16 {}
 impl Plain for i8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
 impl Plain for Nibbles {}
 
 /// A vector of numbers that starts at a cache line, as 64-byte loads want.

@@ -13,6 +13,7 @@
 //! | [`pool`] | threads that start and join phases of microseconds |
 //! | [`bandwidth`] | how fast this machine reads memory |
 //! | [`peak`] | how fast it multiplies bytes |
+//! | [`mod@gemm`] | products of dense matrices, for training |
 //! | [`isa`] | which instruction set is used |
 //! | `integer`, `float`, `xnor` | the kernels, written once for all instruction sets and schemes |
 //! | `fields` | how the fields of a scheme come out of a block |
@@ -37,6 +38,7 @@ mod batch;
 mod fields;
 mod float;
 mod full;
+pub mod gemm;
 mod integer;
 pub mod isa;
 pub mod kv;

@@ -1,0 +1,273 @@
+//! Packing with AVX-512: sixteen lanes times sixteen steps at a time. Where the lanes lie side by side a row of words is
+//! a load and a store; where the numbers of a lane do, sixteen such rows are transposed in registers.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::encode::{Encode, Exact, Number, Pairs, Rounded};
+use super::pack::Block;
+use crate::operators::lanes::LANES;
+
+/// Numbers that can be loaded as `f32`.
+pub(in crate::gemm) trait Load: Number {
+    /// # Safety
+    /// The processor has AVX-512 F, and there are [`LANES`] numbers.
+    unsafe fn load(at: *const Self) -> __m512;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> __m512 {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_loadu_ps(at) }
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    unsafe fn load(at: *const bf16) -> __m512 {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+}
+
+/// What [`Encode::word`] does, in vectors. The second operand is only looked at where a word has two numbers.
+pub(in crate::gemm) trait Vectors: Encode {
+    /// Words of [`LANES`] lanes: their numbers at one `k`, and at the next.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW.
+    unsafe fn across(self, x: __m512, next: __m512) -> __m512i;
+
+    /// [`LANES`] words of one lane, from the first numbers and from the [`LANES`] that follow.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW.
+    unsafe fn along(self, x: __m512, next: __m512) -> __m512i;
+}
+
+impl Vectors for Exact {
+    #[inline(always)]
+    unsafe fn across(self, x: __m512, _: __m512) -> __m512i {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_castps_si512(x) }
+    }
+    #[inline(always)]
+    unsafe fn along(self, x: __m512, _: __m512) -> __m512i {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_castps_si512(x) }
+    }
+}
+
+impl Vectors for Rounded {
+    #[inline(always)]
+    unsafe fn across(self, x: __m512, _: __m512) -> __m512i {
+        // SAFETY: as promised by the caller.
+        unsafe { rounded(x) }
+    }
+    #[inline(always)]
+    unsafe fn along(self, x: __m512, _: __m512) -> __m512i {
+        // SAFETY: as promised by the caller.
+        unsafe { rounded(x) }
+    }
+}
+
+impl Vectors for Pairs {
+    #[inline(always)]
+    unsafe fn across(self, x: __m512, next: __m512) -> __m512i {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_or_si512(_mm512_srli_epi32::<16>(rounded(x)), rounded(next)) }
+    }
+    #[inline(always)]
+    unsafe fn along(self, x: __m512, next: __m512) -> __m512i {
+        const UPPER: [i16; 32] = {
+            let mut halves = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                halves[i] = 2 * i as i16 + 1;
+                i += 1;
+            }
+            halves
+        };
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_permutex2var_epi16(rounded(x), _mm512_loadu_si512(UPPER.as_ptr().cast()), rounded(next)) }
+    }
+}
+
+/// [`encode::rounded`](super::encode) of every lane.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn rounded(x: __m512) -> __m512i {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let nearest = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let kept = _mm512_mask_or_epi32(nearest, nan, bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_and_si512(kept, _mm512_set1_epi32(0xffff_0000u32 as i32))
+    }
+}
+
+/// Packs a block into `out`: panels of `width` lanes, each `[steps, width]`.
+///
+/// # Safety
+/// The processor has the instructions.
+///
+/// # Panics
+/// If `width` is neither 8 nor a multiple of 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(
+    encode: E,
+    block: Block<T>,
+    width: usize,
+    steps: usize,
+    out: &mut [u32],
+) {
+    assert!(width == 8 || width.is_multiple_of(LANES));
+    let panel = steps * width;
+    // Every panel is filled, the last one also beyond the lanes of the block.
+    let lanes = out.len() / steps;
+    let whole = block.depth() / E::PER_WORD;
+    let [lane_stride, k_stride] = block.strides;
+    for first in (0..lanes).step_by(LANES) {
+        let here = LANES.min(lanes - first);
+        let mut done = 0;
+        if first + LANES <= block.count() && (lane_stride == 1 || k_stride == 1) && whole > 0 {
+            let corner = (block.lanes[0] + first) * lane_stride + block.k[0] * k_stride;
+            // The last number that is read, so that one check does for all.
+            let last = corner + (LANES - 1) * lane_stride + (whole * E::PER_WORD - 1) * k_stride;
+            assert!(last < block.data.len(), "the block is within the data");
+            let (low, high) = match width {
+                8 => (first * steps, (first + 8) * steps),
+                _ => (first / width * panel + first % width, first / width * panel + first % width + 8),
+            };
+            assert!(high + (steps - 1) * width + 8 <= out.len());
+            let (from, to) = (block.data[corner..].as_ptr(), out.as_mut_ptr());
+            let to = [to.wrapping_add(low), to.wrapping_add(high)];
+            if lane_stride == 1 {
+                // SAFETY: the numbers and the words are within their slices, as asserted.
+                unsafe { across(encode, from, k_stride, whole, to, width) };
+                done = whole;
+            } else {
+                done = whole / LANES * LANES;
+                // SAFETY: as above.
+                unsafe { along(encode, from, lane_stride, done, to, width) };
+            }
+        }
+        block.one_by_one(encode, first..first + here, done..steps, |lane, step, word| {
+            out[lane / width * panel + step * width + lane % width] = word;
+        });
+    }
+}
+
+/// Stores the lower and the upper eight of sixteen words.
+#[inline(always)]
+unsafe fn store(words: __m512i, to: [*mut u32; 2], at: usize) {
+    // SAFETY: as promised by the callers of `across` and `along`.
+    unsafe {
+        _mm256_storeu_si256(to[0].add(at).cast(), _mm512_castsi512_si256(words));
+        _mm256_storeu_si256(to[1].add(at).cast(), _mm512_extracti64x4_epi64::<1>(words));
+    }
+}
+
+/// Words of sixteen lanes that lie side by side, `k_stride` from a `k` to the next.
+///
+/// # Safety
+/// The numbers of all steps are there, and eight words from `to[i] + step * width` on for each.
+#[inline(always)]
+unsafe fn across<T: Load, E: Vectors>(
+    encode: E,
+    from: *const T,
+    k_stride: usize,
+    steps: usize,
+    to: [*mut u32; 2],
+    width: usize,
+) {
+    let whole = to[1] == to[0].wrapping_add(8);
+    for step in 0..steps {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let at = from.add(step * E::PER_WORD * k_stride);
+            let x = T::load(at);
+            let next = if E::PER_WORD > 1 { T::load(at.add(k_stride)) } else { x };
+            let words = encode.across(x, next);
+            match whole {
+                true => _mm512_storeu_si512(to[0].add(step * width).cast(), words),
+                false => store(words, to, step * width),
+            }
+        }
+    }
+}
+
+/// Words of sixteen lanes `lane_stride` apart, the numbers of each side by side; `steps` is a multiple of sixteen.
+///
+/// # Safety
+/// The numbers of all steps are there, and eight words from `to[i] + step * width` on for each.
+#[inline(always)]
+unsafe fn along<T: Load, E: Vectors>(
+    encode: E,
+    from: *const T,
+    lane_stride: usize,
+    steps: usize,
+    to: [*mut u32; 2],
+    width: usize,
+) {
+    for step in (0..steps).step_by(LANES) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for (lane, row) in rows.iter_mut().enumerate() {
+                let at = from.add(lane * lane_stride + step * E::PER_WORD);
+                let x = T::load(at);
+                let next = if E::PER_WORD > 1 { T::load(at.add(LANES)) } else { x };
+                *row = encode.along(x, next);
+            }
+            for (i, words) in transposed(rows).into_iter().enumerate() {
+                store(words, to, (step + i) * width);
+            }
+        }
+    }
+}
+
+/// Sixteen rows of sixteen words, with rows for columns: pairs of words, then of double words, within quarters; then
+/// the quarters themselves.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let (mut a, mut b) = ([zero; LANES], [zero; LANES]);
+        for i in 0..8 {
+            a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        // b[4 * i + j]: in each quarter q, column 4 * q + j of the rows 4 * i ..
+        for i in 0..4 {
+            for j in 0..2 {
+                b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+                b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+            }
+        }
+        for j in 0..4 {
+            let low = _mm512_shuffle_i32x4::<0x88>(b[j], b[4 + j]);
+            let high = _mm512_shuffle_i32x4::<0x88>(b[8 + j], b[12 + j]);
+            let low_odd = _mm512_shuffle_i32x4::<0xdd>(b[j], b[4 + j]);
+            let high_odd = _mm512_shuffle_i32x4::<0xdd>(b[8 + j], b[12 + j]);
+            a[j] = _mm512_shuffle_i32x4::<0x88>(low, high);
+            a[8 + j] = _mm512_shuffle_i32x4::<0xdd>(low, high);
+            a[4 + j] = _mm512_shuffle_i32x4::<0x88>(low_odd, high_odd);
+            a[12 + j] = _mm512_shuffle_i32x4::<0xdd>(low_odd, high_odd);
+        }
+        a
+    }
+}

@@ -1,0 +1,179 @@
+//! The innermost loop: a tile of the output in registers, multiplied from a panel of each factor.
+//!
+//! A panel is `steps` times the words of its lanes (rows of the left factor, columns of the right one), in the order in
+//! which the loop reads them. A word has 32 bits: one number, or two neighbours in `k`; see
+//! [`Encode`](super::encode::Encode).
+
+use std::ops::Range;
+
+use crate::isa::Isa;
+use crate::operators::lanes::{LANES, Simd, for_isa};
+
+/// What a tile's accumulators do with a word of each factor.
+pub(super) trait Kernel: Copy {
+    /// What the sums are stored with.
+    type S: Simd;
+    /// [`LANES`] words, or as many sums.
+    type V: Copy;
+
+    fn simd(self) -> Self::S;
+    fn zero(self) -> Self::V;
+    fn load(self, words: &[u32; LANES]) -> Self::V;
+    fn splat(self, word: u32) -> Self::V;
+    /// `sum + a * b`, for both halves of a word where it has two numbers.
+    fn step(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V;
+    fn floats(self, sum: Self::V) -> <Self::S as Simd>::V;
+}
+
+/// Words are numbers in `f32`.
+#[derive(Clone, Copy)]
+pub(super) struct Fma<S>(pub S);
+
+impl<S: Simd> Kernel for Fma<S> {
+    type S = S;
+    type V = S::V;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+    #[inline(always)]
+    fn zero(self) -> S::V {
+        self.0.splat(0.0)
+    }
+    #[inline(always)]
+    fn load(self, words: &[u32; LANES]) -> S::V {
+        // SAFETY: an array of as many numbers of the same size and alignment, for which any bits are a value.
+        self.0.load(unsafe { &*std::ptr::from_ref(words).cast::<[f32; LANES]>() })
+    }
+    #[inline(always)]
+    fn splat(self, word: u32) -> S::V {
+        self.0.splat(f32::from_bits(word))
+    }
+    #[inline(always)]
+    fn step(self, a: S::V, b: S::V, sum: S::V) -> S::V {
+        self.0.mul_add(a, b, sum)
+    }
+    #[inline(always)]
+    fn floats(self, sum: S::V) -> S::V {
+        sum
+    }
+}
+
+/// Lanes of the panels of each factor, which is also the shape of a tile: as many accumulators as there are registers
+/// for, with few loads for each multiplication.
+pub(super) fn lanes(isa: Isa) -> [usize; 2] {
+    match isa {
+        Isa::Avx512 => [8, 3 * LANES],
+        Isa::Avx2 | Isa::Neon => [6, LANES],
+        Isa::Scalar => [2, LANES],
+    }
+}
+
+/// Tiles of the output that one thread computes with the same blocks of the factors.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    /// Panels of the left factor, each `[steps, lanes]`.
+    pub a: &'a [u32],
+    /// Panels of the right factor, each `[steps, lanes]`.
+    pub b: &'a [u32],
+    pub steps: usize,
+    pub out: Out,
+    /// Rows and columns of `out` that the panels are of; the lanes beyond them are zeros.
+    pub shape: [usize; 2],
+    /// Whether the products are added to what `out` has.
+    pub add: bool,
+}
+
+/// A place in the output.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    pub data: *mut f32,
+    pub stride: usize,
+}
+
+// SAFETY: the pointer is only used in `run`, whose callers give each task tiles of its own.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    pub fn at(self, row: usize, column: usize) -> Self {
+        Self { data: self.data.wrapping_add(row * self.stride + column), ..self }
+    }
+}
+
+/// Computes the tiles of a job whose words are numbers in `f32`.
+///
+/// # Safety
+/// `out` has the rows and columns of the job, and nobody else touches them meanwhile.
+pub(super) unsafe fn run_f32(isa: Isa, job: Job) {
+    for_isa!(isa, f32_tiles(job: Job))
+}
+
+#[inline(always)]
+fn f32_tiles<S: Simd>(s: S, job: Job) {
+    // The constants are those of the instruction set, so one branch is left.
+    match (S::ROWS, S::BLOCK / S::ROWS) {
+        (8, 3) => tiles::<_, 8, 3>(Fma(s), job),
+        (6, 1) => tiles::<_, 6, 1>(Fma(s), job),
+        _ => tiles::<_, 2, 1>(Fma(s), job),
+    }
+}
+
+/// All tiles of a job. The panel of the right factor stays in the first cache while those of the left pass by.
+#[inline(always)]
+pub(super) fn tiles<K: Kernel, const R: usize, const V: usize>(k: K, job: Job) {
+    let [rows, columns] = job.shape;
+    for (b, column) in job.b.chunks_exact(job.steps * V * LANES).zip((0..columns).step_by(V * LANES)) {
+        for (a, row) in job.a.chunks_exact(job.steps * R).zip((0..rows).step_by(R)) {
+            let out = job.out.at(row, column);
+            let rows = R.min(rows - row);
+            for r in 0..rows {
+                for v in 0..V {
+                    k.simd().prefetch(out.at(r, v * LANES).data);
+                }
+            }
+            let sums = tile::<K, R, V>(k, a, b);
+            for (r, sums) in sums.into_iter().enumerate().take(rows) {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    let first = column + v * LANES;
+                    let columns = first.min(columns)..columns.min(first + LANES);
+                    store(k, sum, job.out.at(row + r, 0), columns, job.add);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32]) -> [[K::V; V]; R] {
+    let mut sums = [[k.zero(); V]; R];
+    let (a, _) = a.as_chunks::<R>();
+    let (b, _) = b.as_chunks::<LANES>();
+    let (b, _) = b.as_chunks::<V>();
+    for (a, b) in a.iter().zip(b) {
+        let b = b.each_ref().map(|b| k.load(b));
+        for (a, sums) in a.iter().zip(&mut sums) {
+            let a = k.splat(*a);
+            for (b, sum) in b.iter().zip(sums) {
+                *sum = k.step(a, *b, *sum);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn store<K: Kernel>(k: K, sum: K::V, row: Out, columns: Range<usize>, add: bool) {
+    let (s, sum) = (k.simd(), k.floats(sum));
+    if columns.len() == LANES {
+        // SAFETY: the row has these columns, by the promise to `run_f32` and its like, and they are this job's.
+        let to = unsafe { &mut *row.at(0, columns.start).data.cast::<[f32; LANES]>() };
+        s.store(if add { s.add(s.load(to), sum) } else { sum }, to);
+    } else if !columns.is_empty() {
+        // SAFETY: as above.
+        let to = unsafe { std::slice::from_raw_parts_mut(row.at(0, columns.start).data, columns.len()) };
+        s.store_some(if add { s.add(s.load_some(to), sum) } else { sum }, to);
+    }
+}
