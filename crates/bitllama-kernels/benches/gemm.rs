@@ -44,7 +44,7 @@ fn main() {
 
 fn all(isa: Isa, threads: usize) {
     let peak = (0..20).map(|_| bitllama_kernels::gemm::peak(isa)).fold(0.0, f64::max);
-    println!("\n{threads} threads: {:.0} GFLOP/s in registers with f32", peak / 1e9);
+    println!("\n{threads} threads: {:.0} GFLOP/s in registers", peak / 1e9);
     println!("{:32} {:>16} {:>16} {:>16} {:>16}", "m x k x n", "gemm crate", "f32", "bf16", "bf16, packed");
     for (tokens, inputs, outputs) in LAYERS {
         // The head's weight is stored as the embedding: outputs times inputs.

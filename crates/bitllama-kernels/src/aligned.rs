@@ -51,6 +51,22 @@ impl<T: Plain> Aligned<T> {
         self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
     }
 
+    /// Asks the system for large pages where nothing is stored yet. It need not have them.
+    pub(crate) fn ask_for_large_pages(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            const PAGE: usize = 4096;
+            let spare = self.lines.spare_capacity_mut();
+            let (start, bytes) = (spare.as_mut_ptr().cast::<u8>(), size_of_val(spare));
+            let skipped = start.align_offset(PAGE);
+            let pages = bytes.saturating_sub(skipped) / PAGE;
+            if pages > 0 {
+                // SAFETY: whole pages of memory that this vector owns; the advice does not change what they hold.
+                unsafe { libc::madvise(start.wrapping_add(skipped).cast(), pages * PAGE, libc::MADV_HUGEPAGE) };
+            }
+        }
+    }
+
     /// Bytes of memory held.
     pub(crate) fn bytes(&self) -> usize {
         self.lines.capacity() * size_of::<Line>()

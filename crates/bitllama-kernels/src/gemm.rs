@@ -1,7 +1,7 @@
 //! Products of dense matrices in full precision, for training: many rows times a weight that changes with each step, so
 //! that nothing can be prepared but what a call prepares itself.
 //!
-//! [`gemm`] packs blocks of both factors into the order in which a register tile reads them, then computes tiles, split
+//! [`gemm()`] packs blocks of both factors into the order in which a register tile reads them, then computes tiles, split
 //! over the threads of the current `rayon` pool. Which sums are added up in which order depends on the shape and the
 //! [`Isa`] only: results are the same to the bit for every number of threads. Memory for the blocks is kept for later
 //! calls.
@@ -51,9 +51,10 @@ pub enum Precision {
 /// `f32`.
 pub fn bf16_pairs(isa: Isa) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return isa == Isa::Avx512 && bf16::is_fast();
+    let fast = isa == Isa::Avx512 && bf16::is_fast();
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    let fast = isa == Isa::Avx512 && isa.is_available();
+    fast
 }
 
 /// What is in the words of packed panels.
@@ -64,7 +65,6 @@ enum Words {
     /// A number in `f32` that is a `bf16`.
     Rounded,
     /// Two numbers in `bf16`.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other kernel multiplies pairs"))]
     Pairs,
 }
 
@@ -96,21 +96,23 @@ pub fn gemm(isa: Isa, precision: Precision, a: View, b: View, out: &mut [f32], o
     blocks::run(isa, Words::of(isa, precision), a, blocks::Right::View(b), out, out_stride, accumulate);
 }
 
-/// [`gemm`] with a right factor that was packed before.
+/// [`gemm()`] with a right factor that was packed before.
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm()`].
 pub fn gemm_packed(a: View, b: &PackedB, out: &mut [f32], out_stride: usize, accumulate: bool) {
     assert_eq!(a.columns(), b.rows(), "the factors do not fit each other");
     blocks::run(b.isa(), b.words(), a, blocks::Right::Packed(b), out, out_stride, accumulate);
 }
 
-/// Floating point operations a second that the threads of the current pool reach with the micro-kernel for `f32` when
-/// everything is in their first caches: the roof of [`gemm()`].
+/// Floating point operations a second of the threads of the current `rayon` pool when all is in registers and in `f32`:
+/// the roof of [`gemm()`].
 ///
 /// # Panics
 /// If the processor lacks `isa`.
 pub fn peak(isa: Isa) -> f64 {
-    assert!(isa.is_available(), "this processor has no {isa}");
-    blocks::peak(isa)
+    const TURNS: usize = 200_000;
+    let start = std::time::Instant::now();
+    let operations: usize = rayon::broadcast(|_| 2 * tile::peak(isa, TURNS)).iter().sum();
+    operations as f64 / start.elapsed().as_secs_f64()
 }

@@ -13,15 +13,16 @@ use crate::aligned::Aligned;
 use crate::isa::Isa;
 
 /// Rows and columns of the output that are computed from one block of each factor. With [`DEPTH`] these blocks take
-/// 3 and 4.5 MiB, which all threads share.
+/// 6 and 2 MiB, which all threads share: that of the right factor, read again for each [`JOB`] of rows, should be in the
+/// second cache or not far from it.
 const ROWS: usize = 2016;
-const COLUMNS: usize = 3072;
-/// Words of a lane in a block, at most: a panel of the right factor takes 72 KiB with AVX-512. It is read from the second
-/// cache with each tile, but the output needs to be read and written half as often as with a panel for the first.
-const DEPTH: usize = 384;
+const COLUMNS: usize = 768;
+/// Words of a lane in a block, at most. A panel of the right factor is then read from the second cache for each tile, which
+/// keeps pace with the multiplications; shorter ones for the first cache would read and write the output more often.
+const DEPTH: usize = 768;
 /// Depth is a multiple of this, but for the last block: what vectors transpose at a time, in pairs.
 const DEPTH_STEP: usize = 32;
-/// Rows and columns of a thread's job, about: with [`DEPTH`], 192 and 288 KiB of the factors.
+/// Rows and columns of a thread's job, about: with [`DEPTH`], 384 and 576 KiB of the factors.
 const JOB: [usize; 2] = [128, 192];
 /// Multiplications under which other threads are not worth waking.
 const ALONE: usize = 1 << 18;
@@ -76,17 +77,16 @@ pub(super) fn run(isa: Isa, words: Words, a: View, b: Right, out: &mut [f32], st
     let mut memory = Memory::take();
     // What is in memory, so that it is not packed again.
     let (mut a_packed, mut b_packed) = (None, None);
-    for columns in parts(n, COLUMNS, b_width) {
-        for rows in parts(m, ROWS, a_width) {
-            for k in depths(words, k) {
+    for rows in parts(m, ROWS, a_width) {
+        for k in depths(words, k) {
+            for columns in parts(n, COLUMNS, b_width) {
                 let steps = words.steps(k.len());
                 let a_len = rows.len().next_multiple_of(a_width) * steps;
                 let b_len = columns.len().next_multiple_of(b_width) * steps;
                 let a_new = a_packed.replace((rows.clone(), k.clone())) != Some((rows.clone(), k.clone()));
                 let b_new = b_packed.replace((columns.clone(), k.clone())) != Some((columns.clone(), k.clone()));
                 let [a_panels, b_panels] = &mut memory.panels;
-                a_panels.grow(a_len);
-                let a_panels = &mut a_panels.as_mut_slice()[..a_len];
+                let a_panels = room(a_panels, a_len);
                 let pack_a = |to: &mut [u32]| {
                     if a_new {
                         pack_all(isa, words, a, &rows, &k, a_width, to, alone);
@@ -98,8 +98,7 @@ pub(super) fn run(isa: Isa, words: Words, a: View, b: Right, out: &mut [f32], st
                         packed.panels(&k, &columns)
                     }
                     _ => {
-                        b_panels.grow(b_len);
-                        let to = &mut b_panels.as_mut_slice()[..b_len];
+                        let to = room(b_panels, b_len);
                         let pack_b = |to: &mut [u32]| match b {
                             _ if !b_new => {}
                             Right::View(b) => pack_all(isa, words, b.transposed(), &columns, &k, b_width, to, alone),
@@ -146,7 +145,7 @@ fn pack_all(
     alone: bool,
 ) {
     // Vectors of sixteen lanes must not cross from a task to the next.
-    let per_task = 48usize.next_multiple_of(width);
+    let per_task = 96usize.next_multiple_of(width);
     let pack_task = |(task, to): (usize, &mut [u32])| {
         let first = lanes.start + task * per_task;
         pack::pack(isa, words, factor, first..lanes.end.min(first + per_task), k.clone(), width, to);
@@ -214,23 +213,13 @@ impl Memory {
     }
 }
 
-/// See [`peak`](super::peak).
-pub(super) fn peak(isa: Isa) -> f64 {
-    /// Short panels, many times.
-    const STEPS: usize = 64;
-    const TURNS: usize = 400;
-    let [rows, columns] = tile::lanes(isa);
-    let (a, b) = (vec![0u32; STEPS * rows], vec![0u32; STEPS * columns]);
-    let start = std::time::Instant::now();
-    rayon::broadcast(|_| {
-        let mut out = vec![0.0; rows * columns];
-        for _ in 0..TURNS {
-            let out = Out { data: out.as_mut_ptr(), stride: columns };
-            let job = Job { a: &a, b: &b, steps: STEPS, out, shape: [rows, columns], add: true };
-            // SAFETY: the output is this thread's, and a tile.
-            unsafe { tile::run_f32(isa, job) };
-        }
-        std::hint::black_box(&out);
-    });
-    (2 * rows * columns * STEPS * TURNS * rayon::current_num_threads()) as f64 / start.elapsed().as_secs_f64()
+/// Memory for `len` words, in large pages where the system has them: tiles read from more places than there are entries
+/// for small ones.
+fn room(memory: &mut Aligned<u32>, len: usize) -> &mut [u32] {
+    if memory.as_slice().len() < len {
+        memory.reserve(len);
+        memory.ask_for_large_pages();
+        memory.grow(len);
+    }
+    &mut memory.as_mut_slice()[..len]
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::Words;
 use super::encode::{Encode, Exact, Number, Pairs, Rounded};
 use super::view::{Elements, View};
-use super::{Words, tile};
 use crate::isa::Isa;
 
 /// A block of a factor: `lanes` (rows of the left factor, columns of the right one) times a range of `k`.
@@ -40,7 +40,12 @@ impl<T: Number> Block<'_, T> {
         steps: Range<usize>,
         mut put: impl FnMut(usize, usize, u32),
     ) {
-        let get = |lane, k| if lane < self.count() && k < self.depth() { self.get(lane, k) } else { 0.0 };
+        // Known for all of them, this costs nothing for each.
+        let inside = lanes.end <= self.count() && steps.end * E::PER_WORD <= self.depth();
+        let get = |lane, k| match inside || (lane < self.count() && k < self.depth()) {
+            true => self.get(lane, k),
+            false => 0.0,
+        };
         for step in steps {
             for lane in lanes.clone() {
                 let k = step * E::PER_WORD;
@@ -95,10 +100,11 @@ fn pack_as<T: Load, E: Vectors>(isa: Isa, encode: E, block: Block<T>, width: usi
     }
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
-        debug_assert!(tile::lanes(isa).contains(&width));
         // SAFETY: who chose this instruction set has made sure of it (`gemm` and `pack_b` assert it).
         return unsafe { avx512::pack(encode, block, width, steps, out) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
     for (out, first) in out.chunks_exact_mut(steps * width).zip((0..).step_by(width)) {
         block.one_by_one(encode, first..first + width, 0..steps, |lane, step, word| {
             out[step * width + lane - first] = word;

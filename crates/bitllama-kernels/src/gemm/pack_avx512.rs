@@ -115,6 +115,9 @@ unsafe fn rounded(x: __m512) -> __m512i {
     }
 }
 
+/// Groups of sixteen lanes that [`pack`] takes at a time, at most.
+const GROUPS: usize = 6;
+
 /// Packs a block into `out`: panels of `width` lanes, each `[steps, width]`.
 ///
 /// # Safety
@@ -131,106 +134,132 @@ pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(
     out: &mut [u32],
 ) {
     assert!(width == 8 || width.is_multiple_of(LANES));
-    let panel = steps * width;
     // Every panel is filled, the last one also beyond the lanes of the block.
     let lanes = out.len() / steps;
-    let whole = block.depth() / E::PER_WORD;
+    let at = |lane: usize| lane / width * width * steps + lane % width;
+    // Whole words of whole groups of lanes go by vectors.
+    let (words, groups) = (block.depth() / E::PER_WORD, block.count() / LANES);
     let [lane_stride, k_stride] = block.strides;
-    for first in (0..lanes).step_by(LANES) {
-        let here = LANES.min(lanes - first);
-        let mut done = 0;
-        if first + LANES <= block.count() && (lane_stride == 1 || k_stride == 1) && whole > 0 {
-            let corner = (block.lanes[0] + first) * lane_stride + block.k[0] * k_stride;
-            // The last number that is read, so that one check does for all.
-            let last = corner + (LANES - 1) * lane_stride + (whole * E::PER_WORD - 1) * k_stride;
-            assert!(last < block.data.len(), "the block is within the data");
-            let (low, high) = match width {
-                8 => (first * steps, (first + 8) * steps),
-                _ => (first / width * panel + first % width, first / width * panel + first % width + 8),
-            };
-            assert!(high + (steps - 1) * width + 8 <= out.len());
-            let (from, to) = (block.data[corner..].as_ptr(), out.as_mut_ptr());
-            let to = [to.wrapping_add(low), to.wrapping_add(high)];
-            if lane_stride == 1 {
-                // SAFETY: the numbers and the words are within their slices, as asserted.
-                unsafe { across(encode, from, k_stride, whole, to, width) };
-                done = whole;
+    let words = match (lane_stride, k_stride) {
+        (1, _) => words,
+        (_, 1) => words / LANES * LANES,
+        _ => 0,
+    };
+    let vectors = if words == 0 { 0 } else { groups * LANES };
+    for first in (0..vectors).step_by(GROUPS * LANES) {
+        let groups = GROUPS.min((vectors - first) / LANES);
+        let corner = (block.lanes[0] + first) * lane_stride + block.k[0] * k_stride;
+        // The last number that is read and the last words that are written, so that one check does for all.
+        let last = corner + (groups * LANES - 1) * lane_stride + (words * E::PER_WORD - 1) * k_stride;
+        assert!(last < block.data.len(), "the block is outside its data");
+        assert!(
+            at(first + groups * LANES - 8) + (words - 1) * width + 8 <= out.len(),
+            "the block is outside its panels"
+        );
+        let mut halves = [[0; 2]; GROUPS];
+        for (group, halves) in halves.iter_mut().enumerate() {
+            *halves = [0, 8].map(|half| at(first + group * LANES + half));
+        }
+        let to = To { out: out.as_mut_ptr(), halves: &halves[..groups], width };
+        let from = block.data[corner..].as_ptr();
+        // SAFETY: the numbers and the words are within their slices, as asserted.
+        match lane_stride {
+            1 => unsafe { across(encode, from, k_stride, words, to) },
+            _ => unsafe { along(encode, from, lane_stride, words, to) },
+        }
+    }
+    for (lanes, steps) in [(0..vectors, words..steps), (vectors..lanes, 0..steps)] {
+        block.one_by_one(encode, lanes, steps, |lane, step, word| out[at(lane) + step * width] = word);
+    }
+}
+
+/// Where the words of groups of sixteen lanes go.
+#[derive(Clone, Copy)]
+struct To<'a> {
+    out: *mut u32,
+    /// Where those of the first step go, for each half of a group.
+    halves: &'a [[usize; 2]],
+    /// Words from a step to the next.
+    width: usize,
+}
+
+impl To<'_> {
+    /// Stores the words of a step of a group.
+    ///
+    /// # Safety
+    /// There is room for them, and the processor has AVX-512 F.
+    #[inline(always)]
+    unsafe fn store(self, group: usize, step: usize, words: __m512i) {
+        let [low, high] = self.halves[group];
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let to = self.out.add(step * self.width);
+            if self.width == 8 {
+                _mm256_storeu_si256(to.add(low).cast(), _mm512_castsi512_si256(words));
+                _mm256_storeu_si256(to.add(high).cast(), _mm512_extracti64x4_epi64::<1>(words));
             } else {
-                done = whole / LANES * LANES;
-                // SAFETY: as above.
-                unsafe { along(encode, from, lane_stride, done, to, width) };
+                _mm512_storeu_si512(to.add(low).cast(), words);
             }
         }
-        block.one_by_one(encode, first..first + here, done..steps, |lane, step, word| {
-            out[lane / width * panel + step * width + lane % width] = word;
-        });
     }
 }
 
-/// Stores the lower and the upper eight of sixteen words.
-#[inline(always)]
-unsafe fn store(words: __m512i, to: [*mut u32; 2], at: usize) {
-    // SAFETY: as promised by the callers of `across` and `along`.
-    unsafe {
-        _mm256_storeu_si256(to[0].add(at).cast(), _mm512_castsi512_si256(words));
-        _mm256_storeu_si256(to[1].add(at).cast(), _mm512_extracti64x4_epi64::<1>(words));
-    }
-}
-
-/// Words of sixteen lanes that lie side by side, `k_stride` from a `k` to the next.
+/// Words of groups of lanes that lie side by side, `k_stride` from a `k` to the next. What is side by side is read
+/// together: a group at a time would be one cache line, and often one page, for each `k`.
 ///
 /// # Safety
-/// The numbers of all steps are there, and eight words from `to[i] + step * width` on for each.
+/// The numbers of all steps are there, and room for the words.
 #[inline(always)]
-unsafe fn across<T: Load, E: Vectors>(
-    encode: E,
-    from: *const T,
-    k_stride: usize,
-    steps: usize,
-    to: [*mut u32; 2],
-    width: usize,
-) {
-    let whole = to[1] == to[0].wrapping_add(8);
+unsafe fn across<T: Load, E: Vectors>(encode: E, from: *const T, k_stride: usize, steps: usize, to: To) {
+    /// Steps from a number that is asked for to the one that is read.
+    const AHEAD: usize = 8;
     for step in 0..steps {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let at = from.add(step * E::PER_WORD * k_stride);
-            let x = T::load(at);
-            let next = if E::PER_WORD > 1 { T::load(at.add(k_stride)) } else { x };
-            let words = encode.across(x, next);
-            match whole {
-                true => _mm512_storeu_si512(to[0].add(step * width).cast(), words),
-                false => store(words, to, step * width),
+        let row = from.wrapping_add(step * E::PER_WORD * k_stride);
+        for group in 0..to.halves.len() {
+            // SAFETY: as promised by the caller; nothing happens where a line that is asked for does not exist.
+            unsafe {
+                let at = row.add(group * LANES);
+                let x = T::load(at);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * E::PER_WORD * k_stride).cast());
+                let mut next = x;
+                if E::PER_WORD > 1 {
+                    next = T::load(at.add(k_stride));
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add((AHEAD * E::PER_WORD + 1) * k_stride).cast());
+                }
+                to.store(group, step, encode.across(x, next));
             }
         }
     }
 }
 
-/// Words of sixteen lanes `lane_stride` apart, the numbers of each side by side; `steps` is a multiple of sixteen.
+/// Words of groups of lanes `lane_stride` apart, the numbers of each side by side; `steps` is a multiple of sixteen.
 ///
 /// # Safety
-/// The numbers of all steps are there, and eight words from `to[i] + step * width` on for each.
+/// The numbers of all steps are there, and room for the words.
 #[inline(always)]
-unsafe fn along<T: Load, E: Vectors>(
-    encode: E,
-    from: *const T,
-    lane_stride: usize,
-    steps: usize,
-    to: [*mut u32; 2],
-    width: usize,
-) {
-    for step in (0..steps).step_by(LANES) {
-        // SAFETY: as promised by the caller.
-        unsafe {
-            let mut rows = [_mm512_setzero_si512(); LANES];
-            for (lane, row) in rows.iter_mut().enumerate() {
-                let at = from.add(lane * lane_stride + step * E::PER_WORD);
-                let x = T::load(at);
-                let next = if E::PER_WORD > 1 { T::load(at.add(LANES)) } else { x };
-                *row = encode.along(x, next);
-            }
-            for (i, words) in transposed(rows).into_iter().enumerate() {
-                store(words, to, (step + i) * width);
+unsafe fn along<T: Load, E: Vectors>(encode: E, from: *const T, lane_stride: usize, steps: usize, to: To) {
+    /// Numbers from one that is asked for to the one that is read.
+    const AHEAD: usize = 8 * LANES;
+    for group in 0..to.halves.len() {
+        for step in (0..steps).step_by(LANES) {
+            // SAFETY: as promised by the caller; nothing happens where a line that is asked for does not exist.
+            unsafe {
+                let mut rows = [_mm512_setzero_si512(); LANES];
+                for (lane, row) in rows.iter_mut().enumerate() {
+                    let at = from.add((group * LANES + lane) * lane_stride + step * E::PER_WORD);
+                    let x = T::load(at);
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    let mut next = x;
+                    if E::PER_WORD > 1 {
+                        next = T::load(at.add(LANES));
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + LANES).cast());
+                    }
+                    *row = encode.along(x, next);
+                }
+                let rows = transposed(rows);
+                for (i, words) in rows.iter().enumerate() {
+                    to.store(group, step + i, *words);
+                }
             }
         }
     }

@@ -129,12 +129,7 @@ pub(super) fn tiles<K: Kernel, const R: usize, const V: usize>(k: K, job: Job) {
         for (a, row) in job.a.chunks_exact(job.steps * R).zip((0..rows).step_by(R)) {
             let out = job.out.at(row, column);
             let rows = R.min(rows - row);
-            for r in 0..rows {
-                for v in 0..V {
-                    k.simd().prefetch(out.at(r, v * LANES).data);
-                }
-            }
-            let sums = tile::<K, R, V>(k, a, b);
+            let sums = tile::<K, R, V>(k, a, b, out);
             for (r, sums) in sums.into_iter().enumerate().take(rows) {
                 for (v, sum) in sums.into_iter().enumerate() {
                     let first = column + v * LANES;
@@ -147,17 +142,29 @@ pub(super) fn tiles<K: Kernel, const R: usize, const V: usize>(k: K, job: Job) {
 }
 
 #[inline(always)]
-fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32]) -> [[K::V; V]; R] {
+fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32], out: Out) -> [[K::V; V]; R] {
     let mut sums = [[k.zero(); V]; R];
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>();
     let (b, _) = b.as_chunks::<V>();
-    for (a, b) in a.iter().zip(b) {
-        let b = b.each_ref().map(|b| k.load(b));
-        for (a, sums) in a.iter().zip(&mut sums) {
-            let a = k.splat(*a);
-            for (b, sum) in b.iter().zip(sums) {
-                *sum = k.step(a, *b, *sum);
+    let mut steps = a.iter().zip(b);
+    let mut row = 0;
+    // The output's cache lines are asked for a row at a time: all at once, they would be in the way of the panels.
+    let part = (steps.len() / (R + 2)).max(1);
+    while steps.len() > 0 {
+        if row < R {
+            for v in 0..V {
+                k.simd().prefetch(out.at(row, v * LANES).data);
+            }
+        }
+        row += 1;
+        for (a, b) in steps.by_ref().take(part) {
+            let b = b.each_ref().map(|b| k.load(b));
+            for (a, sums) in a.iter().zip(&mut sums) {
+                let a = k.splat(*a);
+                for (b, sum) in b.iter().zip(sums) {
+                    *sum = k.step(a, *b, *sum);
+                }
             }
         }
     }
@@ -175,5 +182,32 @@ fn store<K: Kernel>(k: K, sum: K::V, row: Out, columns: Range<usize>, add: bool)
         // SAFETY: as above.
         let to = unsafe { std::slice::from_raw_parts_mut(row.at(0, columns.start).data, columns.len()) };
         s.store_some(if add { s.add(s.load_some(to), sum) } else { sum }, to);
+    }
+}
+
+/// Multiplies and adds in registers only, `turns` times as often as there are sums; returns how many numbers it added up.
+pub(super) fn peak(isa: Isa, turns: usize) -> usize {
+    for_isa!(isa, multiply_registers(turns: usize) -> usize)
+}
+
+#[inline(always)]
+fn multiply_registers<S: Simd>(s: S, turns: usize) -> usize {
+    /// More sums than multiplications are under way at a time; twice as many where a vector is one register.
+    const SUMS: usize = 6;
+    #[inline(always)]
+    fn run<S: Simd, const N: usize>(s: S, turns: usize) -> usize {
+        let [a, b] = std::hint::black_box([0.5, 0.25]).map(|x| s.splat(x));
+        let mut sums = [b; N];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = s.mul_add(*sum, a, b);
+            }
+        }
+        std::hint::black_box(sums.map(|sum| s.sum(sum)));
+        turns * N * LANES
+    }
+    match S::BLOCK {
+        24 => run::<S, { 2 * SUMS }>(s, turns),
+        _ => run::<S, SUMS>(s, turns),
     }
 }
