@@ -176,7 +176,7 @@ struct Batch<'a> {
 }
 
 /// A slice whose parts different tasks write.
-struct Shared<'a> {
+pub(crate) struct Shared<'a> {
     start: *mut f32,
     len: usize,
     slice: std::marker::PhantomData<&'a mut [f32]>,
@@ -186,14 +186,14 @@ struct Shared<'a> {
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
+    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: std::marker::PhantomData }
     }
 
     /// # Safety
     /// While the part is in use, no other thread may use any of it.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
         assert!(start <= self.len && len <= self.len - start, "a part past the end");
         // SAFETY: the part is within the slice, by the assertion, and the caller has it for itself.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

@@ -9,6 +9,7 @@
 //! | [`signs`] | activations in one bit |
 //! | [`operators`] | normalization, rotary embedding, SwiGLU, softmax |
 //! | [`attention`] | grouped-query attention over cached keys and values |
+//! | [`training`] | what training computes and inference does not: forward passes with gradients |
 //! | [`kv`] | keys and values in f32, f16, 8 or 4 bits |
 //! | [`pool`] | threads that start and join phases of microseconds |
 //! | [`bandwidth`] | how fast this machine reads memory |
@@ -54,6 +55,7 @@ pub mod product;
 mod scalar;
 pub mod signs;
 mod simd;
+pub mod training;
 pub mod weight;
 mod xnor;
 

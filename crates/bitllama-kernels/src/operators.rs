@@ -223,7 +223,7 @@ fn rotate_rows<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, firs
 
 /// `(a * cos - b * sin, b * cos + a * sin)`.
 #[inline(always)]
-fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+pub(crate) fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
     (s.sub(s.mul(a, cos), s.mul(b, sin)), s.mul_add(b, cos, s.mul(a, sin)))
 }
 

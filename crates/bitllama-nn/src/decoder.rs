@@ -3,14 +3,16 @@
 
 use bitllama_core::weights::BLOCK_MATRICES;
 use bitllama_core::{Activation, ModelConfig};
+use bitllama_kernels::gemm::Precision;
 use burn::module::Module;
 use burn::nn::Embedding;
-use burn::tensor::module::{embedding, linear};
+use burn::tensor::module::embedding;
 use burn::tensor::{Int, Tensor};
 
 use crate::activations::rounded;
 use crate::attention::Attention;
-use crate::linear::Linear;
+use crate::linear::{Linear, product};
+use crate::mask::Mask;
 use crate::mlp::Mlp;
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
@@ -29,6 +31,9 @@ pub struct Llama {
     /// How the input of a tied head is rounded; `None` leaves it as it is.
     #[module(skip)]
     pub tied_head_input: Option<Activation>,
+    /// Of both factors of the head's product, forward and backward.
+    #[module(skip)]
+    pub head_precision: Precision,
     /// Architecture.
     #[module(skip)]
     pub config: ModelConfig,
@@ -62,38 +67,61 @@ pub struct Block {
     pub mlp: Mlp,
 }
 
-impl Llama {
-    /// Logits `[batch, seq, vocab]` of `tokens` (`[batch, seq]`) under an additive `mask` (`[1 or batch, 1, seq, seq]`,
-    /// see [`crate::mask`]).
-    pub fn forward(&self, tokens: Tensor<2, Int>, mask: Tensor<4>) -> Tensor<3> {
-        self.forward_observed(tokens, mask, &mut |_, _, _| ())
+/// From hidden states to logits.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// `[hidden, vocab]`, or `[vocab, hidden]` if `tied`.
+    pub weight: Tensor<2>,
+    /// Whether the weight is the embedding's.
+    pub tied: bool,
+    /// Of both factors of the product.
+    pub precision: Precision,
+}
+
+impl Head {
+    /// Size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.weight.dims()[usize::from(!self.tied)]
     }
 
-    /// As [`Llama::forward`]; `observe` is shown the number of each block with what [`Site`] names, in the order
-    /// of computation.
-    pub fn forward_observed(
-        &self,
-        tokens: Tensor<2, Int>,
-        mask: Tensor<4>,
-        observe: &mut dyn FnMut(usize, Site, &Tensor<3>),
-    ) -> Tensor<3> {
-        let [_, seq] = tokens.dims();
-        let rotary = Rotary::new(&self.config, seq, &mask.device());
-        // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
-        let table = self.embed_tokens.weight.val();
-        let mut x = embedding(table.clone(), tokens);
-        for (layer, block) in self.layers.iter().enumerate() {
-            x = block.forward_observed(x, &rotary, mask.clone(), &mut |site, value| observe(layer, site, value));
-        }
-        let x = self.norm.forward(x);
-        match &self.lm_head {
-            Some(head) => head.forward(x),
-            None => linear(rounded(x, self.tied_head_input), table.transpose(), None),
-        }
+    /// Logits `[batch, seq, vocab]` of `[batch, seq, hidden]`.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let weight = self.weight.clone();
+        product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision)
     }
 }
 
 impl Llama {
+    /// Logits `[batch, seq, vocab]` of `tokens` (`[batch, seq]`) under a mask for as many.
+    pub fn forward(&self, tokens: Tensor<2, Int>, mask: &Mask) -> Tensor<3> {
+        let (hidden, head) = self.forward_observed(tokens, mask, &mut |_, _, _| ());
+        head.logits(hidden)
+    }
+
+    /// What goes into the head (`[batch, seq, hidden]`, after the final norm and any rounding) and the head, of `tokens`
+    /// (`[batch, seq]`); `observe` is shown the number of each block with what [`Site`] names, in the order of computation,
+    /// as functions that give it.
+    pub fn forward_observed(
+        &self,
+        tokens: Tensor<2, Int>,
+        mask: &Mask,
+        observe: &mut dyn FnMut(usize, Site, &dyn Fn() -> Tensor<3>),
+    ) -> (Tensor<3>, Head) {
+        let rotary = Rotary::new(&self.config, mask.seq(), mask.device());
+        // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
+        let table = self.embed_tokens.weight.val();
+        let mut x = embedding(table.clone(), tokens);
+        for (layer, block) in self.layers.iter().enumerate() {
+            x = block.forward_observed(x, &rotary, mask, &mut |site, value| observe(layer, site, value));
+        }
+        let (weight, input) = match &self.lm_head {
+            Some(head) => (head.weight.val(), head.input),
+            None => (table, self.tied_head_input),
+        };
+        let head = Head { weight, tied: self.lm_head.is_none(), precision: self.head_precision };
+        (rounded(self.norm.forward(x), input), head)
+    }
+
     /// The first block's input of `tokens` (`[batch, seq]`), `[batch, seq, hidden]`.
     pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         embedding(self.embed_tokens.weight.val(), tokens)
@@ -102,7 +130,7 @@ impl Llama {
 
 impl Block {
     /// `[batch, seq, hidden]` to the same shape.
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: Tensor<4>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: &Mask) -> Tensor<3> {
         self.forward_observed(x, rotary, mask, &mut |_, _| ())
     }
 
@@ -127,14 +155,14 @@ impl Block {
         &self,
         x: Tensor<3>,
         rotary: &Rotary,
-        mask: Tensor<4>,
-        observe: &mut dyn FnMut(Site, &Tensor<3>),
+        mask: &Mask,
+        observe: &mut dyn FnMut(Site, &dyn Fn() -> Tensor<3>),
     ) -> Tensor<3> {
         let normed = self.input_layernorm.forward(x.clone());
         let x = x + self.self_attn.forward(normed, rotary, mask, observe);
         let normed = self.post_attention_layernorm.forward(x.clone());
         let x = x + self.mlp.forward(normed, observe);
-        observe(Site::Output, &x);
+        observe(Site::Output, &|| x.clone());
         x
     }
 }

@@ -8,6 +8,7 @@
 //! | [`mask`] | which positions attend to which |
 //! | [`fake_quant`] | low-bit weights with straight-through gradients, attached by parameter path |
 //! | [`activations`] | low-bit activations, keys and values, with straight-through gradients |
+//! | [`ops`] | the operators of the parts, fused, with hand-written gradients |
 //! | [`weights`] | weights in and out of a model, by name |
 //!
 //! A model knows nothing of quantization: [`fake_quant::quantize`] attaches a bit plan to it from outside, and
@@ -21,9 +22,11 @@ pub mod fake_quant;
 pub mod linear;
 pub mod mask;
 pub mod mlp;
+pub mod ops;
 pub mod rms_norm;
 pub mod rotary;
 pub mod weights;
 
-pub use decoder::{Block, Llama, Site};
+pub use decoder::{Block, Head, Llama, Site};
 pub use device::device;
+pub use mask::Mask;

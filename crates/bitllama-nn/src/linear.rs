@@ -1,11 +1,14 @@
 //! A linear layer without bias, with a place for the rounding of its input ([`crate::activations`]).
 
 use bitllama_core::Activation;
+use bitllama_kernels::gemm::Precision;
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::module::linear;
+use burn::tensor::{DType, FloatDType, Tensor, bf16};
 
 use crate::activations::rounded;
+use crate::decoder::Llama;
+use crate::ops;
 
 /// `x * weight`.
 #[derive(Module, Debug)]
@@ -15,26 +18,72 @@ pub struct Linear {
     /// How each token's input is rounded; `None` leaves it as it is.
     #[module(skip)]
     pub input: Option<Activation>,
+    /// Of both factors of the product, forward and backward.
+    #[module(skip)]
+    pub precision: Precision,
 }
 
 impl Linear {
     /// `[batch, seq, d_in]` to `[batch, seq, d_out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [out] = forward_all([self], x);
-        out
+        product(rounded(x, self.input), self.weight.val(), self.precision)
     }
 }
 
-/// Several layers of one input, which is rounded once for each way that they read it in.
-pub fn forward_all<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> [Tensor<3>; N] {
+/// Sets the precision of all products with weights, the head's included.
+pub fn set_precision(model: &mut Llama, precision: Precision) {
+    for block in &mut model.layers {
+        block.linears_mut().into_iter().for_each(|(_, linear)| linear.precision = precision);
+    }
+    model.head_precision = precision;
+}
+
+/// A number as bf16 stores it, where a device has no such type.
+fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let value = x.clone().inner();
+    let shape = value.shape();
+    let data = value.flatten::<1>(0, D - 1).into_data().convert::<bf16>().convert::<f32>();
+    let value = Tensor::<1>::from_data(data, (&x.device().inner(), DType::F32));
+    let value = value.reshape(shape);
+    if !x.is_autodiff() {
+        return value;
+    }
+    // `x - x` is 0 in every element and carries the gradient.
+    Tensor::from_inner(value) + (x.clone() - Tensor::from_inner(x.inner()))
+}
+
+/// `x * weight` of `[batch, seq, d_in]` and `[d_in, d_out]`.
+pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision) -> Tensor<3> {
+    if ops::fused(&x.device()) {
+        return ops::linear::forward(x, [weight], precision);
+    }
+    match precision {
+        Precision::F32 => linear(x, weight, None),
+        Precision::Bf16 if x.device().supports_dtype(DType::BF16) => {
+            linear(x.cast(FloatDType::BF16), weight.cast(FloatDType::BF16), None).cast(FloatDType::F32)
+        }
+        Precision::Bf16 => linear(through_bf16(x), through_bf16(weight), None),
+    }
+}
+
+/// Several layers of one input, which is rounded once for each way that they read it in; outputs side by side, `[batch, seq,
+/// sum of d_out]`.
+pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tensor<3> {
+    let [first, others @ ..] = &layers[..] else { panic!("no layers") };
+    let alike = others.iter().all(|layer| (layer.input, layer.precision) == (first.input, first.precision));
+    if alike && ops::fused(&x.device()) {
+        let x = rounded(x, first.input);
+        return ops::linear::forward(x, layers.map(|layer| layer.weight.val()), first.precision);
+    }
     let mut inputs: Vec<(Option<Activation>, Tensor<3>)> = Vec::new();
-    layers.map(|layer| {
+    let outputs = layers.map(|layer| {
         let known = inputs.iter().find(|(kind, _)| *kind == layer.input).map(|(_, input)| input.clone());
         let input = known.unwrap_or_else(|| {
             let input = rounded(x.clone(), layer.input);
             inputs.push((layer.input, input.clone()));
             input
         });
-        linear(input, layer.weight.val(), None)
-    })
+        product(input, layer.weight.val(), layer.precision)
+    });
+    Tensor::cat(outputs.to_vec(), 2)
 }

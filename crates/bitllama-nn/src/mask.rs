@@ -1,28 +1,74 @@
 //! Which positions attend to which: the past, and only within one's own document.
 
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Added to scores: 0 where a query may see a key, else minus infinity. `[1 or batch, 1, seq, seq]`.
-pub fn causal(seq: usize, device: &Device) -> Tensor<4> {
-    build(1, seq, |_, query, key| key <= query, device)
+/// For each token of some rows the first position that it sees; it sees all from there to its own.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    rows: usize,
+    seq: usize,
+    first: Arc<[u32]>,
+    device: Device,
+    additive: Arc<OnceLock<Tensor<4>>>,
 }
 
-/// As [`causal`], for rows that hold several documents: `documents` (`[batch, seq]`, row-major) numbers the document
-/// of each token, and no token sees another document's.
-pub fn causal_within_documents(documents: &[u32], seq: usize, device: &Device) -> Tensor<4> {
-    if documents.chunks_exact(seq).all(|row| row.iter().all(|d| *d == row[0])) {
-        return causal(seq, device);
+impl Mask {
+    /// Every token sees its whole past, in `rows` rows of `seq` tokens on `device`.
+    pub fn causal(rows: usize, seq: usize, device: &Device) -> Self {
+        Self::new(vec![0; rows * seq], seq, device)
     }
-    let same = |row: usize, a: usize, b: usize| documents[row * seq + a] == documents[row * seq + b];
-    build(documents.len() / seq, seq, |row, query, key| key <= query && same(row, query, key), device)
-}
 
-fn build(rows: usize, seq: usize, sees: impl Fn(usize, usize, usize) -> bool, device: &Device) -> Tensor<4> {
-    let mut mask = Vec::with_capacity(rows * seq * seq);
-    for row in 0..rows {
-        for query in 0..seq {
-            mask.extend((0..seq).map(|key| if sees(row, query, key) { 0.0 } else { f32::NEG_INFINITY }));
-        }
+    /// As [`Mask::causal`], for rows that hold several documents, one after the other: `documents` (`[rows, seq]`, row-major)
+    /// numbers the document of each token, and no token sees another document's.
+    pub fn within_documents(documents: &[u32], seq: usize, device: &Device) -> Self {
+        let of_row = |row: &[u32]| {
+            let mut start = 0;
+            let first = |i: usize| {
+                if i > 0 && row[i] != row[i - 1] {
+                    start = i as u32;
+                }
+                start
+            };
+            (0..row.len()).map(first).collect::<Vec<_>>()
+        };
+        Self::new(documents.chunks_exact(seq).flat_map(of_row).collect(), seq, device)
     }
-    Tensor::from_data(TensorData::new(mask, [rows, 1, seq, seq]), device)
+
+    fn new(first: Vec<u32>, seq: usize, device: &Device) -> Self {
+        let device = device.clone().inner();
+        Self { rows: first.len() / seq, seq, first: first.into(), device, additive: Arc::default() }
+    }
+
+    /// The first position that each token sees, `[rows, seq]`.
+    pub fn first(&self) -> &Arc<[u32]> {
+        &self.first
+    }
+
+    /// Tokens of a row.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Where it is made, without autodiff.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Added to scores: 0 where a query may see a key, else minus infinity. `[1 or rows, 1, seq, seq]`, for tensors with a
+    /// gradient if `tracked`.
+    pub fn additive(&self, tracked: bool) -> Tensor<4> {
+        let plain = self.additive.get_or_init(|| {
+            let alike = self.first.iter().all(|first| *first == 0);
+            let rows = if alike { 1 } else { self.rows };
+            let mut mask = Vec::with_capacity(rows * self.seq * self.seq);
+            for (token, first) in self.first[..rows * self.seq].iter().enumerate() {
+                let seen = *first as usize..=token % self.seq;
+                mask.extend((0..self.seq).map(|key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY }));
+            }
+            Tensor::from_data(TensorData::new(mask, [rows, 1, self.seq, self.seq]), &self.device)
+        });
+        if tracked { Tensor::from_inner(plain.clone()) } else { plain.clone() }
+    }
 }

@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::decoder::Site;
-use crate::linear::{Linear, forward_all};
+use crate::linear::{Linear, side_by_side};
+use crate::ops;
 use crate::rms_norm::RmsNorm;
 
 /// `down_proj(silu(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
@@ -23,15 +24,20 @@ pub struct Mlp {
 
 impl Mlp {
     /// `[batch, seq, hidden]` to the same shape. `observe` is shown each [`Site`] of the layer, before any rounding.
-    pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, &Tensor<3>)) -> Tensor<3> {
-        observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &x);
-        let [gate, up] = forward_all([&self.gate_proj, &self.up_proj], x);
-        let gated = silu(gate) * up;
+    pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, &dyn Fn() -> Tensor<3>)) -> Tensor<3> {
+        observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &|| x.clone());
+        let gate_up = side_by_side([&self.gate_proj, &self.up_proj], x);
+        let gated = if ops::fused(&gate_up.device()) {
+            ops::swiglu::forward(gate_up)
+        } else {
+            let width = gate_up.dims()[2] / 2;
+            silu(gate_up.clone().narrow(2, 0, width)) * gate_up.narrow(2, width, width)
+        };
         let gated = match &self.ffn_sub_norm {
             Some(norm) => norm.forward(gated),
             None => gated,
         };
-        observe(Site::Input(&["mlp.down_proj"]), &gated);
+        observe(Site::Input(&["mlp.down_proj"]), &|| gated.clone());
         self.down_proj.forward(gated)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
 use bitllama_core::{Error, ModelConfig, PackedMatrix};
+use bitllama_kernels::gemm::Precision;
 use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -37,6 +38,7 @@ pub fn build<E>(
         layers: layers?,
         norm: b.norm(FINAL_NORM, config)?,
         tied_head_input: None,
+        head_precision: Precision::F32,
         lm_head: if config.tie_word_embeddings { None } else { Some(b.linear(HEAD)?) },
         config: config.clone(),
     })
@@ -83,7 +85,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, E> {
-        Ok(Linear { weight: self.param(name)?, input: None })
+        Ok(Linear { weight: self.param(name)?, input: None, precision: Precision::F32 })
     }
 
     fn param<const D: usize>(&mut self, name: &str) -> Result<Param<Tensor<D>>, E> {

@@ -8,7 +8,7 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_nn::fake_quant::quantize;
-use bitllama_nn::mask;
+use bitllama_nn::Mask;
 use bitllama_nn::weights::{Weights, build};
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -58,7 +58,7 @@ fn trained_scales_come_back_under_the_names_of_their_weights() {
     scales.values_mut().flat_map(|scales| &mut scales.scales.data).for_each(|scale| *scale *= 1.5);
     let quantized = quantize(model(&device, true), &plan, &scales);
     assert_eq!(Weights::of(&quantized).scales(), scales);
-    let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
+    let logits = quantized.forward(tokens(&device), &Mask::causal(2, 6, &device));
     let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
     assert_eq!(grads.len(), specs(&config(true)).len() + 2 * 7);
 }
@@ -68,7 +68,7 @@ fn every_parameter_of_a_quantized_model_gets_a_gradient() {
     let device = device().autodiff();
     let plan = BitPlan::uniform(Scheme::Int4).resolve(&config(true)).unwrap();
     let quantized = quantize(model(&device, true), &plan, &StoredScales::new());
-    let logits = quantized.forward(tokens(&device), mask::causal(6, &device));
+    let logits = quantized.forward(tokens(&device), &Mask::causal(2, 6, &device));
     let grads = GradientsParams::from_grads(logits.square().sum().backward(), &quantized);
     assert_eq!(grads.len(), specs(&config(true)).len());
 }
@@ -79,7 +79,7 @@ fn two_runs_give_the_same_gradients_to_the_bit() {
     let gradients = || {
         let plan = BitPlan::uniform(Scheme::Ternary).resolve(&config(true)).unwrap();
         let model = quantize(model(&device, true), &plan, &StoredScales::new());
-        let loss = model.forward(tokens(&device), mask::causal(6, &device)).square().mean();
+        let loss = model.forward(tokens(&device), &Mask::causal(2, 6, &device)).square().mean();
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         floats(grads.get::<2>(model.embed_tokens.weight.id).unwrap())
     };
@@ -93,7 +93,7 @@ fn no_token_sees_the_future_or_another_document() {
     let model = model(&device, true);
     let logits = |ids: [i32; 6], documents: [u32; 6]| {
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [1, 6]), &device);
-        floats(model.forward(tokens, mask::causal_within_documents(&documents, 6, &device)))
+        floats(model.forward(tokens, &Mask::within_documents(&documents, 6, &device)))
     };
     let (base, vocab) = (logits([1, 2, 3, 4, 5, 6], [0; 6]), 24);
     let future = logits([1, 2, 3, 9, 9, 9], [0; 6]);

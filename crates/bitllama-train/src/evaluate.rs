@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use bitllama_nn::{Llama, mask};
+use bitllama_nn::{Llama, Mask};
 use bitllama_runtime::evaluate::LogitModel;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -28,7 +28,7 @@ impl LogitModel for Scored {
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
         let seq = tokens.len();
-        let logits = self.llama.forward(token_tensor(tokens, 1, &self.device), mask::causal(seq, &self.device));
+        let logits = self.llama.forward(token_tensor(tokens, 1, &self.device), &Mask::causal(1, seq, &self.device));
         Ok(logits.into_data_as::<f32>().try_into_vec()?)
     }
 }

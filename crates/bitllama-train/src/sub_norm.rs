@@ -62,12 +62,13 @@ pub fn calibrated(llama: Llama, rows: &[Vec<u32>], device: &Device) -> Result<Ha
 
 fn sums(stream: &Stream, block: &Block, eps: f64) -> HashMap<&'static str, Sums> {
     let mut sums: HashMap<&'static str, Sums> = HashMap::new();
-    for x in stream.batches() {
-        block.forward_observed(x.clone(), stream.rotary(), stream.mask(), &mut |site, input| {
+    for (x, mask) in stream.batches().iter().zip(stream.masks()) {
+        block.forward_observed(x.clone(), stream.rotary(), mask, &mut |site, input| {
             let Site::Input(names) = site else { return };
             let Some(name) = BEHIND.into_iter().find(|name| names.contains(name)) else { return };
+            let input = input();
             let [rows, seq, width] = input.dims();
-            let square = input.clone().reshape([rows * seq, width]).square();
+            let square = input.reshape([rows * seq, width]).square();
             let mean = square.clone().mean_dim(1) + eps;
             let numerator = (square.clone() / mean.clone().sqrt()).sum_dim(0).reshape([width]);
             let denominator = (square / mean).sum_dim(0).reshape([width]);

@@ -65,6 +65,24 @@ pub(crate) trait Simd: Copy {
     /// The largest lane.
     fn largest(self, v: Self::V) -> f32;
 
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, v) in rows.iter_mut().zip(v) {
+            self.store(v, row);
+        }
+        let mut out = v;
+        for (i, out) in out.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (x, row) in column.iter_mut().zip(&rows) {
+                *x = row[i];
+            }
+            *out = self.load(&column);
+        }
+        out
+    }
+
     /// Asks for the cache line of an address that will be read soon, wherever it points.
     #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
@@ -326,6 +344,38 @@ mod x86 {
         #[inline(always)]
         fn largest(self, v: __m512) -> f32 {
             proven!(_mm512_reduce_max_ps(v))
+        }
+        #[inline(always)]
+        fn transpose(self, v: [__m512; LANES]) -> [__m512; LANES] {
+            let mut pairs = v;
+            for i in (0..LANES).step_by(2) {
+                pairs[i] = proven!(_mm512_unpacklo_ps(v[i], v[i + 1]));
+                pairs[i + 1] = proven!(_mm512_unpackhi_ps(v[i], v[i + 1]));
+            }
+            // Lane `4 * q + k` of vector `4 * f + c` is now lane `4 * q + c` of vector `4 * f + k`.
+            let mut fours = pairs;
+            for i in (0..LANES).step_by(4) {
+                for h in 0..2 {
+                    let a = proven!(_mm512_castps_pd(pairs[i + h]));
+                    let b = proven!(_mm512_castps_pd(pairs[i + 2 + h]));
+                    fours[i + 2 * h] = proven!(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)));
+                    fours[i + 2 * h + 1] = proven!(_mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+                }
+            }
+            // What is left is the transposition of four by four quarters.
+            let mut out = fours;
+            for k in 0..4 {
+                let (a, b, c, d) = (fours[k], fours[4 + k], fours[8 + k], fours[12 + k]);
+                let (ab, cd) =
+                    (proven!(_mm512_shuffle_f32x4::<0x44>(a, b)), proven!(_mm512_shuffle_f32x4::<0x44>(c, d)));
+                out[k] = proven!(_mm512_shuffle_f32x4::<0x88>(ab, cd));
+                out[4 + k] = proven!(_mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let (ab, cd) =
+                    (proven!(_mm512_shuffle_f32x4::<0xee>(a, b)), proven!(_mm512_shuffle_f32x4::<0xee>(c, d)));
+                out[8 + k] = proven!(_mm512_shuffle_f32x4::<0x88>(ab, cd));
+                out[12 + k] = proven!(_mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            }
+            out
         }
         #[inline(always)]
         fn load_some(self, x: &[f32]) -> __m512 {

@@ -38,7 +38,13 @@ impl View {
         parameter.reshape(self.rows_shape())
     }
 
-    fn rows_shape(&self) -> [usize; 3] {
+    /// The quantizer of the parameter.
+    pub fn quantizer(&self) -> &Quantizer {
+        &self.quantizer
+    }
+
+    /// `[outer, n, inner]`.
+    pub fn rows_shape(&self) -> [usize; 3] {
         let [a, b] = self.shape;
         match (self.quantizer.granularity, input_dimension(self.kind)) {
             (Granularity::Tensor, _) => [1, a * b, 1],

@@ -5,6 +5,7 @@
 //! | this one | quantizers on the parameters of a model |
 //! | [`matrix`] | parameters as the rows that `bitllama_core::quantize` rounds |
 //! | [`gradient`] | the gradient of each method |
+//! | `blocks` | rounding a few rows at a time |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use burn::tensor::Tensor;
 
 use matrix::{TensorMatrix, View};
 
+mod blocks;
 pub mod gradient;
 pub mod matrix;
 
@@ -73,8 +75,12 @@ impl FakeQuant {
     /// Codes and scales of the parameter `base`, and how they lie in it; no gradient.
     pub fn codes_and_scales(&self, base: Tensor<2>) -> (View, Quantized<TensorMatrix>) {
         let view = self.view(base.dims());
-        let weight = TensorMatrix(view.rows_of(base.inner()));
-        (view, round(&self.quantizer, weight, self.trained()))
+        let (weight, trained) = (TensorMatrix(view.rows_of(base.inner())), self.trained());
+        let quantized = match blocks::covers(&self.quantizer, &weight.0.device()) {
+            true => blocks::quantized(&self.quantizer, weight, trained),
+            false => round(&self.quantizer, weight, trained),
+        };
+        (view, quantized)
     }
 
     /// The scales as they are trained, if they are, of a parameter of the given shape.
@@ -104,6 +110,11 @@ impl Reparameterization for FakeQuant {
         }
         let shape = base.shape();
         let view = self.view([shape[0], shape.num_elements() / shape[0]]);
+        if blocks::covers(&self.quantizer, &base.device()) {
+            let scales = self.scales.as_ref().map(Param::val);
+            let zero_points = self.zero_points.as_ref().map(Param::val);
+            return blocks::rounded(&view, base, scales, zero_points, lambda);
+        }
         let weight = TensorMatrix(view.rows_of(base.clone().inner()));
         let trained = self.trained();
         let rounded = round(&self.quantizer, weight.clone(), trained.clone());

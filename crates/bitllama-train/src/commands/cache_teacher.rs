@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_nn::{Llama, mask};
+use bitllama_nn::{Llama, Mask, ops};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use bitllama_runtime::text::own_bos;
 use burn::tensor::Device;
@@ -102,8 +102,8 @@ pub fn run(args: Args) -> Result<()> {
         for first in of_shard.clone().step_by(recipe.train.batch_size) {
             let count = recipe.train.batch_size.min(of_shard.end - first);
             let batch = rows.batch(first as u64, count);
-            let mask = mask::causal_within_documents(&batch.documents, sequence_length, &device);
-            let side = likeliest(&llama, &batch.inputs, count, mask, &index, &device)?;
+            let mask = Mask::within_documents(&batch.documents, sequence_length, &device);
+            let side = likeliest(&llama, &batch.inputs, count, &mask, &index, &device)?;
             all.tokens.extend(side.tokens);
             all.log_p.extend(side.log_p);
             bar.inc(count as u64);
@@ -134,18 +134,24 @@ fn likeliest(
     llama: &Llama,
     tokens: &[u32],
     rows: usize,
-    mask: burn::tensor::Tensor<4>,
+    mask: &Mask,
     index: &Index,
     device: &Device,
 ) -> Result<Likeliest> {
-    let logits = llama.forward(token_tensor(tokens, rows, device), mask);
-    let logits = logits.reshape([tokens.len(), index.vocab_size]);
-    let TeacherSide { tokens, log_p } = TeacherSide::of(logits, index.temperature, Some(index.top_k));
-    let tokens = tokens.with_context(|| format!("the vocabulary has no more than {} tokens", index.top_k))?;
-    let tokens: Vec<i32> = tokens.into_data().convert::<i32>().try_into_vec()?;
-    let log_p: Vec<f32> = log_p.into_data_as::<f32>().try_into_vec()?;
+    let (hidden, head) = llama.forward_observed(token_tensor(tokens, rows, device), mask, &mut |_, _, _| ());
+    ensure!(index.top_k < head.vocab(), "the vocabulary has no more than {} tokens", index.top_k);
+    let (tokens, log_p) = if ops::fused(device) {
+        let width = hidden.dims()[2];
+        ops::loss::likeliest_of(hidden.reshape([tokens.len(), width]), &head, index.temperature, index.top_k)
+    } else {
+        let logits = head.logits(hidden).reshape([tokens.len(), index.vocab_size]);
+        let TeacherSide { tokens, log_p } = TeacherSide::of(logits, index.temperature, Some(index.top_k));
+        let tokens = tokens.context("all tokens are asked for")?;
+        let tokens: Vec<i32> = tokens.into_data().convert::<i32>().try_into_vec()?;
+        (tokens.into_iter().map(|token| token as u32).collect(), log_p.into_data_as::<f32>().try_into_vec()?)
+    };
     ensure!(log_p.iter().all(|x| x.is_finite()), "the teacher's logits are not finite");
-    Ok(Likeliest { tokens: tokens.into_iter().map(|token| token as u32).collect(), log_p })
+    Ok(Likeliest { tokens, log_p })
 }
 
 fn report(args: &Args, folder: &Path, index: &Index, speed: f64) {

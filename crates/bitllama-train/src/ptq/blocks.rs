@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use bitllama_nn::rotary::Rotary;
-use bitllama_nn::{Block, Llama, Site, mask};
+use bitllama_nn::{Block, Llama, Mask, Site};
 use burn::tensor::{Device, Tensor};
 
 use super::gptq::Hessian;
@@ -17,7 +17,7 @@ pub struct Stream {
     /// `[rows, seq, hidden]` each.
     batches: Vec<Tensor<3>>,
     rotary: Rotary,
-    mask: Tensor<4>,
+    masks: Vec<Mask>,
 }
 
 /// Rows that go through a block at a time.
@@ -29,7 +29,8 @@ impl Stream {
         let seq = rows.first().map_or(0, Vec::len);
         let batches =
             rows.chunks(ROWS).map(|rows| llama.embed(token_tensor(&rows.concat(), rows.len(), device))).collect();
-        Self { batches, rotary: Rotary::new(&llama.config, seq, device), mask: mask::causal(seq, device) }
+        let masks = rows.chunks(ROWS).map(|rows| Mask::causal(rows.len(), seq, device)).collect();
+        Self { batches, rotary: Rotary::new(&llama.config, seq, device), masks }
     }
 
     /// `sum x x^T` of the inputs of each matrix of `block`, by the names of [`bitllama_core::weights::BLOCK_MATRICES`].
@@ -38,11 +39,12 @@ impl Stream {
     /// If the device does not give the sums back.
     pub fn hessians(&self, block: &Block) -> Result<HashMap<&'static str, Hessian>> {
         let mut sums: Vec<(&'static [&'static str], Tensor<2>)> = Vec::new();
-        for x in &self.batches {
-            block.forward_observed(x.clone(), &self.rotary, self.mask.clone(), &mut |site, input| {
+        for (x, mask) in self.batches.iter().zip(&self.masks) {
+            block.forward_observed(x.clone(), &self.rotary, mask, &mut |site, input| {
                 let Site::Input(names) = site else { return };
+                let input = input();
                 let [rows, seq, width] = input.dims();
-                let input = input.clone().reshape([rows * seq, width]);
+                let input = input.reshape([rows * seq, width]);
                 let products = input.clone().transpose().matmul(input);
                 match sums.iter_mut().find(|(known, _)| *known == names) {
                     Some((_, sum)) => *sum = sum.clone() + products,
@@ -70,15 +72,15 @@ impl Stream {
         &self.rotary
     }
 
-    /// The causal mask for them.
-    pub fn mask(&self) -> Tensor<4> {
-        self.mask.clone()
+    /// The causal masks for them.
+    pub fn masks(&self) -> &[Mask] {
+        &self.masks
     }
 
     /// Goes on to the next block.
     pub fn advance(&mut self, block: &Block) {
-        for x in &mut self.batches {
-            *x = block.forward(x.clone(), &self.rotary, self.mask.clone());
+        for (x, mask) in self.batches.iter_mut().zip(&self.masks) {
+            *x = block.forward(x.clone(), &self.rotary, mask);
         }
     }
 }

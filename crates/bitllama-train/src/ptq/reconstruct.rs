@@ -104,7 +104,6 @@ pub fn reconstruct(
     let scale_ids: Vec<_> = fakes().filter_map(|(_, fake)| fake.scales_id()).collect();
     let adamw = || ModuleOptimizer::from(AdamWConfig::new().with_weight_decay(0.0).build());
     let (mut weights, mut scales) = (adamw(), adamw());
-    let rotary = stream.rotary().tracked();
 
     let batches = stream.batches().len();
     let steps = options.epochs * batches;
@@ -118,7 +117,7 @@ pub fn reconstruct(
             // Each token relative to its size: the next norm takes the size away, and a few tokens are far larger.
             let size = target.clone().square().mean_dim(2) + 1e-8;
             let x = Tensor::from_inner(stream.batches()[batch].clone());
-            let out = block.forward(x, &rotary, Tensor::from_inner(stream.mask()));
+            let out = block.forward(x, stream.rotary(), &stream.masks()[batch]);
             let loss = ((out - Tensor::from_inner(target)).square() / Tensor::from_inner(size)).mean();
             let value: f32 = loss.clone().inner().into_scalar();
             if !value.is_finite() {

@@ -1,9 +1,10 @@
 //! Divergences of a student's distribution over the next token from a teacher's, in nats.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::recipe::Divergence;
+use crate::teacher_cache::Likeliest;
 
 /// What is known of a teacher's distribution over the next token; not tracked by autodiff.
 #[derive(Debug, Clone)]
@@ -27,6 +28,18 @@ impl TeacherSide {
                 let (log_p, tokens) = log_p.topk_with_indices(k, 1);
                 Self { tokens: Some(tokens), log_p: with_rest(log_p) }
             }
+        }
+    }
+}
+
+impl TeacherSide {
+    /// Of what a cache knows of as many positions.
+    pub fn of_cache(likeliest: Likeliest, positions: usize, device: &Device) -> Self {
+        let k = likeliest.tokens.len() / positions.max(1);
+        let tokens: Vec<i32> = likeliest.tokens.into_iter().map(|token| token as i32).collect();
+        Self {
+            tokens: Some(Tensor::from_data(TensorData::new(tokens, [positions, k]), device)),
+            log_p: Tensor::from_data(TensorData::new(likeliest.log_p, [positions, k + 1]), device),
         }
     }
 }
@@ -92,8 +105,6 @@ const LEAST: f64 = -87.0;
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
-
     use super::*;
 
     const POSITIONS: usize = 3;

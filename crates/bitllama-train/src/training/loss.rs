@@ -1,9 +1,11 @@
 //! Losses: cross-entropy with the text, divergence from the teacher.
 
-use burn::tensor::{Int, Tensor};
+use bitllama_nn::{Head, ops};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::divergence::{TeacherSide, divergence, softened};
-use crate::recipe::Distill;
+use super::teacher::Known;
+use crate::recipe::{Distill, Divergence};
 
 /// The loss of a batch and its terms, each a scalar of shape `[1]`, in nats a token.
 pub struct Terms {
@@ -13,6 +15,66 @@ pub struct Terms {
     pub ce: Tensor<1>,
     /// The recipe's divergence from the teacher at temperature T, over all positions; `None` without a teacher.
     pub divergence: Option<Tensor<1>>,
+}
+
+/// Losses of a student whose `hidden` (`[rows, seq, hidden]`, tracked) goes into `head`, against `targets` (`[rows, seq]`,
+/// row-major) where `scored`, and against what is known of the teacher. The logits are stored only where there is no fused
+/// operator.
+pub fn losses(
+    hidden: Tensor<3>,
+    head: &Head,
+    known: Known,
+    targets: &[u32],
+    scored: &[bool],
+    distill: &Distill,
+) -> Terms {
+    let [rows, seq, width] = hidden.dims();
+    let positions = rows * seq;
+    let device = hidden.device();
+    if ops::fused(&device) {
+        let flat = |hidden: Tensor<3>| {
+            let width = hidden.dims()[2];
+            hidden.reshape([positions, width])
+        };
+        let side = match &known {
+            Known::Absent => ops::loss::Side::Absent,
+            Known::Model(hidden, head) => ops::loss::Side::Model(flat(hidden.clone()), head, distill.top_k),
+            Known::Cached(likeliest) => ops::loss::Side::Likeliest(&likeliest.tokens, &likeliest.log_p),
+        };
+        let (present, temperature) = (!matches!(known, Known::Absent), distill.temperature);
+        let mixture = ops::loss::Mixture {
+            ce: if present { distill.alpha } else { 1.0 },
+            divergence: if present { (1.0 - distill.alpha) * temperature * temperature } else { 0.0 },
+            temperature,
+            kind: match distill.divergence() {
+                Divergence::ForwardKl => ops::loss::Divergence::ForwardKl,
+                Divergence::ReverseKl => ops::loss::Divergence::ReverseKl,
+                Divergence::Jsd { beta } => ops::loss::Divergence::Jsd { beta: beta as f32 },
+            },
+        };
+        let losses = ops::loss::forward(hidden.reshape([positions, width]), head, side, targets, scored, &mixture);
+        let term = |value: f64| Tensor::from_data(TensorData::new(vec![value as f32], [1]), &device);
+        let divergence = present.then(|| term(losses.divergence));
+        return Terms { loss: losses.loss, ce: term(losses.ce), divergence };
+    }
+    let inner = device.clone().inner();
+    let teacher = match known {
+        Known::Absent => None,
+        Known::Model(hidden, head) => {
+            let logits = head.logits(hidden).reshape([positions, head.vocab()]);
+            Some(TeacherSide::of(logits, distill.temperature, distill.top_k))
+        }
+        Known::Cached(likeliest) => Some(TeacherSide::of_cache(likeliest, positions, &inner)),
+    };
+    let targets: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
+    let scored: Vec<f32> = scored.iter().map(|scored| *scored as u8 as f32).collect();
+    terms(
+        head.logits(hidden).reshape([positions, head.vocab()]),
+        teacher,
+        Tensor::from_data(TensorData::new(targets, [positions]), &device),
+        Tensor::from_data(TensorData::new(scored, [positions]), &device),
+        distill,
+    )
 }
 
 /// Losses of `student` logits (`[positions, vocab]`, tracked) against `targets` (`[positions]`) where `scored`

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use bitllama_formats::Error as FormatError;
 use bitllama_nn::Llama;
+use bitllama_nn::ops::adamw::FusedAdamW;
 use bitllama_nn::weights::block_matrices;
 use bitllama_runtime::one_line;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::decay::WeightDecayConfig;
-use burn::optim::{AdafactorConfig, AdamWConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig};
+use burn::optim::{AdafactorConfig, AdjustLrFn, GradientsParams, ModuleOptimizer, MuonConfig};
 use burn::tensor::Tensor;
 
 use super::states::Projections;
@@ -40,14 +41,7 @@ const SCALES: &str = "scale_optimizer.bpk";
 impl Optimizers {
     /// Those that the recipe asks for, without moments. Matrices decay, vectors (norms) and scales do not.
     pub fn new(model: &Llama, train: &Train) -> Self {
-        let adamw = |decay: f64| {
-            AdamWConfig::new()
-                .with_beta_1(train.beta1 as f32)
-                .with_beta_2(train.beta2 as f32)
-                .with_epsilon(train.epsilon as f32)
-                .with_weight_decay(decay as f32)
-                .build()
-        };
+        let adamw = |decay: f64| FusedAdamW::new([train.beta1, train.beta2], train.epsilon, decay);
         let adafactor = |decay: f64| {
             AdafactorConfig::new()
                 .with_relative_step(false)

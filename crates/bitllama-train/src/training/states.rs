@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
 use bitllama_core::ModelConfig;
-use bitllama_nn::{Llama, Site};
+use bitllama_nn::{Head, Llama, Mask, Site};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -123,32 +123,32 @@ impl Compared {
         Ok(Self { hidden: hidden.transpose()?, relations: relations.transpose()? })
     }
 
-    /// Logits `[batch, seq, vocab]`, and what [`Compared::losses`] needs of this side.
-    pub fn forward(&self, side: Side, llama: &Llama, tokens: Tensor<2, Int>, mask: Tensor<4>) -> (Tensor<3>, States) {
+    /// What goes into the head (`[batch, seq, hidden]`), the head, and what [`Compared::losses`] needs of this side.
+    pub fn forward(&self, side: Side, llama: &Llama, tokens: Tensor<2, Int>, mask: &Mask) -> (Tensor<3>, Head, States) {
         let of = |pairs: &[Pair], layer: usize| pairs.iter().any(|pair| pair[side as usize] == layer);
         let mut states = States::default();
-        let logits = llama.forward_observed(tokens, mask, &mut |layer, site, value| match site {
+        let (hidden, head) = llama.forward_observed(tokens, mask, &mut |layer, site, value| match site {
             Site::Output if self.hidden.as_ref().is_some_and(|(_, pairs)| of(pairs, layer)) => {
-                states.outputs.insert(layer, value.clone());
+                states.outputs.insert(layer, value());
             }
             Site::Queries | Site::Keys | Site::Values
                 if self.relations.as_ref().is_some_and(|(_, pairs)| of(pairs, layer)) =>
             {
-                states.relations.entry(layer).or_default().push(value.clone());
+                states.relations.entry(layer).or_default().push(value());
             }
             _ => {}
         });
-        (logits, states)
+        (hidden, head, states)
     }
 
     /// The terms of hidden states and relations, each a scalar of shape `[1]`; `None` for what is not compared. The mask is
-    /// that of the forward passes, not tracked.
+    /// that of the forward passes.
     pub fn losses(
         &self,
         student: &States,
         teacher: &States,
         projections: &Projections,
-        mask: &Tensor<4>,
+        mask: &Mask,
     ) -> [Option<Tensor<1>>; 2] {
         let mean = |terms: Vec<Tensor<1>>| {
             let count = terms.len();
@@ -169,8 +169,8 @@ impl Compared {
             let mut terms = Vec::new();
             for [own, of_teacher] in pairs {
                 for (own, of_teacher) in student.relations[own].iter().zip(&teacher.relations[of_teacher]) {
-                    let of_teacher = relation(of_teacher.clone(), *heads, mask.clone());
-                    let own = relation(own.clone(), *heads, Tensor::from_inner(mask.clone()));
+                    let of_teacher = relation(of_teacher.clone(), *heads, mask.additive(false));
+                    let own = relation(own.clone(), *heads, mask.additive(true));
                     terms.push(relation_loss(own, Tensor::from_inner(of_teacher)));
                 }
             }
@@ -218,7 +218,7 @@ fn relation_loss(student: Tensor<4>, teacher: Tensor<4>) -> Tensor<1> {
 
 #[cfg(test)]
 mod tests {
-    use bitllama_nn::mask;
+    use bitllama_nn::Mask;
 
     use super::*;
 
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn relations_by_hand() {
         let device = Device::flex();
-        let mask = mask::causal(2, &device);
+        let mask = Mask::causal(1, 2, &device).additive(false);
         // One head of two: position 0 sees itself only; position 1 scores 2 and 4, over sqrt(2).
         let of = |values: &[f32]| relation(state(values, &device), 1, mask.clone());
         let (student, teacher) = (of(&[1.0, 1.0, 2.0, 0.0]), of(&[1.0, 0.0, 0.0, 1.0]));
@@ -268,7 +268,7 @@ mod tests {
     fn gradients_are_finite_where_the_mask_hides() {
         let device = Device::flex();
         let leaf = state(&[1.0, -1.0, 2.0, 0.5], &device.clone().autodiff()).require_grad();
-        let mask = mask::causal(2, &device);
+        let mask = Mask::causal(1, 2, &device).additive(false);
         let teacher = relation(state(&[0.0, 1.0, 2.0, 0.0], &device), 1, mask.clone());
         let loss = relation_loss(relation(leaf.clone(), 1, Tensor::from_inner(mask)), Tensor::from_inner(teacher));
         let gradient = leaf.grad(&loss.backward()).unwrap().into_data_as::<f32>();

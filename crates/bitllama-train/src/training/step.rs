@@ -1,11 +1,11 @@
 //! One optimizer step: micro-batches forward and backward, gradients gathered, clipped and applied.
 
 use anyhow::{Result, bail};
-use bitllama_nn::{Llama, mask};
+use bitllama_nn::{Llama, Mask};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
-use super::loss::{Terms, terms};
+use super::loss::{Terms, losses};
 use super::optimizer::{Gradients, Optimizers, clip_global_norm, learning_rate};
 use super::states::{Compared, Projections, Side};
 use super::teacher::Teacher;
@@ -107,24 +107,16 @@ impl Trainer<'_> {
     /// [`TERMS`].
     fn backward(&self, student: &Llama, first: usize, batch: &Batch) -> Result<(Gradients, [f64; TERMS.len()])> {
         let (rows, seq) = (self.recipe.train.batch_size, self.recipe.data.sequence_length);
-        let (positions, distill) = (rows * seq, self.recipe.distill());
+        let distill = self.recipe.distill();
         let plain = self.device.clone().inner();
         let inputs = token_tensor(&batch.inputs, rows, &plain);
-        let mask = mask::causal_within_documents(&batch.documents, seq, &plain);
+        let mask = Mask::within_documents(&batch.documents, seq, &plain);
 
-        let (teacher, of_teacher) = self.teacher.side(first, inputs.clone(), mask.clone(), self.compared, &distill)?;
-        let (inputs, tracked_mask) = (Tensor::from_inner(inputs), Tensor::from_inner(mask.clone()));
-        let (logits, states) = self.compared.forward(Side::Student, student, inputs, tracked_mask);
-        let vocab = logits.dims()[2];
-        let targets: Vec<i32> = batch.targets.iter().map(|t| *t as i32).collect();
-        let scored: Vec<f32> = batch.scored.iter().map(|s| *s as u8 as f32).collect();
-        let Terms { mut loss, ce, divergence } = terms(
-            logits.reshape([positions, vocab]),
-            teacher,
-            Tensor::from_data(TensorData::new(targets, [positions]), self.device),
-            Tensor::from_data(TensorData::new(scored, [positions]), self.device),
-            &distill,
-        );
+        let (known, of_teacher) = self.teacher.known(first, inputs.clone(), &mask, self.compared)?;
+        let (hidden, head, states) =
+            self.compared.forward(Side::Student, student, Tensor::from_inner(inputs), &mask);
+        let Terms { mut loss, ce, divergence } =
+            losses(hidden, &head, known, &batch.targets, &batch.scored, &distill);
         let [hidden, relations] = self.compared.losses(&states, &of_teacher, &self.projections, &mask);
         let weights = [distill.hidden.map(|term| term.weight), distill.relations.map(|term| term.weight)];
         for (term, weight) in [&hidden, &relations].into_iter().zip(weights) {

@@ -1,0 +1,32 @@
+//! What a training step computes beside its matrix products: operators forward and backward, the loss, the optimizer.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`attention`] | rotary embedding and causal grouped-query attention |
+//! | [`rms_norm`] | the gradient of RMSNorm |
+//! | [`swiglu`] | SwiGLU over gates and values that lie side by side |
+//! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
+//! | [`adamw`] | one pass over a parameter, its gradient and its moments |
+//! | `runs` | loops over the lanes of a vector |
+//! | [`blocks`] | matrices a few rows or columns at a time |
+//! | [`buffer`] | numbers that are written before they are read |
+//!
+//! Rows are tokens; all arithmetic is `f32`. Work is split over rayon's threads by shape alone, and every sum has one order, so
+//! results are the same to the bit for every number of threads. They differ between instruction sets by rounding.
+
+pub mod adamw;
+pub mod attention;
+pub mod blocks;
+pub mod buffer;
+pub mod loss;
+pub mod rms_norm;
+mod runs;
+pub mod swiglu;
+
+/// Numbers of a part that a thread takes at a time: a few hundred microseconds of work, and in reach of its cache.
+const PART: usize = 1 << 16;
+
+/// Rows of a part, for rows of `width` numbers.
+fn rows_of_part(width: usize) -> usize {
+    (PART / width.max(1)).max(1)
+}
