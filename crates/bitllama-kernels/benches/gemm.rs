@@ -1,6 +1,7 @@
 //! Products of a linear layer in training, in billions of floating point operations a second and in percent of what the
-//! threads reach with everything in registers: with the `gemm` crate, with [`bitllama_kernels::gemm()`] in `f32` and in
-//! `bf16`, and with a right factor packed before.
+//! threads reach with everything in registers: with the `gemm` crate, with [`bitllama_kernels::gemm()`] in `f32`, in `bf16`
+//! and in 12-bit block floating point, and with a right factor packed before. The last column says how much faster than
+//! in `f32` block floating point is.
 //!
 //! ```text
 //! cargo bench -p bitllama-kernels --bench gemm -- 1 2        # with one thread, then with two
@@ -18,6 +19,9 @@ use gemm::Parallelism;
 /// Tokens of a step; input and output features of the layers of SmolLM2-135M, and of a wide one of TinyLlama.
 const LAYERS: [(usize, usize, usize); 6] =
     [(1024, 576, 960), (1024, 576, 576), (1024, 576, 3072), (1024, 1536, 576), (256, 576, 49152), (1024, 2048, 5632)];
+
+/// What is measured.
+const COLUMNS: [&str; 5] = ["gemm crate", "f32", "bf16", "bfp12", "bfp12, packed"];
 
 /// Runs of a product.
 const RUNS: usize = 9;
@@ -43,9 +47,11 @@ fn main() {
 }
 
 fn all(isa: Isa, threads: usize) {
-    let peak = (0..20).map(|_| bitllama_kernels::gemm::peak(isa)).fold(0.0, f64::max);
-    println!("\n{threads} threads: {:.0} GFLOP/s in registers", peak / 1e9);
-    println!("{:32} {:>16} {:>16} {:>16} {:>16}", "m x k x n", "gemm crate", "f32", "bf16", "bf16, packed");
+    let peaks = [Precision::F32, Precision::Bfp12]
+        .map(|precision| (0..20).map(|_| bitllama_kernels::gemm::peak(isa, precision)).fold(0.0, f64::max));
+    let [peak, whole] = peaks.map(|peak| peak / 1e9);
+    println!("\n{threads} threads: {peak:.0} GFLOP/s in registers, {whole:.0} in block floating point");
+    println!("{:32} {}", "m x k x n", COLUMNS.map(|name| format!("{name:>16}")).join(" "));
     for (tokens, inputs, outputs) in LAYERS {
         // The head's weight is stored as the embedding: outputs times inputs.
         let transposed = outputs > 10_000;
@@ -90,17 +96,17 @@ fn all(isa: Isa, threads: usize) {
             },
         };
         for product in [forward, backward, of_weight] {
-            measure(isa, peak, product);
+            measure(isa, peaks, product);
         }
     }
 }
 
-fn measure(isa: Isa, peak: f64, product: Product) {
+fn measure(isa: Isa, peaks: [f64; 2], product: Product) {
     let Product { name, a, b, strides, data } = product;
     let (m, k, n) = (a.rows(), a.columns(), b.columns());
     let mut out = vec![0.0f32; m * n];
-    let packed = PackedB::new(isa, Precision::Bf16, b);
-    let mut seconds = [const { Vec::new() }; 4];
+    let packed = PackedB::new(isa, Precision::Bfp12, b);
+    let mut seconds = [const { Vec::new() }; COLUMNS.len()];
     // In turns, so that what else the machine does is the same for all.
     for _ in 0..RUNS {
         for (which, seconds) in seconds.iter_mut().enumerate() {
@@ -109,19 +115,22 @@ fn measure(isa: Isa, peak: f64, product: Product) {
                 0 => reference([m, k, n], strides, data, &mut out),
                 1 => gemm(isa, Precision::F32, a, b, &mut out, n, false),
                 2 => gemm(isa, Precision::Bf16, a, b, &mut out, n, false),
+                3 => gemm(isa, Precision::Bfp12, a, b, &mut out, n, false),
                 _ => gemm_packed(a, &packed, &mut out, n, false),
             }
             seconds.push(start.elapsed().as_secs_f64());
         }
     }
     let operations = 2.0 * (m * k * n) as f64;
-    let figures = seconds.map(|mut seconds| {
-        seconds.sort_by(f64::total_cmp);
+    seconds.iter_mut().for_each(|seconds| seconds.sort_by(f64::total_cmp));
+    let faster = [RUNS / 2, 0].map(|run| seconds[1][run] / seconds[3][run]);
+    let figures = std::array::from_fn::<_, { COLUMNS.len() }, _>(|which| {
+        let (seconds, peak) = (&seconds[which], peaks[usize::from(which >= 3)]);
         let [median, best] = [seconds[RUNS / 2], seconds[0]].map(|seconds| operations / seconds);
         format!("{:.0}/{:.0} {:.0}/{:.0}%", median / 1e9, best / 1e9, 100.0 * median / peak, 100.0 * best / peak)
     });
     print!("{:32}", format!("{name:12} {m} x {k} x {n}"));
-    println!("{}", figures.map(|figure| format!(" {figure:>16}")).concat());
+    println!("{} {:5.2}/{:.2}", figures.map(|figure| format!(" {figure:>16}")).concat(), faster[0], faster[1]);
 }
 
 /// The same product with the `gemm` crate.

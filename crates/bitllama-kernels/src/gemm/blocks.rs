@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::packed::PackedB;
+use super::scaled::SPAN;
 use super::tile::{Job, Out};
 use super::view::View;
 use super::{Words, pack, tile};
@@ -47,11 +48,12 @@ impl Right<'_> {
 /// The ranges of `k` that are multiplied one after the other, about as long as each other. Sums are added up in this
 /// order whatever else happens, which is why this depends on nothing else.
 pub(super) fn depths(words: Words, k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let most = match words {
-        Words::Pairs => 2 * DEPTH,
-        _ => DEPTH,
+    let (most, step) = match words {
+        Words::Pairs => (2 * DEPTH, DEPTH_STEP),
+        Words::Scaled => (2 * DEPTH / SPAN * SPAN, SPAN),
+        _ => (DEPTH, DEPTH_STEP),
     };
-    let depth = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(DEPTH_STEP).max(1);
+    let depth = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(step).max(1);
     (0..k).step_by(depth).map(move |from| from..k.min(from + depth))
 }
 
@@ -182,6 +184,7 @@ fn multiply(isa: Isa, words: Words, block: Job, alone: bool) {
             match words {
                 #[cfg(target_arch = "x86_64")]
                 Words::Pairs => super::bf16::run(job),
+                Words::Scaled => super::bfp12::run(isa, job),
                 _ => tile::run_f32(isa, job),
             }
         }

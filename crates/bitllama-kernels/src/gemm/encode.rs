@@ -27,8 +27,8 @@ pub(super) trait Encode: Copy + Sync {
     /// Numbers of a word, neighbours in `k`: 1 or 2.
     const PER_WORD: usize;
 
-    /// The word of one number and of the next; that is anything where [`PER_WORD`](Self::PER_WORD) is 1.
-    fn word(self, x: [f32; 2]) -> u32;
+    /// The word of one number of a lane and of the next; that is anything where [`PER_WORD`](Self::PER_WORD) is 1.
+    fn word(self, lane: usize, x: [f32; 2]) -> u32;
 }
 
 /// Numbers as they are.
@@ -47,7 +47,7 @@ impl Encode for Exact {
     const PER_WORD: usize = 1;
 
     #[inline(always)]
-    fn word(self, x: [f32; 2]) -> u32 {
+    fn word(self, _: usize, x: [f32; 2]) -> u32 {
         x[0].to_bits()
     }
 }
@@ -56,7 +56,7 @@ impl Encode for Rounded {
     const PER_WORD: usize = 1;
 
     #[inline(always)]
-    fn word(self, x: [f32; 2]) -> u32 {
+    fn word(self, _: usize, x: [f32; 2]) -> u32 {
         rounded(x[0])
     }
 }
@@ -65,7 +65,7 @@ impl Encode for Pairs {
     const PER_WORD: usize = 2;
 
     #[inline(always)]
-    fn word(self, x: [f32; 2]) -> u32 {
+    fn word(self, _: usize, x: [f32; 2]) -> u32 {
         rounded(x[0]) >> 16 | rounded(x[1])
     }
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::Words;
 use super::encode::{Encode, Exact, Number, Pairs, Rounded};
 use super::view::{Elements, View};
+use super::{Words, scaled};
 use crate::isa::Isa;
 
 /// A block of a factor: `lanes` (rows of the left factor, columns of the right one) times a range of `k`.
@@ -20,7 +20,7 @@ pub(super) struct Block<'a, T> {
 impl<T: Number> Block<'_, T> {
     /// The number of a lane of the block, at a `k` of the block.
     #[inline(always)]
-    fn get(&self, lane: usize, k: usize) -> f32 {
+    pub(super) fn get(&self, lane: usize, k: usize) -> f32 {
         self.data[(self.lanes[0] + lane) * self.strides[0] + (self.k[0] + k) * self.strides[1]].get()
     }
 
@@ -49,9 +49,35 @@ impl<T: Number> Block<'_, T> {
         for step in steps {
             for lane in lanes.clone() {
                 let k = step * E::PER_WORD;
-                put(lane, step, encode.word([get(lane, k), if E::PER_WORD > 1 { get(lane, k + 1) } else { 0.0 }]));
+                put(
+                    lane,
+                    step,
+                    encode.word(lane, [get(lane, k), if E::PER_WORD > 1 { get(lane, k + 1) } else { 0.0 }]),
+                );
             }
         }
+    }
+}
+
+/// Where the words of a block go: panels of `width` lanes, each `[total, width]`, of which they take the steps from
+/// `first` on.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    pub width: usize,
+    pub total: usize,
+    pub first: usize,
+}
+
+impl Panels {
+    /// Where the word of a lane at a step is.
+    #[inline(always)]
+    pub fn at(self, lane: usize, step: usize) -> usize {
+        (lane / self.width * self.total + self.first + step) * self.width + lane % self.width
+    }
+
+    /// Lanes of panels that have so many words. Every panel is filled, the last one also beyond the lanes of the block.
+    pub fn lanes(self, words: usize) -> usize {
+        words / self.total
     }
 }
 
@@ -80,34 +106,37 @@ pub(super) fn pack(
 #[cfg(target_arch = "x86_64")]
 use super::pack_avx512 as avx512;
 
-#[cfg(target_arch = "x86_64")]
-use avx512::{Load, Vectors};
 #[cfg(not(target_arch = "x86_64"))]
-use {Encode as Vectors, Number as Load};
+pub(super) use super::encode::{Encode as Vectors, Number as Load};
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::{Load, Vectors};
 
 fn pack_from<T: Load>(isa: Isa, words: Words, block: Block<T>, width: usize, out: &mut [u32]) {
+    let panels = Panels { width, total: words.steps(block.depth()), first: 0 };
+    if panels.total == 0 {
+        return;
+    }
     match words {
-        Words::Exact => pack_as(isa, Exact, block, width, out),
-        Words::Rounded => pack_as(isa, Rounded, block, width, out),
-        Words::Pairs => pack_as(isa, Pairs, block, width, out),
+        Words::Exact => pack_as(isa, Exact, block, panels, out),
+        Words::Rounded => pack_as(isa, Rounded, block, panels, out),
+        Words::Pairs => pack_as(isa, Pairs, block, panels, out),
+        Words::Scaled => scaled::pack(isa, block, panels, out),
     }
 }
 
-fn pack_as<T: Load, E: Vectors>(isa: Isa, encode: E, block: Block<T>, width: usize, out: &mut [u32]) {
-    let steps = block.depth().div_ceil(E::PER_WORD);
-    if steps == 0 {
-        return;
-    }
+/// Packs all lanes of a block into some steps of their panels.
+pub(super) fn pack_as<T: Load, E: Vectors>(isa: Isa, encode: E, block: Block<T>, panels: Panels, out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         // SAFETY: who chose this instruction set has made sure of it (`gemm` and `pack_b` assert it).
-        return unsafe { avx512::pack(encode, block, width, steps, out) };
+        return unsafe { avx512::pack(encode, block, panels, out) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
-    for (out, first) in out.chunks_exact_mut(steps * width).zip((0..).step_by(width)) {
-        block.one_by_one(encode, first..first + width, 0..steps, |lane, step, word| {
-            out[step * width + lane - first] = word;
+    let steps = block.depth().div_ceil(E::PER_WORD);
+    for first in (0..panels.lanes(out.len())).step_by(panels.width) {
+        block.one_by_one(encode, first..first + panels.width, 0..steps, |lane, step, word| {
+            out[panels.at(lane, step)] = word;
         });
     }
 }

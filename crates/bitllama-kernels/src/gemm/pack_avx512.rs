@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::encode::{Encode, Exact, Number, Pairs, Rounded};
-use super::pack::Block;
+use super::pack::{Block, Panels};
 use crate::operators::lanes::LANES;
 
 /// Numbers that can be loaded as `f32`.
@@ -37,27 +37,33 @@ impl Load for bf16 {
 
 /// What [`Encode::word`] does, in vectors. The second operand is only looked at where a word has two numbers.
 pub(in crate::gemm) trait Vectors: Encode {
-    /// Words of [`LANES`] lanes: their numbers at one `k`, and at the next.
+    /// Words of [`LANES`] lanes from `lane` on: their numbers at one `k`, and at the next.
     ///
     /// # Safety
-    /// The processor has AVX-512 F and BW.
-    unsafe fn across(self, x: __m512, next: __m512) -> __m512i;
+    /// The processor has AVX-512 F and BW, and lanes are those of the block.
+    unsafe fn across(self, lane: usize, x: __m512, next: __m512) -> __m512i;
 
     /// [`LANES`] words of one lane, from the first numbers and from the [`LANES`] that follow.
     ///
     /// # Safety
-    /// The processor has AVX-512 F and BW.
-    unsafe fn along(self, x: __m512, next: __m512) -> __m512i;
+    /// The processor has AVX-512 F and BW, and the lane is one of the block.
+    unsafe fn along(self, lane: usize, x: __m512, next: __m512) -> __m512i;
+
+    /// Which of those words [`along`](Self::along) returns in a place.
+    #[inline(always)]
+    fn step(place: usize) -> usize {
+        place
+    }
 }
 
 impl Vectors for Exact {
     #[inline(always)]
-    unsafe fn across(self, x: __m512, _: __m512) -> __m512i {
+    unsafe fn across(self, _: usize, x: __m512, _: __m512) -> __m512i {
         // SAFETY: as promised by the caller.
         unsafe { _mm512_castps_si512(x) }
     }
     #[inline(always)]
-    unsafe fn along(self, x: __m512, _: __m512) -> __m512i {
+    unsafe fn along(self, _: usize, x: __m512, _: __m512) -> __m512i {
         // SAFETY: as promised by the caller.
         unsafe { _mm512_castps_si512(x) }
     }
@@ -65,12 +71,12 @@ impl Vectors for Exact {
 
 impl Vectors for Rounded {
     #[inline(always)]
-    unsafe fn across(self, x: __m512, _: __m512) -> __m512i {
+    unsafe fn across(self, _: usize, x: __m512, _: __m512) -> __m512i {
         // SAFETY: as promised by the caller.
         unsafe { rounded(x) }
     }
     #[inline(always)]
-    unsafe fn along(self, x: __m512, _: __m512) -> __m512i {
+    unsafe fn along(self, _: usize, x: __m512, _: __m512) -> __m512i {
         // SAFETY: as promised by the caller.
         unsafe { rounded(x) }
     }
@@ -78,12 +84,12 @@ impl Vectors for Rounded {
 
 impl Vectors for Pairs {
     #[inline(always)]
-    unsafe fn across(self, x: __m512, next: __m512) -> __m512i {
+    unsafe fn across(self, _: usize, x: __m512, next: __m512) -> __m512i {
         // SAFETY: as promised by the caller.
         unsafe { _mm512_or_si512(_mm512_srli_epi32::<16>(rounded(x)), rounded(next)) }
     }
     #[inline(always)]
-    unsafe fn along(self, x: __m512, next: __m512) -> __m512i {
+    unsafe fn along(self, _: usize, x: __m512, next: __m512) -> __m512i {
         const UPPER: [i16; 32] = {
             let mut halves = [0; 32];
             let mut i = 0;
@@ -118,25 +124,18 @@ unsafe fn rounded(x: __m512) -> __m512i {
 /// Groups of sixteen lanes that [`pack`] takes at a time, at most.
 const GROUPS: usize = 6;
 
-/// Packs a block into `out`: panels of `width` lanes, each `[steps, width]`.
+/// Packs a block into its panels.
 ///
 /// # Safety
 /// The processor has the instructions.
 ///
 /// # Panics
-/// If `width` is neither 8 nor a multiple of 16.
+/// If the panels' width is neither 8 nor a multiple of 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(
-    encode: E,
-    block: Block<T>,
-    width: usize,
-    steps: usize,
-    out: &mut [u32],
-) {
+pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(encode: E, block: Block<T>, panels: Panels, out: &mut [u32]) {
+    let width = panels.width;
     assert!(width == 8 || width.is_multiple_of(LANES));
-    // Every panel is filled, the last one also beyond the lanes of the block.
-    let lanes = out.len() / steps;
-    let at = |lane: usize| lane / width * width * steps + lane % width;
+    let (lanes, steps) = (panels.lanes(out.len()), block.depth().div_ceil(E::PER_WORD));
     // Whole words of whole groups of lanes go by vectors.
     let (words, groups) = (block.depth() / E::PER_WORD, block.count() / LANES);
     let [lane_stride, k_stride] = block.strides;
@@ -152,15 +151,12 @@ pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(
         // The last number that is read and the last words that are written, so that one check does for all.
         let last = corner + (groups * LANES - 1) * lane_stride + (words * E::PER_WORD - 1) * k_stride;
         assert!(last < block.data.len(), "the block is outside its data");
-        assert!(
-            at(first + groups * LANES - 8) + (words - 1) * width + 8 <= out.len(),
-            "the block is outside its panels"
-        );
+        assert!(panels.at(first + groups * LANES - 8, words - 1) + 8 <= out.len(), "the block is outside its panels");
         let mut halves = [[0; 2]; GROUPS];
         for (group, halves) in halves.iter_mut().enumerate() {
-            *halves = [0, 8].map(|half| at(first + group * LANES + half));
+            *halves = [0, 8].map(|half| panels.at(first + group * LANES + half, 0));
         }
-        let to = To { out: out.as_mut_ptr(), halves: &halves[..groups], width };
+        let to = To { out: out.as_mut_ptr(), halves: &halves[..groups], lane: first, width };
         let from = block.data[corner..].as_ptr();
         // SAFETY: the numbers and the words are within their slices, as asserted.
         match lane_stride {
@@ -169,7 +165,7 @@ pub(in crate::gemm) unsafe fn pack<T: Load, E: Vectors>(
         }
     }
     for (lanes, steps) in [(0..vectors, words..steps), (vectors..lanes, 0..steps)] {
-        block.one_by_one(encode, lanes, steps, |lane, step, word| out[at(lane) + step * width] = word);
+        block.one_by_one(encode, lanes, steps, |lane, step, word| out[panels.at(lane, step)] = word);
     }
 }
 
@@ -179,6 +175,8 @@ struct To<'a> {
     out: *mut u32,
     /// Where those of the first step go, for each half of a group.
     halves: &'a [[usize; 2]],
+    /// The first lane of the first group.
+    lane: usize,
     /// Words from a step to the next.
     width: usize,
 }
@@ -226,7 +224,7 @@ unsafe fn across<T: Load, E: Vectors>(encode: E, from: *const T, k_stride: usize
                     next = T::load(at.add(k_stride));
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add((AHEAD * E::PER_WORD + 1) * k_stride).cast());
                 }
-                to.store(group, step, encode.across(x, next));
+                to.store(group, step, encode.across(to.lane + group * LANES, x, next));
             }
         }
     }
@@ -254,11 +252,11 @@ unsafe fn along<T: Load, E: Vectors>(encode: E, from: *const T, lane_stride: usi
                         next = T::load(at.add(LANES));
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + LANES).cast());
                     }
-                    *row = encode.along(x, next);
+                    *row = encode.along(to.lane + group * LANES + lane, x, next);
                 }
                 let rows = transposed(rows);
-                for (i, words) in rows.iter().enumerate() {
-                    to.store(group, step + i, *words);
+                for (place, words) in rows.iter().enumerate() {
+                    to.store(group, step + E::step(place), *words);
                 }
             }
         }

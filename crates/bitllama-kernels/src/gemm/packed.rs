@@ -10,7 +10,7 @@ use crate::aligned::Aligned;
 use crate::isa::Isa;
 
 /// A right factor `[k, n]` in the order in which [`gemm_packed`](super::gemm_packed) reads it: a weight as it is or, as a
-/// transposed view, its transpose. In [`Precision::Bf16`] it takes 2 bytes a number, else 4; up to 47 columns are added.
+/// transposed view, its transpose. In [`Precision::Bf16`] and [`Precision::Bfp12`] it takes 2 bytes a number, else 4; up to 47 columns are added.
 #[derive(Debug, Clone)]
 pub struct PackedB {
     isa: Isa,

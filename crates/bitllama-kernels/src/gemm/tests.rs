@@ -2,6 +2,8 @@ use super::*;
 use half::bf16;
 use proptest::prelude::*;
 
+mod bfp12;
+
 /// Numbers that look random, from -1 to 1.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -20,12 +22,15 @@ fn get(view: &View, i: usize, j: usize) -> f32 {
     }
 }
 
-/// The products of the factors, rounded to `bf16` or not, in double precision.
-fn reference(words: Words, a: &View, b: &View) -> Vec<f64> {
+/// The products of the factors, rounded to `bf16` or not, in double precision, and how far from them results may be.
+fn reference(words: Words, a: &View, b: &View) -> Vec<[f64; 2]> {
+    if words == Words::Scaled {
+        return bfp12::bounds(a, b);
+    }
     let factor = |x: f32| f64::from(if words == Words::Exact { x } else { bf16::from_f32(x).to_f32() });
     let at = |i: usize| (i / b.columns(), i % b.columns());
     let product = |(i, j)| (0..a.columns()).map(|k| factor(get(a, i, k)) * factor(get(b, k, j))).sum();
-    (0..a.rows() * b.columns()).map(|i| product(at(i))).collect()
+    (0..a.rows() * b.columns()).map(|i| [product(at(i)), 1e-6 * (a.columns() + 1) as f64]).collect()
 }
 
 /// What each instruction set can have in its words.
@@ -34,7 +39,9 @@ fn kernels() -> impl Iterator<Item = (Isa, Words)> {
     let pairs = super::bf16::is_available().then_some((Isa::Avx512, Words::Pairs));
     #[cfg(not(target_arch = "x86_64"))]
     let pairs = None;
-    Isa::available().flat_map(|isa| [(isa, Words::Exact), (isa, Words::Rounded)]).chain(pairs)
+    Isa::available()
+        .flat_map(|isa| [Words::Exact, Words::Rounded, Words::Scaled].map(|words| (isa, words)))
+        .chain(pairs)
 }
 
 /// A matrix in one of the layouts that a [`View`] can have, the numbers around it not being its own.
@@ -73,17 +80,22 @@ fn check(m: usize, k: usize, n: usize, layouts: [usize; 2], accumulate: bool, se
     let (a, b) = (a.view(), b.view());
     let stride = n + seed as usize % 3;
     let before = numbers(m * stride, seed + 2);
+    let mut scaled = None;
     for (isa, words) in kernels() {
         let mut out = before.clone();
         blocks::run(isa, words, a, blocks::Right::View(b), &mut out, stride, accumulate);
-        for (i, expected) in reference(words, &a, &b).into_iter().enumerate() {
+        for (i, [expected, tolerance]) in reference(words, &a, &b).into_iter().enumerate() {
             let at = i / n * stride + i % n;
             let expected = expected + f64::from(if accumulate { before[at] } else { 0.0 });
             let error = (f64::from(out[at]) - expected).abs();
-            assert!(error <= 1e-6 * (k + 1) as f64, "{isa} {words:?} {m} {k} {n} {layouts:?}: {error} at {i}");
+            assert!(error <= tolerance, "{isa} {words:?} {m} {k} {n} {layouts:?}: {error} at {i}");
         }
         for (row, before) in out.chunks(stride).zip(before.chunks(stride)) {
             assert_eq!(row[n..], before[n..], "{isa} {words:?}: what lies between rows was touched");
+        }
+        if words == Words::Scaled {
+            let first = scaled.get_or_insert_with(|| out.clone());
+            assert!(*first == out, "{isa} {words:?} {m} {k} {n} {layouts:?}: not as on other instruction sets");
         }
         let mut again = before.clone();
         gemm_packed(a, &PackedB::with(isa, words, b), &mut again, stride, accumulate);
@@ -116,7 +128,7 @@ fn the_same_for_every_number_of_threads() {
     let (m, k, n) = (300, 500, 400);
     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
     let (a, b) = (View::row_major(&a[..], [m, k]), View::row_major(&b[..], [k, n]));
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Bf16, Precision::Bfp12] {
         let [one, two, three] = [1, 2, 3].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut out = vec![0.0; m * n];

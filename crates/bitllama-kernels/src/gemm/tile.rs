@@ -134,15 +134,16 @@ pub(super) fn tiles<K: Kernel, const R: usize, const V: usize>(k: K, job: Job) {
                 for (v, sum) in sums.into_iter().enumerate() {
                     let first = column + v * LANES;
                     let columns = first.min(columns)..columns.min(first + LANES);
-                    store(k, sum, job.out.at(row + r, 0), columns, job.add);
+                    store(k.simd(), k.floats(sum), job.out.at(row + r, 0), columns, job.add);
                 }
             }
         }
     }
 }
 
+/// The sums of a tile. Asks for the tile's rows of `out` on the way.
 #[inline(always)]
-fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32], out: Out) -> [[K::V; V]; R] {
+pub(super) fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32], out: Out) -> [[K::V; V]; R] {
     let mut sums = [[k.zero(); V]; R];
     let (a, _) = a.as_chunks::<R>();
     let (b, _) = b.as_chunks::<LANES>();
@@ -172,8 +173,7 @@ fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b: &[u32], o
 }
 
 #[inline(always)]
-fn store<K: Kernel>(k: K, sum: K::V, row: Out, columns: Range<usize>, add: bool) {
-    let (s, sum) = (k.simd(), k.floats(sum));
+pub(super) fn store<S: Simd>(s: S, sum: S::V, row: Out, columns: Range<usize>, add: bool) {
     if columns.len() == LANES {
         // SAFETY: the row has these columns, by the promise to `run_f32` and its like, and they are this job's.
         let to = unsafe { &mut *row.at(0, columns.start).data.cast::<[f32; LANES]>() };
@@ -185,29 +185,39 @@ fn store<K: Kernel>(k: K, sum: K::V, row: Out, columns: Range<usize>, add: bool)
     }
 }
 
-/// Multiplies and adds in registers only, `turns` times as often as there are sums; returns how many numbers it added up.
-pub(super) fn peak(isa: Isa, turns: usize) -> usize {
-    for_isa!(isa, multiply_registers(turns: usize) -> usize)
+/// Multiplies and adds in registers only, `turns` times as often as there are sums; returns how many words it added up.
+pub(super) fn peak_f32(isa: Isa, turns: usize) -> usize {
+    for_isa!(isa, multiply_floats(turns: usize) -> usize)
 }
 
 #[inline(always)]
-fn multiply_registers<S: Simd>(s: S, turns: usize) -> usize {
+fn multiply_floats<S: Simd>(s: S, turns: usize) -> usize {
+    multiply_registers(Fma(s), turns)
+}
+
+/// As [`peak_f32`], with any words.
+#[inline(always)]
+pub(super) fn multiply_registers<K: Kernel>(k: K, turns: usize) -> usize {
     /// More sums than multiplications are under way at a time; twice as many where a vector is one register.
     const SUMS: usize = 6;
     #[inline(always)]
-    fn run<S: Simd, const N: usize>(s: S, turns: usize) -> usize {
-        let [a, b] = std::hint::black_box([0.5, 0.25]).map(|x| s.splat(x));
+    fn run<K: Kernel, const N: usize>(k: K, turns: usize) -> usize {
+        let [mut a, b] = std::hint::black_box([0.5f32, 0.25]).map(|x| k.splat(x.to_bits()));
         let mut sums = [b; N];
         for _ in 0..turns {
+            // Else the compiler may multiply once only.
+            a = std::hint::black_box(a);
             for sum in &mut sums {
-                *sum = s.mul_add(*sum, a, b);
+                *sum = k.step(a, b, *sum);
             }
         }
-        std::hint::black_box(sums.map(|sum| s.sum(sum)));
+        for sum in sums {
+            std::hint::black_box(k.simd().sum(k.floats(sum)));
+        }
         turns * N * LANES
     }
-    match S::BLOCK {
-        24 => run::<S, { 2 * SUMS }>(s, turns),
-        _ => run::<S, SUMS>(s, turns),
+    match K::S::BLOCK {
+        24 => run::<K, { 2 * SUMS }>(k, turns),
+        _ => run::<K, SUMS>(k, turns),
     }
 }

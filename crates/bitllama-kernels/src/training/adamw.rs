@@ -45,7 +45,14 @@ pub fn step(isa: Isa, step: &Step, parameter: &mut [f32], gradient: &[f32], firs
 }
 
 #[inline(always)]
-fn step_all<S: Simd>(_: S, step: &Step, parameter: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+fn step_all<S: Simd>(
+    _: S,
+    step: &Step,
+    parameter: &mut [f32],
+    gradient: &[f32],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
     let (factor_1, factor_2) = (1.0 - step.beta_1, 1.0 - step.beta_2);
     let (bias_1, bias_2) = (1.0 - step.beta_1.powi(step.time), 1.0 - step.beta_2.powi(step.time));
     let (lr, decay) = (step.lr as f32, step.lr * step.weight_decay as f64);

@@ -91,14 +91,7 @@ pub fn row(isa: Isa, weights: &Weights, teacher: Teacher, target: usize, logits:
 ///
 /// # Panics
 /// If `k` is 0 or not below the size of the vocabulary.
-pub fn likeliest(
-    isa: Isa,
-    logits: &[f32],
-    temperature: f32,
-    k: usize,
-    tokens: &mut Vec<u32>,
-    log_p: &mut Vec<f32>,
-) {
+pub fn likeliest(isa: Isa, logits: &[f32], temperature: f32, k: usize, tokens: &mut Vec<u32>, log_p: &mut Vec<f32>) {
     assert!(k > 0 && k < logits.len(), "the {k} likeliest of {} tokens", logits.len());
     let largest_first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     tokens.clear();
@@ -374,7 +367,14 @@ mod tests {
     }
 
     /// By the definitions, in f64: cross-entropy and divergence.
-    fn reference(kind: Divergence, k: Option<usize>, t: f64, student: &[f64], teacher: &[f64], target: usize) -> [f64; 2] {
+    fn reference(
+        kind: Divergence,
+        k: Option<usize>,
+        t: f64,
+        student: &[f64],
+        teacher: &[f64],
+        target: usize,
+    ) -> [f64; 2] {
         let kl = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
         let ce = -softmax(student, 1.0)[target].ln();
         let (mut q, mut p) = (softmax(student, t), softmax(teacher, t));
@@ -426,7 +426,10 @@ mod tests {
                             let expected = of(&wide(&student));
                             let case = format!("{isa} {kind:?} {k:?} {temperature} {ce}");
                             assert!((terms.ce as f64 - expected[0]).abs() < 1e-5, "{case}: {terms:?} {expected:?}");
-                            assert!((terms.divergence as f64 - expected[1]).abs() < 1e-5, "{case}: {terms:?} {expected:?}");
+                            assert!(
+                                (terms.divergence as f64 - expected[1]).abs() < 1e-5,
+                                "{case}: {terms:?} {expected:?}"
+                            );
                             for i in 0..vocab {
                                 let moved = |by: f64| {
                                     let mut student = wide(&student);
@@ -435,7 +438,11 @@ mod tests {
                                     ce as f64 * own + 1.3 * divergence
                                 };
                                 let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
-                                assert!((gradient[i] as f64 - slope).abs() < 2e-5, "{case} {i}: {} {slope}", gradient[i]);
+                                assert!(
+                                    (gradient[i] as f64 - slope).abs() < 2e-5,
+                                    "{case} {i}: {} {slope}",
+                                    gradient[i]
+                                );
                             }
                         }
                     }

@@ -26,15 +26,7 @@ pub fn forward(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 ///
 /// # Panics
 /// If the lengths disagree.
-pub fn backward(
-    isa: Isa,
-    x: &[f32],
-    weight: &[f32],
-    eps: f32,
-    d_out: &[f32],
-    d_x: &mut [f32],
-    d_weight: &mut [f32],
-) {
+pub fn backward(isa: Isa, x: &[f32], weight: &[f32], eps: f32, d_out: &[f32], d_x: &mut [f32], d_weight: &mut [f32]) {
     let hidden = weight.len();
     assert!(x.len().is_multiple_of(hidden) && d_weight.len() == hidden, "x is no rows of the weight");
     assert!(d_out.len() == x.len() && d_x.len() == x.len(), "x, d_out and d_x are not the same rows");
@@ -129,7 +121,11 @@ mod tests {
                         loss(&x[..row.end], &weight64) - loss(&x64[..row.start], &weight64)
                     };
                     let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
-                    assert!((d_x[i] as f64 - slope).abs() < 1e-4 * (1.0 + slope.abs()), "{isa} {i}: {} {slope}", d_x[i]);
+                    assert!(
+                        (d_x[i] as f64 - slope).abs() < 1e-4 * (1.0 + slope.abs()),
+                        "{isa} {i}: {} {slope}",
+                        d_x[i]
+                    );
                 }
                 for i in (0..hidden).step_by(1 + hidden / 10) {
                     let at = |by: f64| {

@@ -90,7 +90,10 @@ mod tests {
                     let silu = |x: f64| x / (1.0 + (-x).exp());
                     let slope = (silu(gate + 1e-5) - silu(gate - 1e-5)) / 2e-5;
                     let close = |got: f32, expected: f64| {
-                        assert!((got as f64 - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{isa} {got} {expected}");
+                        assert!(
+                            (got as f64 - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                            "{isa} {got} {expected}"
+                        );
                     };
                     close(out[i], silu(gate) * up);
                     close(d_gate_up[place], d * up * slope);
