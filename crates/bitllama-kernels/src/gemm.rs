@@ -63,8 +63,8 @@ pub enum Precision {
     /// standard deviations on one side, both are off by 1.8e-3.
     ///
     /// A block with a number that is infinite or none makes all results of its row or column NaN. Scales are no smaller than
-    /// the smallest normal number: magnitudes below 2^-127 are zeros. Results are infinite where the largest magnitude of a
-    /// block of the right factor is above 2^107.
+    /// the smallest normal number: magnitudes below 2^-127 are zeros. Results may be infinite where the largest magnitude of a
+    /// block of the right factor is above 2^108.
     ///
     /// The format is that of Rouhani et al., "Pushing the Limits of Narrow Precision Inferencing at Cloud Scale with
     /// Microsoft Floating Point" (NeurIPS 2020), with more bits, longer blocks and scales that are no powers of two.

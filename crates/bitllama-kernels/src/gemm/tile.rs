@@ -202,11 +202,11 @@ pub(super) fn multiply_registers<K: Kernel>(k: K, turns: usize) -> usize {
     const SUMS: usize = 6;
     #[inline(always)]
     fn run<K: Kernel, const N: usize>(k: K, turns: usize) -> usize {
-        let [mut a, b] = std::hint::black_box([0.5f32, 0.25]).map(|x| k.splat(x.to_bits()));
+        let [a, b] = std::hint::black_box([0.5f32, 0.25]).map(|x| k.splat(x.to_bits()));
         let mut sums = [b; N];
         for _ in 0..turns {
-            // Else the compiler may multiply once only.
-            a = std::hint::black_box(a);
+            // Read again, else the compiler may multiply once only.
+            let a = *std::hint::black_box(&a);
             for sum in &mut sums {
                 *sum = k.step(a, b, *sum);
             }
