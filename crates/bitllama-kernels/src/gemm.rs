@@ -3,8 +3,8 @@
 //!
 //! [`gemm()`] packs blocks of both factors into the order in which a register tile reads them, then computes tiles, split
 //! over the threads of the current `rayon` pool. Which sums are added up in which order depends on the shape and the
-//! [`Isa`] only, in [`Precision::Bfp12`] on the shape only: results are the same to the bit for every number of threads. Memory for the blocks is kept for later
-//! calls.
+//! [`Isa`] only, in [`Precision::Bfp12`] on the shape only: results are the same to the bit for every number of threads.
+//! Memory for the blocks is kept for later calls.
 //!
 //! A factor that stays the same, a frozen model's weight, is packed once with [`PackedB::new`] and multiplied with
 //! [`gemm_packed`]; the products are the same to the bit.

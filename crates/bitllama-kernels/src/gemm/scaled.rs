@@ -11,7 +11,7 @@ use super::pack::{Block, Load, Panels, pack_as};
 use crate::isa::Isa;
 
 /// Numbers of a lane with one scale, but for the last ones of a lane. Even, and few enough for a sum of products to fit
-/// into 32 bits.
+/// into 32 bits. With 512, products of a layer were 1 to 2 % faster, but an outlier takes digits from twice as many.
 pub(super) const SPAN: usize = 256;
 const _: () = assert!(SPAN.is_multiple_of(32) && SPAN as i64 * (MOST as i64 * MOST as i64) < 1 << 31);
 

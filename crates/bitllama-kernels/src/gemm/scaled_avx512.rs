@@ -43,8 +43,6 @@ impl Vectors for Scaled<'_> {
 /// The processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn largest<T: Load>(block: &Block<T>, largest: &mut [u32; LANES_AT_ONCE]) {
-    /// Groups of sixteen lanes side by side that are read together, at most.
-    const GROUPS: usize = 6;
     let (lanes, depth) = (block.count(), block.depth());
     let [lane_stride, k_stride] = block.strides;
     assert!(lanes <= LANES_AT_ONCE);
@@ -64,11 +62,16 @@ pub(super) unsafe fn largest<T: Load>(block: &Block<T>, largest: &mut [u32; LANE
                 for first in (0..vectors).step_by(LANES) {
                     along(from.add(first * lane_stride), lane_stride, numbers, to.add(first));
                 }
-            } else if vectors == GROUPS * LANES {
-                across::<T, GROUPS>(from, k_stride, numbers, to);
             } else {
-                for first in (0..vectors).step_by(LANES) {
-                    across::<T, 1>(from.add(first), k_stride, numbers, to.add(first));
+                let mut first = 0;
+                while first < vectors {
+                    let (from, to) = (from.add(first), to.add(first));
+                    let groups = match (vectors - first) / LANES {
+                        6.. => across::<T, 6>(from, k_stride, numbers, to),
+                        3.. => across::<T, 3>(from, k_stride, numbers, to),
+                        _ => across::<T, 1>(from, k_stride, numbers, to),
+                    };
+                    first += groups * LANES;
                 }
             }
         }
@@ -87,14 +90,14 @@ unsafe fn larger(largest: __m512i, x: __m512) -> __m512i {
     unsafe { _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff))) }
 }
 
-/// Of groups of lanes that lie side by side, `k_stride` from a `k` to the next.
+/// Of groups of lanes that lie side by side, `k_stride` from a `k` to the next; returns how many they are.
 ///
 /// # Safety
 /// The processor has AVX-512 F, and there are as many numbers and room for the lanes.
 #[inline(always)]
-unsafe fn across<T: Load, const N: usize>(from: *const T, k_stride: usize, depth: usize, to: *mut u32) {
+unsafe fn across<T: Load, const N: usize>(from: *const T, k_stride: usize, depth: usize, to: *mut u32) -> usize {
     /// Numbers from one that is asked for to the one that is read.
-    const AHEAD: usize = 16;
+    const AHEAD: usize = 4;
     // SAFETY: as promised by the caller; nothing happens where a line that is asked for does not exist.
     unsafe {
         let mut all = [_mm512_setzero_si512(); N];
@@ -110,6 +113,7 @@ unsafe fn across<T: Load, const N: usize>(from: *const T, k_stride: usize, depth
             _mm512_storeu_si512(to.add(group * LANES).cast(), largest);
         }
     }
+    N
 }
 
 /// Of sixteen lanes `lane_stride` apart, the numbers of each side by side; `depth` is a multiple of sixteen.
