@@ -165,7 +165,8 @@ fn a_loss_that_is_not_finite() {
     let args = short_run(&run, &["train.steps=3"]);
     succeed(&mut train(&args.iter().map(String::as_str).collect::<Vec<_>>()));
     let message = fail(&["train.lr=1e37", "train.steps=9", "train.checkpoint_every=9"], &["--resume"]);
-    assert!(message.contains("step 5: the cross-entropy is") && message.contains("step-000003"), "{message}");
+    // Which number overflows first depends on the operators.
+    assert!(message.contains("step 5: the ") && message.contains("step-000003"), "{message}");
 }
 
 /// A disk of 4 MB, where user namespaces allow to make one; the latent weights of a checkpoint alone take more.

@@ -78,6 +78,10 @@ impl RowMatrix for DenseMatrix {
         self.data.iter_mut().zip(other.data).for_each(|(x, y)| *x *= y);
         self
     }
+    fn add(mut self, other: Self) -> Self {
+        self.data.iter_mut().zip(other.data).for_each(|(x, y)| *x += y);
+        self
+    }
     fn round(self) -> Self {
         self.map(f32::round_ties_even)
     }
@@ -87,6 +91,9 @@ impl RowMatrix for DenseMatrix {
     }
     fn clamp(self, low: f32, high: f32) -> Self {
         self.map(|x| x.clamp(low, high))
+    }
+    fn within(self, low: f32, high: f32) -> Self {
+        self.map(|x| if (low..=high).contains(&x) { 1.0 } else { 0.0 })
     }
     fn sign_or_one(self) -> Self {
         self.map(|x| if x >= 0.0 { 1.0 } else { -1.0 })

@@ -43,12 +43,16 @@ pub trait RowMatrix: Clone {
     fn at_least_rows(self, row: Self) -> Self;
     /// Elements times elements.
     fn mul(self, other: Self) -> Self;
+    /// Elements plus elements.
+    fn add(self, other: Self) -> Self;
     /// Nearest integer, ties to even.
     fn round(self) -> Self;
     /// `value` in the place of each element for which `x`, of the same shape, is above `bound`.
     fn put_where_above(self, x: Self, bound: f32, value: f32) -> Self;
     /// Limited to `low ..= high`.
     fn clamp(self, low: f32, high: f32) -> Self;
+    /// 1 where `low <= x <= high`, else 0.
+    fn within(self, low: f32, high: f32) -> Self;
     /// +1 where x >= 0, else -1.
     fn sign_or_one(self) -> Self;
     /// The nearest f16, ties to even.

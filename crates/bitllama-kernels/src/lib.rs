@@ -21,6 +21,7 @@
 //! | [`levels`] | codes out of a table, in fixed point |
 //! | `simd` | what a kernel needs of an instruction set |
 //! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
+//! | [`allocator`] | what the system's allocator does with freed memory |
 //! | `aligned` | numbers that start at a cache line |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
 //!
@@ -29,6 +30,7 @@
 
 pub mod activations;
 mod aligned;
+pub mod allocator;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
 use crate::activations::rounded;
-use crate::decoder::Site;
+use crate::decoder::{Site, Value};
 use crate::linear::{Linear, side_by_side};
 use crate::mask::Mask;
 use crate::ops;
@@ -45,7 +45,7 @@ impl Attention {
         x: Tensor<3>,
         rotary: &Rotary,
         mask: &Mask,
-        observe: &mut dyn FnMut(Site, &dyn Fn() -> Tensor<3>),
+        observe: &mut dyn FnMut(Site, Value),
     ) -> Tensor<3> {
         observe(Site::Input(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), &|| x.clone());
         let qkv = side_by_side([&self.q_proj, &self.k_proj, &self.v_proj], x);

@@ -54,6 +54,9 @@ pub enum Site {
     Output,
 }
 
+/// Gives what is at a [`Site`], when it is asked for.
+pub type Value<'a> = &'a dyn Fn() -> Tensor<3>;
+
 /// Attention and feed-forward, each behind a norm and beside a residual path.
 #[derive(Module, Debug)]
 pub struct Block {
@@ -105,7 +108,7 @@ impl Llama {
         &self,
         tokens: Tensor<2, Int>,
         mask: &Mask,
-        observe: &mut dyn FnMut(usize, Site, &dyn Fn() -> Tensor<3>),
+        observe: &mut dyn FnMut(usize, Site, Value),
     ) -> (Tensor<3>, Head) {
         let rotary = Rotary::new(&self.config, mask.seq(), mask.device());
         // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
@@ -156,7 +159,7 @@ impl Block {
         x: Tensor<3>,
         rotary: &Rotary,
         mask: &Mask,
-        observe: &mut dyn FnMut(Site, &dyn Fn() -> Tensor<3>),
+        observe: &mut dyn FnMut(Site, Value),
     ) -> Tensor<3> {
         let normed = self.input_layernorm.forward(x.clone());
         let x = x + self.self_attn.forward(normed, rotary, mask, observe);

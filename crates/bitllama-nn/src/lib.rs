@@ -9,6 +9,7 @@
 //! | [`fake_quant`] | low-bit weights with straight-through gradients, attached by parameter path |
 //! | [`activations`] | low-bit activations, keys and values, with straight-through gradients |
 //! | [`ops`] | the operators of the parts, fused, with hand-written gradients |
+//! | [`profile`] | where the time of a step goes |
 //! | [`weights`] | weights in and out of a model, by name |
 //!
 //! A model knows nothing of quantization: [`fake_quant::quantize`] attaches a bit plan to it from outside, and
@@ -23,6 +24,7 @@ pub mod linear;
 pub mod mask;
 pub mod mlp;
 pub mod ops;
+pub mod profile;
 pub mod rms_norm;
 pub mod rotary;
 pub mod weights;

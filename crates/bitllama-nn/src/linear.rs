@@ -1,7 +1,7 @@
 //! A linear layer without bias, with a place for the rounding of its input ([`crate::activations`]).
 
 use bitllama_core::Activation;
-use bitllama_kernels::gemm::Precision;
+pub use bitllama_kernels::gemm::Precision;
 use burn::module::{Module, Param};
 use burn::tensor::module::linear;
 use burn::tensor::{DType, FloatDType, Tensor, bf16};
@@ -58,7 +58,8 @@ pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision) -> 
         return ops::linear::forward(x, [weight], precision);
     }
     match precision {
-        Precision::F32 => linear(x, weight, None),
+        // Block floating point is a matter of the CPU's units.
+        Precision::F32 | Precision::Bfp12 => linear(x, weight, None),
         Precision::Bf16 if x.device().supports_dtype(DType::BF16) => {
             linear(x.cast(FloatDType::BF16), weight.cast(FloatDType::BF16), None).cast(FloatDType::F32)
         }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
-use crate::decoder::Site;
+use crate::decoder::{Site, Value};
 use crate::linear::{Linear, side_by_side};
 use crate::ops;
 use crate::rms_norm::RmsNorm;
@@ -24,7 +24,7 @@ pub struct Mlp {
 
 impl Mlp {
     /// `[batch, seq, hidden]` to the same shape. `observe` is shown each [`Site`] of the layer, before any rounding.
-    pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, &dyn Fn() -> Tensor<3>)) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, Value)) -> Tensor<3> {
         observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &|| x.clone());
         let gate_up = side_by_side([&self.gate_proj, &self.up_proj], x);
         let gated = if ops::fused(&gate_up.device()) {

@@ -3,8 +3,8 @@
 mod common;
 
 use bitllama_core::{Activation, ActivationPlan, BitPlan, Scheme};
-use bitllama_nn::activations::{plan_of, quantize, rounded};
 use bitllama_kernels::gemm::Precision;
+use bitllama_nn::activations::{plan_of, quantize, rounded};
 use bitllama_nn::linear::Linear;
 use bitllama_nn::{Llama, Mask, fake_quant};
 use burn::module::{Module, Param};
@@ -57,7 +57,8 @@ fn values_and_gradients_are_those_of_pytorch() {
         assert_eq!(floats(rounded(x(), Some(kind))), value, "{kind}: a gradient changes the value");
 
         let w = Tensor::<2>::from_data(tensor(&golden.w, &[out, width]), &device).transpose().detach();
-        let layer = Linear { weight: Param::from_tensor(w.require_grad()), input: Some(kind), precision: Precision::F32 };
+        let layer =
+            Linear { weight: Param::from_tensor(w.require_grad()), input: Some(kind), precision: Precision::F32 };
         let input = x();
         let output = layer.forward(input.clone());
         assert_close(floats(output.clone()), &case.out, &case.kind);

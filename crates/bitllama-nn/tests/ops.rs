@@ -9,7 +9,7 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Activation, ActivationPlan, BitPlan, Method, ModelConfig, Quantizer, Scheme};
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{Strength, quantize, quantize_by};
-use bitllama_nn::ops::adamw::FusedAdamW;
+use bitllama_nn::ops::adamw::{FusedAdamW, GradientScale};
 use bitllama_nn::ops::{composed, fused};
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, Mask, activations};
@@ -106,7 +106,8 @@ fn quantized_models_do_too() {
 #[test]
 fn rounded_activations_and_caches_do_too() {
     let mask = Mask::causal(2, SEQ, &flex());
-    let inputs = [("layers.0.self_attn.q_proj.weight", Activation::Int8), ("layers.1.mlp.down_proj.weight", Activation::Sign)];
+    let inputs =
+        [("layers.0.self_attn.q_proj.weight", Activation::Int8), ("layers.1.mlp.down_proj.weight", Activation::Sign)];
     let inputs = inputs.map(|(name, kind)| (name.to_string(), kind)).into();
     // Roundings may fall to the other side where values differ in their last bits, so the cache is left out with others.
     for plan in [
@@ -166,7 +167,7 @@ fn steps_of_adamw_are_burns_to_the_bit() {
     };
     for decay in [0.0, 0.1] {
         let burns = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(decay);
-        let own = FusedAdamW::new([0.9, 0.95], 1e-8, decay as f64);
+        let own = FusedAdamW::new([0.9, 0.95], 1e-8, decay as f64, GradientScale::one());
         assert!(run(own.into()) == run(burns.build().into()), "decay {decay}");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`memory`] | how much this process took |
 //! | [`mod@open`] | an artifact, a Hugging Face directory or a GGUF file, by its path |
 //! | [`model`] | the decoder: what it is made of, and how it computes |
 //! | [`forward`] | one pass: tokens to logits, for one sequence or several |
@@ -25,6 +26,7 @@ pub mod forward;
 pub mod generate;
 pub mod generate_batch;
 pub mod kv_cache;
+pub mod memory;
 pub mod model;
 pub mod open;
 pub mod sampling;

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 
+use bitllama_nn::linear::{Precision, set_precision};
 use bitllama_nn::{Llama, Mask};
 use bitllama_runtime::evaluate::LogitModel;
 use burn::module::Module;
@@ -17,7 +18,9 @@ pub struct Scored {
 impl Scored {
     /// Takes a model as it would be exported.
     pub fn new(llama: &Llama, device: &Device) -> Self {
-        Self { llama: llama.valid().materialize(), device: device.clone().inner() }
+        let mut llama = llama.valid().materialize();
+        set_precision(&mut llama, Precision::F32);
+        Self { llama, device: device.clone().inner() }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{cache_teacher, distill, eval, export, generate_data, quantize};
+use bitllama_train::commands::{bench_step, cache_teacher, distill, eval, export, generate_data, quantize};
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
@@ -23,9 +24,11 @@ enum Command {
     Quantize(quantize::Args),
     CacheTeacher(cache_teacher::Args),
     GenerateData(generate_data::Args),
+    BenchStep(bench_step::Args),
 }
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let result = match Cli::parse().command {
         Command::Distill(args) => distill::distill(args),
         Command::Pretrain(args) => distill::pretrain(args),
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args).map(|()| ExitCode::SUCCESS),
         Command::CacheTeacher(args) => cache_teacher::run(args).map(|()| ExitCode::SUCCESS),
         Command::GenerateData(args) => generate_data::run(args).map(|()| ExitCode::SUCCESS),
+        Command::BenchStep(args) => bench_step::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));

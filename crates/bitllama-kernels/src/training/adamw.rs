@@ -20,6 +20,8 @@ pub struct Step {
     pub epsilon: f32,
     /// Times the learning rate is taken off a parameter, as a share of it.
     pub weight_decay: f32,
+    /// Gradients are multiplied with it first: what clipping leaves of them.
+    pub gradient_scale: f32,
     /// The number of this step, the first is 1.
     pub time: i32,
 }
@@ -60,8 +62,9 @@ fn step_all<S: Simd>(
     let kept = (1.0 - decay) as f32;
     let moments = first.iter_mut().zip(second);
     for ((parameter, gradient), (first, second)) in parameter.iter_mut().zip(gradient).zip(moments) {
-        *first = *first * step.beta_1 + *gradient * factor_1;
-        *second = *second * step.beta_2 + *gradient * *gradient * factor_2;
+        let gradient = *gradient * step.gradient_scale;
+        *first = *first * step.beta_1 + gradient * factor_1;
+        *second = *second * step.beta_2 + gradient * gradient * factor_2;
         let delta = (*first / bias_1) / ((*second / bias_2).sqrt() + step.epsilon);
         *parameter = *parameter * kept - delta * lr;
     }
@@ -81,10 +84,18 @@ mod tests {
             for time in 1..=5 {
                 let gradient: Vec<f32> =
                     (0..len).map(|i| ((i * 31 + time as usize * 17) % 97) as f32 / 48.0 - 1.0).collect();
-                let told = Step { lr: 1e-2, beta_1: 0.9, beta_2: 0.95, epsilon: 1e-8, weight_decay: 0.1, time };
+                let told = Step {
+                    lr: 1e-2,
+                    beta_1: 0.9,
+                    beta_2: 0.95,
+                    epsilon: 1e-8,
+                    weight_decay: 0.1,
+                    gradient_scale: 0.5,
+                    time,
+                };
                 step(isa, &told, &mut parameter, &gradient, &mut first, &mut second);
                 for ([x, m, v], g) in exact.iter_mut().zip(&gradient) {
-                    let g = *g as f64;
+                    let g = 0.5 * *g as f64;
                     *m = 0.9 * *m + 0.1 * g;
                     *v = 0.95 * *v + 0.05 * g * g;
                     let (m, v) = (*m / (1.0 - 0.9f64.powi(time)), *v / (1.0 - 0.95f64.powi(time)));

@@ -6,9 +6,11 @@
 //! | [`rms_norm`] | the gradient of RMSNorm |
 //! | [`swiglu`] | SwiGLU over gates and values that lie side by side |
 //! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
+//! | [`squares`] | what the norm of gradients is made of |
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
 //! | `runs` | loops over the lanes of a vector |
 //! | [`blocks`] | matrices a few rows or columns at a time |
+//! | [`rows`] | rounding of such blocks |
 //! | [`buffer`] | numbers that are written before they are read |
 //!
 //! Rows are tokens; all arithmetic is `f32`. Work is split over rayon's threads by shape alone, and every sum has one order, so
@@ -20,7 +22,9 @@ pub mod blocks;
 pub mod buffer;
 pub mod loss;
 pub mod rms_norm;
+pub mod rows;
 mod runs;
+pub mod squares;
 pub mod swiglu;
 
 /// Numbers of a part that a thread takes at a time: a few hundred microseconds of work, and in reach of its cache.

@@ -2,16 +2,18 @@
 //! is kept for the backward pass but the weight itself. The numbers of a block are those of the same functions as everywhere.
 
 use bitllama_core::rounding::{Quantized, Scales, quantize as round};
-use bitllama_core::{Granularity, Quantizer, ScaleFormat};
+use bitllama_core::{Granularity, Quantizer, RowMatrix, ScaleFormat};
+use bitllama_kernels::Isa;
 use bitllama_kernels::training::blocks::{Cut, for_each_block};
 use bitllama_kernels::training::buffer::written;
+use bitllama_kernels::training::rows::Rows;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::gradient::{Factors, factors};
 use super::matrix::{TensorMatrix, View};
 use crate::ops;
 use crate::ops::node::{Input, Numbers, record};
-use crate::weights::floats;
+use crate::profile::operator;
 
 /// Whether weights of this quantizer are rounded in blocks on a device: where rows do not depend on each other.
 pub fn covers(quantizer: &Quantizer, device: &Device) -> bool {
@@ -24,35 +26,27 @@ fn cut([outer, _, inner]: [usize; 3]) -> Cut {
     if inner > 1 { Cut::Columns(inner) } else { Cut::Rows(outer) }
 }
 
-/// A block as a matrix of rows that share a scale, `n` numbers in a row; or of their numbers, where `n` is 1.
-fn matrix(part: Vec<f32>, cut: Cut, width: usize, n: usize) -> TensorMatrix {
-    let shape = match cut {
-        Cut::Columns(_) => [part.len() / width / n, n, width],
-        Cut::Rows(_) => [part.len() / n, n, 1],
-    };
-    TensorMatrix(Tensor::from_data(TensorData::new(part, shape), &Device::flex()))
-}
-
 /// A block's weights and scales out of the parts that [`for_each_block`] gives: weights, then scales and zero points if there
-/// are any, then others, which are left.
-fn parts(mut parts: Vec<Vec<f32>>, shape: [usize; 3], [scales, points]: [bool; 2]) -> Parts {
-    let ([outer, n, _], cut) = (shape, cut(shape));
-    let weights = parts.remove(0);
-    let width = match cut {
-        Cut::Columns(_) => weights.len() / (outer * n),
-        Cut::Rows(_) => 1,
-    };
-    let scales = scales.then(|| matrix(parts.remove(0), cut, width, 1));
-    let zero_points = points.then(|| matrix(parts.remove(0), cut, width, 1));
-    let left = parts.into_iter().map(|part| matrix(part, cut, width, n)).collect();
-    let trained = scales.map(|scales| Scales { scales, zero_points });
-    Parts { weight: matrix(weights, cut, width, n), trained, left }
+/// are any, then the gradient of the weights if there is one.
+fn parts(parts: Vec<Vec<f32>>, [outer, n, inner]: [usize; 3], [scales, points]: [bool; 2]) -> Parts {
+    let isa = Isa::current();
+    let mut parts = parts.into_iter();
+    let mut next = |n: usize, inner: usize| parts.next().map(|data| Rows { data, n, inner, isa });
+    let Some(mut weight) = next(n, 1) else { unreachable!("the weights are the first input") };
+    if inner > 1 {
+        weight.inner = weight.data.len() / (outer * n);
+    }
+    let inner = weight.inner;
+    let scales = if scales { next(1, inner) } else { None };
+    let zero_points = if points { next(1, inner) } else { None };
+    let gradient = next(n, inner);
+    Parts { weight, trained: scales.map(|scales| Scales { scales, zero_points }), gradient }
 }
 
 struct Parts {
-    weight: TensorMatrix,
-    trained: Option<Scales<TensorMatrix>>,
-    left: Vec<TensorMatrix>,
+    weight: Rows,
+    trained: Option<Scales<Rows>>,
+    gradient: Option<Rows>,
 }
 
 /// The rounded weight at strength `lambda`, with the gradients of [`super::gradient`].
@@ -70,18 +64,20 @@ pub fn rounded<const D: usize>(
     let mut known: Vec<Numbers> = inputs.iter().map(Input::numbers).collect();
     known.extend(zero_points.map(|points| Input::of(points).numbers()));
 
-    let value = written(known[0].len(), |out| {
-        let slices: Vec<&[f32]> = known.iter().map(|numbers| &numbers[..]).collect();
-        for_each_block(cut(shape), &slices, &mut [out], |_, taken| {
-            let Parts { weight, trained, .. } = parts(taken, shape, has);
-            let mut value = round(&quantizer, weight.clone(), trained).dequantize().0;
-            if lambda != 1.0 {
-                value = value * lambda + weight.0 * (1.0 - lambda);
-            }
-            vec![floats(value)]
-        });
+    let value = operator("fake_quant", || {
+        written(known[0].len(), |out| {
+            let slices: Vec<&[f32]> = known.iter().map(|numbers| &numbers[..]).collect();
+            for_each_block(cut(shape), &slices, &mut [out], |_, taken| {
+                let Parts { weight, trained, .. } = parts(taken, shape, has);
+                if lambda == 1.0 {
+                    return vec![round(&quantizer, weight, trained).dequantize().data];
+                }
+                let value = round(&quantizer, weight.clone(), trained).dequantize().scale(lambda);
+                vec![value.add(weight.scale(1.0 - lambda)).data]
+            });
+        })
     });
-    record(inputs, Numbers::new(value, dims), move |d_value, wanted| {
+    record("fake_quant", inputs, Numbers::new(value, dims), move |d_value, wanted| {
         if !quantizer.method.trains_scales() || !has[0] {
             return vec![Some(d_value.into_gradient())];
         }
@@ -90,20 +86,21 @@ pub fn rounded<const D: usize>(
         let mut d_scales = vec![0.0; known[1].len()];
         let d_base = written(known[0].len(), |d_base| {
             for_each_block(cut(shape), &slices, &mut [d_base, &mut d_scales], |_, taken| {
-                let Parts { weight, trained, mut left } = parts(taken, shape, has);
-                let rounded = round(&quantizer, weight.clone(), trained.clone());
-                let d = left.remove(0).0;
-                let Factors { weight: of_weight, scale } = factors(&quantizer, weight, trained, rounded);
+                let Parts { weight, trained, gradient } = parts(taken, shape, has);
+                let Some(gradient) = gradient else { unreachable!("the gradient is the last input") };
+                let (n, rounded) = (weight.n, round(&quantizer, weight.clone(), trained.clone()));
+                let Factors { weight: of_weight, scale } = factors(&quantizer, n, weight, trained, rounded);
                 let d_scale = match scale {
-                    Some(factor) => (d.clone() * factor).sum_dim(1) * lambda,
-                    None => d.clone().sum_dim(1) * 0.0,
+                    // The sum, which is the mean times their number.
+                    Some(factor) => gradient.clone().mul(factor).row_mean().scale(n as f32 * lambda).data,
+                    None => vec![0.0; gradient.data.len() / n],
                 };
                 let d_weight = match of_weight {
-                    Some(factor) if lambda == 1.0 => d * factor,
-                    Some(factor) => d * (factor * lambda + (1.0 - lambda)),
-                    None => d,
+                    Some(factor) if lambda == 1.0 => gradient.mul(factor),
+                    Some(factor) => gradient.mul(factor.scale(lambda).shift(1.0 - lambda)),
+                    None => gradient,
                 };
-                vec![floats(d_weight), floats(d_scale)]
+                vec![d_weight.data, d_scale]
             });
         });
         vec![wanted.gradient(0, || d_base), wanted.gradient(1, || d_scales)]
@@ -131,9 +128,8 @@ pub fn quantized(
     for_each_block(cut(shape), &slices, &mut [&mut codes, &mut scales, &mut points], |_, taken| {
         let Parts { weight, trained, .. } = parts(taken, shape, has);
         let Quantized { codes, scales, zero_points, .. } = round(quantizer, weight, trained);
-        let scales = floats(scales.0);
-        let points = zero_points.map_or_else(|| vec![0.0; scales.len()], |points| floats(points.0));
-        vec![floats(codes.0), scales, points]
+        let points = zero_points.map_or_else(|| vec![0.0; scales.data.len()], |points| points.data);
+        vec![codes.data, scales.data, points]
     });
     let matrix = |data: Vec<f32>, n: usize| {
         TensorMatrix(Tensor::from_data(TensorData::new(data, [outer, n, inner]), &Device::flex()))

@@ -19,32 +19,30 @@
 
 use bitllama_core::rounding::{Quantized, Scales, alpha_codes};
 use bitllama_core::{Method, Quantizer, RowMatrix, Scheme};
-use burn::tensor::Tensor;
-
-use super::matrix::TensorMatrix;
 
 /// The part of a stretched range in which weights have a gradient: ParetoQ's `clip_val`.
 const STRETCHED: f32 = 0.99;
 
 /// What a gradient is multiplied by on its way.
-pub struct Factors {
-    /// To each weight, `[outer, n, inner]`; `None` is 1.
-    pub weight: Option<Tensor<3>>,
-    /// From each weight to its trained scale, `[outer, n, inner]`; `None` where none is trained.
-    pub scale: Option<Tensor<3>>,
+pub struct Factors<M> {
+    /// To each weight; `None` is 1.
+    pub weight: Option<M>,
+    /// From each weight to its trained scale; `None` where none is trained.
+    pub scale: Option<M>,
 }
 
-/// The factors of a rounded matrix. `trained` are the scales as they are trained, `None` where they are not.
-pub fn factors(
+/// The factors of a rounded matrix of rows of `n` weights. `trained` are the scales as they are trained, `None` where they are
+/// not.
+pub fn factors<M: RowMatrix>(
     quantizer: &Quantizer,
-    weight: TensorMatrix,
-    trained: Option<Scales<TensorMatrix>>,
-    rounded: Quantized<TensorMatrix>,
-) -> Factors {
+    n: usize,
+    weight: M,
+    trained: Option<Scales<M>>,
+    rounded: Quantized<M>,
+) -> Factors<M> {
     let Some(Scales { scales, zero_points }) = trained.filter(|_| quantizer.method.trains_scales()) else {
         return Factors { weight: None, scale: None };
     };
-    let [_, n, _] = weight.0.dims();
     let scheme = quantizer.scheme;
     let (low, high) = match &zero_points {
         Some(_) => (0.0, (scheme.levels() - 1) as f32),
@@ -56,25 +54,23 @@ pub fn factors(
         Some(points) => (v.clone().add_rows(points.clone()), rounded.codes.add_rows(points.scale(-1.0))),
         None => (v.clone(), rounded.codes.scale(1.0 / alpha_codes(quantizer))),
     };
-    let within = |x: TensorMatrix, low: f32, high: f32| {
-        x.0.clone().greater_equal_elem(low).bool_and(x.0.lower_equal_elem(high)).float()
-    };
+    let less = |a: M, b: M| a.add(b.scale(-1.0));
     let n = n as f32;
     let (weight, scale) = match quantizer.method {
         Method::Absmean | Method::Twn | Method::Minmax => (None, None),
-        Method::Learned => (None, Some(level.0)),
-        Method::Elastic => (Some(within(v, -1.0, 1.0)), Some(level.0 * (1.0 / n.sqrt()))),
+        Method::Learned => (None, Some(level)),
+        Method::Elastic => (Some(v.within(-1.0, 1.0)), Some(level.scale(1.0 / n.sqrt()))),
         Method::Lsq => {
-            let inside = within(position, low, high);
-            let scale = (level.0 - v.0 * inside.clone()) * (1.0 / (n * high).sqrt());
+            let inside = position.within(low, high);
+            let scale = less(level, v.mul(inside.clone())).scale(1.0 / (n * high).sqrt());
             (Some(inside), Some(scale))
         }
         Method::Seq => {
-            let inside = within(v.clone(), -STRETCHED, STRETCHED);
+            let inside = v.clone().within(-STRETCHED, STRETCHED);
             // ParetoQ's code takes 1 for the last level of ternary here, where its value is 2/3.
             let last = if scheme == Scheme::Ternary { 1.5 } else { 1.0 };
-            let weight_of_level = inside.clone() * (1.0 - last) + last;
-            let scale = (level.0 * weight_of_level - v.0 * inside.clone()) * (1.0 / n.sqrt());
+            let weight_of_level = inside.clone().scale(1.0 - last).shift(last);
+            let scale = less(level.mul(weight_of_level), v.mul(inside.clone())).scale(1.0 / n.sqrt());
             (Some(inside), Some(scale))
         }
     };

@@ -147,6 +147,9 @@ impl RowMatrix for TensorMatrix {
     fn mul(self, other: Self) -> Self {
         self.map(|t| t * other.0)
     }
+    fn add(self, other: Self) -> Self {
+        self.map(|t| t + other.0)
+    }
     fn round(self) -> Self {
         self.map(Tensor::round)
     }
@@ -155,6 +158,9 @@ impl RowMatrix for TensorMatrix {
     }
     fn clamp(self, low: f32, high: f32) -> Self {
         self.map(|t| t.clamp(low, high))
+    }
+    fn within(self, low: f32, high: f32) -> Self {
+        self.map(|t| t.clone().greater_equal_elem(low).bool_and(t.lower_equal_elem(high)).float())
     }
     fn sign_or_one(self) -> Self {
         self.map(|t| t.greater_equal_elem(0.0).float() * 2.0 - 1.0)

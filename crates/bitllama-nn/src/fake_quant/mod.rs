@@ -125,20 +125,21 @@ impl Reparameterization for FakeQuant {
         if !base.is_autodiff() {
             return value.reshape(shape);
         }
-        let factors = gradient::factors(&self.quantizer, weight, trained, rounded);
+        let [_, n, _] = weight.0.dims();
+        let factors = gradient::factors(&self.quantizer, n, weight, trained, rounded);
         // `x - x` is 0 in every element and carries the gradient, so that the sum is the rounded weight to the bit;
         // `base + (rounded - base)` is not.
         let zero = |x: Tensor<3>| x.clone() - Tensor::from_inner(x.inner());
         let residual = base.clone() - Tensor::from_inner(base.inner());
         let faded = |factor: Tensor<3>| if lambda == 1.0 { factor } else { factor * lambda + (1.0 - lambda) };
         let residual = match factors.weight {
-            Some(factor) => residual * Tensor::from_inner(faded(factor).reshape(shape.clone())),
+            Some(factor) => residual * Tensor::from_inner(faded(factor.0).reshape(shape.clone())),
             None => residual,
         };
         let value = Tensor::from_inner(value.reshape(shape.clone())) + residual;
         match (factors.scale, &self.scales) {
             (Some(factor), Some(scales)) => {
-                let factor = if lambda == 1.0 { factor } else { factor * lambda };
+                let factor = if lambda == 1.0 { factor.0 } else { factor.0 * lambda };
                 value + (zero(scales.val()) * Tensor::from_inner(factor)).reshape(shape)
             }
             _ => value,

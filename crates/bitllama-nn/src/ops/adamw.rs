@@ -1,5 +1,8 @@
 //! AdamW as one pass over a parameter, its gradient and both moments, in place.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use bitllama_kernels::Isa;
 use bitllama_kernels::training::adamw;
 use burn::backend::Flex;
@@ -9,16 +12,37 @@ use burn::tensor::{Device, Tensor};
 
 use super::fused;
 
+/// What all gradients of a step are multiplied with, for optimizers that do so in passing: one number, shared by its clones.
+#[derive(Debug, Clone)]
+pub struct GradientScale(Arc<AtomicU32>);
+
+impl GradientScale {
+    /// 1, until it is set.
+    pub fn one() -> Self {
+        Self(Arc::new(AtomicU32::new(1f32.to_bits())))
+    }
+
+    /// Sets it.
+    pub fn set(&self, scale: f32) {
+        self.0.store(scale.to_bits(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// Burn's AdamW, with its states and results; on `flex` in one pass.
 #[derive(Clone)]
 pub struct FusedAdamW {
     plain: AdamW,
+    gradient_scale: GradientScale,
     told: adamw::Step,
 }
 
 impl FusedAdamW {
-    /// From the coefficients of [`AdamWConfig`].
-    pub fn new([beta_1, beta_2]: [f64; 2], epsilon: f64, weight_decay: f64) -> Self {
+    /// From the coefficients of [`AdamWConfig`]; gradients are multiplied with `gradient_scale` first.
+    pub fn new([beta_1, beta_2]: [f64; 2], epsilon: f64, weight_decay: f64, gradient_scale: GradientScale) -> Self {
         let (beta_1, beta_2, epsilon, weight_decay) =
             (beta_1 as f32, beta_2 as f32, epsilon as f32, weight_decay as f32);
         let plain = AdamWConfig::new()
@@ -27,7 +51,8 @@ impl FusedAdamW {
             .with_epsilon(epsilon)
             .with_weight_decay(weight_decay)
             .build();
-        Self { plain, told: adamw::Step { lr: 0.0, beta_1, beta_2, epsilon, weight_decay, time: 0 } }
+        let told = adamw::Step { lr: 0.0, beta_1, beta_2, epsilon, weight_decay, gradient_scale: 1.0, time: 0 };
+        Self { plain, gradient_scale, told }
     }
 }
 
@@ -42,7 +67,8 @@ impl Optimizer for FusedAdamW {
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
         if !fused(&tensor.device()) {
-            return self.plain.step(lr, tensor, grad, state);
+            let scale = self.gradient_scale.get();
+            return self.plain.step(lr, tensor, if scale == 1.0 { grad } else { grad * scale }, state);
         }
         let state = state.map_or_else(
             || AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
@@ -52,7 +78,7 @@ impl Optimizer for FusedAdamW {
         let mut tensors = [tensor, state.moment_1, state.moment_2].map(primitive);
         let grad = primitive(grad);
         let [tensor, first, second] = tensors.each_mut().map(|tensor| tensor.storage_mut::<f32>());
-        let told = adamw::Step { lr, time: time as i32, ..self.told };
+        let told = adamw::Step { lr, gradient_scale: self.gradient_scale.get(), time: time as i32, ..self.told };
         adamw::step(Isa::current(), &told, tensor, grad.storage(), first, second);
         let [tensor, first, second] = tensors.map(Tensor::from_primitive::<Flex>);
         (tensor, Some(AdamWState::new(AdaptiveMomentumState::new(time, first, second))))

@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 
 use super::node::{Input, Numbers, record};
 use crate::mask::Mask;
+use crate::profile::operator;
 use crate::rotary::Rotary;
 
 /// Attention of `heads` queries over `kv_heads` keys and values, `[batch, seq, heads * head_dim]`, for `qkv`
@@ -19,11 +20,13 @@ pub fn forward(qkv: Tensor<3>, rotary: &Rotary, mask: &Mask, [heads, kv_heads, h
     let inputs = vec![Input::of(qkv)];
     let qkv = inputs[0].numbers();
     let mut log_sum_exp = vec![0.0; batch * heads * seq];
-    let out = written(batch * seq * heads * head_dim, |out| {
-        attention::forward(isa, &shape, &qkv, &tables.0, &tables.1, &first, out, &mut log_sum_exp);
+    let out = operator("attention", || {
+        written(batch * seq * heads * head_dim, |out| {
+            attention::forward(isa, &shape, &qkv, &tables.0, &tables.1, &first, out, &mut log_sum_exp);
+        })
     });
     let out = Numbers::new(out, [batch, seq, heads * head_dim]);
-    record(inputs, out.clone(), move |d_out, wanted| {
+    record("attention", inputs, out.clone(), move |d_out, wanted| {
         let backward = || {
             written(qkv.len(), |d_qkv| {
                 let (cos, sin) = (&tables.0, &tables.1);

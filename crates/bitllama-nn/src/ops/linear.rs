@@ -6,6 +6,8 @@ use bitllama_kernels::gemm::{Precision, View, gemm};
 use bitllama_kernels::training::buffer::written;
 use burn::tensor::Tensor;
 
+use crate::profile::operator;
+
 use super::node::{Input, Numbers, record};
 
 /// `x * weight` for `x` (`[batch, seq, d_in]`) and each of `weights` (`[d_in, d_out]`), side by side: `[batch, seq, sum of
@@ -24,13 +26,16 @@ pub fn forward<const N: usize>(x: Tensor<3>, weights: [Tensor<2>; N], precision:
             Some((*end - width, width))
         })
     };
-    let out = written(tokens * all, |out| {
-        for (weight, (start, width)) in weights.iter().zip(starts()) {
-            let (x, weight) = (View::row_major(&x[..], [tokens, d_in]), View::row_major(&weight[..], [d_in, width]));
-            gemm(isa, precision, x, weight, &mut out[start..], all, false);
-        }
+    let out = operator("linear", || {
+        written(tokens * all, |out| {
+            for (weight, (start, width)) in weights.iter().zip(starts()) {
+                let (x, weight) =
+                    (View::row_major(&x[..], [tokens, d_in]), View::row_major(&weight[..], [d_in, width]));
+                gemm(isa, precision, x, weight, &mut out[start..], all, false);
+            }
+        })
     });
-    record(inputs, Numbers::new(out, [batch, seq, all]), move |d_out, wanted| {
+    record("linear", inputs, Numbers::new(out, [batch, seq, all]), move |d_out, wanted| {
         let d_outs = || starts().map(|(start, width)| View::strided(&d_out[start..], [tokens, width], [all, 1]));
         let d_x = wanted.gradient(0, || {
             written(tokens * d_in, |d_x| {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::node::{Input, Numbers, record};
 use crate::decoder::Head;
+use crate::profile::operator;
 
 pub use bitllama_kernels::training::loss::Divergence;
 
@@ -21,7 +22,7 @@ pub enum Side<'a> {
     Absent,
     /// What goes into its head, `[positions, hidden]`, and the head; of its distributions the likeliest tokens only, if a number
     /// of them is given.
-    Model(Tensor<2>, &'a Head, Option<usize>),
+    Model(&'a Tensor<2>, &'a Head, Option<usize>),
     /// `[positions, k]` and `[positions, k + 1]`, as [`Teacher::Likeliest`] of each.
     Likeliest(&'a [u32], &'a [f32]),
 }
@@ -50,7 +51,7 @@ pub struct Losses {
 }
 
 /// Numbers of logits that exist at a time, about.
-const CHUNK: usize = 1 << 24;
+pub const CHUNK: usize = 1 << 24;
 
 thread_local! {
     /// Logits of student and teacher, kept from step to step: fresh pages cost more than the arithmetic on them.
@@ -79,7 +80,7 @@ pub fn forward(
         Side::Model(hidden, head, _) => {
             assert_eq!(head.vocab(), vocab, "two vocabularies");
             let width = hidden.dims()[1];
-            Some((Input::of(hidden.clone()).numbers(), Input::of(head.weight.clone()).numbers(), width, *head))
+            Some((Input::of((*hidden).clone()).numbers(), Input::of(head.weight.clone()).numbers(), width, *head))
         }
         _ => None,
     };
@@ -105,12 +106,16 @@ pub fn forward(
             grow(logits, rows * vocab);
             let logits = &mut logits[..rows * vocab];
             let hidden = View::row_major(&hidden[start * width..end * width], [rows, width]);
-            gemm(isa, precision, hidden, head_view(&table, width, vocab, tied), logits, vocab, false);
+            operator("head", || {
+                gemm(isa, precision, hidden, head_view(&table, width, vocab, tied), logits, vocab, false)
+            });
             if let Some((hidden, table, width, head)) = &of_teacher {
                 grow(teacher_logits, rows * vocab);
                 let hidden = View::row_major(&hidden[start * width..end * width], [rows, *width]);
                 let out = &mut teacher_logits[..rows * vocab];
-                gemm(isa, head.precision, hidden, head_view(table, *width, vocab, head.tied), out, vocab, false);
+                operator("teacher head", || {
+                    gemm(isa, head.precision, hidden, head_view(table, *width, vocab, head.tied), out, vocab, false)
+                });
             }
             let of_rows = logits.par_chunks_mut(vocab).enumerate().map(|(row, logits)| {
                 let position = start + row;
@@ -138,14 +143,19 @@ pub fn forward(
                     }
                 }
             });
-            terms.par_extend(of_rows);
+            operator("rows", || terms.par_extend(of_rows));
             let d_logits = View::row_major(&*logits, [rows, vocab]);
             let table = head_view(&table, width, vocab, tied).transposed();
-            gemm(isa, precision, d_logits, table, &mut d_hidden[start * width..end * width], width, false);
+            let d_hidden = &mut d_hidden[start * width..end * width];
+            operator("head gradient", || gemm(isa, precision, d_logits, table, d_hidden, width, false));
             if tied {
-                gemm(isa, precision, d_logits.transposed(), hidden, &mut d_table, width, chunk > 0);
+                operator("head gradient", || {
+                    gemm(isa, precision, d_logits.transposed(), hidden, &mut d_table, width, chunk > 0)
+                });
             } else {
-                gemm(isa, precision, hidden.transposed(), d_logits, &mut d_table, vocab, chunk > 0);
+                operator("head gradient", || {
+                    gemm(isa, precision, hidden.transposed(), d_logits, &mut d_table, vocab, chunk > 0)
+                });
             }
         }
     });
@@ -154,7 +164,7 @@ pub fn forward(
     let ce = of_scored.map(|(terms, _)| terms.ce as f64).sum::<f64>() / count as f64;
     let divergence = terms.iter().map(|terms| terms.divergence as f64).sum::<f64>() / positions as f64;
     let loss = mixture.ce * ce + mixture.divergence * divergence;
-    let loss = record(inputs, Numbers::new(vec![loss as f32], [1]), move |d_loss, wanted| {
+    let loss = record("loss", inputs, Numbers::new(vec![loss as f32], [1]), move |d_loss, wanted| {
         let scaled = |mut gradient: Vec<f32>| {
             if d_loss[0] != 1.0 {
                 gradient.par_iter_mut().for_each(|x| *x *= d_loss[0]);

@@ -14,6 +14,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Shape, Tensor, TensorData};
 
+use crate::profile;
+
 /// Contiguous `f32` numbers of a tensor, shared with it.
 #[derive(Clone)]
 pub struct Numbers(FlexTensor);
@@ -102,13 +104,14 @@ type Function = Box<dyn FnOnce(Numbers, &Wanted) -> Vec<Option<Gradient>> + Send
 /// What an operator keeps for its backward pass. It is called once and gone with what it holds.
 #[derive(Clone)]
 struct Kept {
+    name: &'static str,
     function: Arc<Mutex<Option<Function>>>,
     shapes: Vec<Shape>,
 }
 
 impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.debug_struct("Kept").field("shapes", &self.shapes).finish_non_exhaustive()
+        f.debug_struct(self.name).field("shapes", &self.shapes).finish_non_exhaustive()
     }
 }
 
@@ -124,7 +127,8 @@ impl<const N: usize> Backward<Flex, N> for Operator {
         let Some(function) = function else { panic!("a graph of fused operators is followed back once") };
         let shapes = ops.state.shapes.iter().zip(&ops.parents);
         let wanted = Wanted(shapes.map(|(shape, parent)| parent.as_ref().map(|_| shape.clone())).collect());
-        for (parent, gradient) in ops.parents.iter().zip(function(Numbers::of(of_output), &wanted)) {
+        let gradients = profile::operator(ops.state.name, || function(Numbers::of(of_output), &wanted));
+        for (parent, gradient) in ops.parents.iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<Flex>(parent.id, gradient);
             }
@@ -132,12 +136,13 @@ impl<const N: usize> Backward<Flex, N> for Operator {
     }
 }
 
-/// The output of an operator as a tensor: tracked if an input is, and then `backward` gives the gradients of all inputs that
+/// The output of the operator `name` as a tensor: tracked if an input is, and then `backward` gives the gradients of all inputs that
 /// want one, in their order, from that of the output.
 ///
 /// # Panics
 /// If there are more than four inputs.
 pub fn record<const D: usize>(
+    name: &'static str,
     inputs: Vec<Input>,
     output: Numbers,
     backward: impl FnOnce(Numbers, &Wanted) -> Vec<Option<Gradient>> + Send + 'static,
@@ -148,6 +153,7 @@ pub fn record<const D: usize>(
     }
     let kept = Kept {
         shapes: inputs.iter().map(Input::shape).collect(),
+        name,
         function: Arc::new(Mutex::new(Some(Box::new(backward)))),
     };
     let inputs: Vec<_> = inputs.into_iter().map(tracked).collect();

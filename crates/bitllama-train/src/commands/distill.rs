@@ -19,7 +19,9 @@ use serde_json::{Value, json};
 use super::cache_teacher::cache_of;
 use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
-use super::prepare::{initialized, resume_point, sources, student, with_calibrated_sub_norms};
+use super::prepare::{
+    compared, frozen_teacher, initialized, resume_point, sources, student, with_calibrated_sub_norms,
+};
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
@@ -31,7 +33,6 @@ use crate::recipe::{Quant, Recipe, dry_run};
 use crate::training::checkpoint::{CheckpointState, FOLDER};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
-use crate::training::states::{Compared, Projections};
 use crate::training::teacher::Teacher;
 
 /// Train a student by a recipe
@@ -133,7 +134,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let llama = match teacher {
-        Some(teacher) if cache.is_none() && needed => Some(to_device(teacher, &device)?),
+        Some(teacher) if cache.is_none() && needed => Some(frozen_teacher(recipe, teacher, &device)?),
         _ => None,
     };
     let source = match (&llama, &cache) {
@@ -141,19 +142,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         (Some(llama), None) => Teacher::Model(llama),
         (None, None) => Teacher::Absent,
     };
-    let (compared, projections) = match teacher {
-        Some(teacher) => {
-            let compared = Compared::new(&recipe.distill(), &config, &teacher.config).with_context(at_recipe)?;
-            let (own, of_teacher) = (config.hidden_size, teacher.config.hidden_size);
-            let projections = Projections::new(&compared, own, of_teacher, recipe.seed, &tracked);
-            (compared, projections)
-        }
-        None => {
-            let compared = Compared::default();
-            let projections = Projections::new(&compared, 0, 0, recipe.seed, &tracked);
-            (compared, projections)
-        }
-    };
+    let (compared, projections) = compared(recipe, &sources, &tracked).with_context(at_recipe)?;
     let run = Run {
         recipe,
         teacher: &source,

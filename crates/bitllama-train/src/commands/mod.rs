@@ -1,5 +1,6 @@
 //! The commands of the binary, one file each: arguments, and the calls that answer them.
 
+pub mod bench_step;
 pub mod cache_teacher;
 pub mod distill;
 pub mod eval;

@@ -8,6 +8,7 @@ use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::Llama;
+use bitllama_nn::linear::set_precision;
 use bitllama_nn::weights::Weights;
 use burn::tensor::Device;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -23,6 +24,7 @@ use crate::recipe::quant::in_stage;
 use crate::recipe::{Recipe, SubNormInit};
 use crate::sub_norm;
 use crate::training::checkpoint::{self, CheckpointState};
+use crate::training::states::{Compared, Projections};
 
 /// The files of a run, opened, and what they say.
 pub struct Sources {
@@ -190,6 +192,31 @@ fn calibration_rows(recipe: &Recipe, rows: &mut Rows) -> Vec<Vec<u32>> {
     let seq = recipe.data.sequence_length;
     let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
     batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect()
+}
+
+/// The teacher on `device`, without autodiff, in the precision that the recipe wants.
+///
+/// # Errors
+/// A weight that is missing or damaged.
+pub fn frozen_teacher(recipe: &Recipe, teacher: &Model, device: &Device) -> Result<Llama> {
+    let mut llama = models::to_device(teacher, device)?;
+    let wished = recipe.teacher.as_ref().and_then(|teacher| teacher.precision);
+    set_precision(&mut llama, wished.unwrap_or(recipe.train.precision).into());
+    Ok(llama)
+}
+
+/// Which blocks of student and teacher are compared, and projections between them where their widths differ.
+///
+/// # Errors
+/// Those of [`Compared::new`].
+pub fn compared(recipe: &Recipe, sources: &Sources, tracked: &Device) -> Result<(Compared, Projections)> {
+    let own = &sources.config;
+    let (compared, width) = match &sources.teacher {
+        Some(teacher) => (Compared::new(&recipe.distill(), own, &teacher.config)?, teacher.config.hidden_size),
+        None => (Compared::default(), own.hidden_size),
+    };
+    let projections = Projections::new(&compared, own.hidden_size, width, recipe.seed, tracked);
+    Ok((compared, projections))
 }
 
 /// The checkpoint that `--resume` goes on from, if the run has one.

@@ -88,6 +88,9 @@ impl Memory {
     }
 }
 
+/// About, of `bitllama_nn::ops::loss`.
+const LOGITS_OF_A_CHUNK: u64 = bitllama_nn::ops::loss::CHUNK as u64;
+
 fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: Option<&ModelConfig>) -> Memory {
     const F32: u64 = 4;
     let positions = (recipe.train.batch_size * recipe.data.sequence_length) as u64;
@@ -97,14 +100,28 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
         Some(spec.len() / quantizer.group_len([spec.shape[0], spec.shape[1]]))
     });
     let parameters = n(parameter_count(student) + scales.sum::<usize>());
-    // Tensors that autodiff keeps for the backward pass of one block, per position, counted from the operators of
-    // `bitllama-nn`: norms and residuals, projections and their rotations, scores and probabilities, the gate.
-    let block = 12 * n(student.hidden_size)
-        + 6 * n(student.q_size() + 2 * student.kv_size())
-        + 4 * n(student.num_attention_heads * recipe.data.sequence_length)
-        + 6 * n(student.intermediate_size);
-    // Student logits, their log-softmax and its gradient; the teacher's logits, probabilities and logarithms.
-    let copies = if teacher.is_some() { 8 } else { 4 };
+    let fused = recipe.device == "flex";
+    // Tensors that are kept for the backward pass of one block, per position, counted from the operators of `bitllama-nn`:
+    // norms and residuals, projections, the gate; composed operators keep their rotations, scores and probabilities too.
+    let (hidden, qkv) = (n(student.hidden_size), n(student.q_size() + 2 * student.kv_size()));
+    let block = match fused {
+        true => 4 * hidden + qkv + n(student.q_size()) + 3 * n(student.intermediate_size),
+        false => {
+            12 * hidden
+                + 6 * qkv
+                + 4 * n(student.num_attention_heads * recipe.data.sequence_length)
+                + 6 * n(student.intermediate_size)
+        }
+    };
+    // Composed: student logits, their log-softmax and its gradient; the teacher's logits, probabilities and logarithms. Fused:
+    // a chunk of both sides' logits.
+    let all = positions * n(student.vocab_size);
+    let logits = match (fused, teacher.is_some()) {
+        (true, true) => 2 * all.min(LOGITS_OF_A_CHUNK),
+        (true, false) => all.min(LOGITS_OF_A_CHUNK),
+        (false, true) => 8 * all,
+        (false, false) => 4 * all,
+    };
     Memory {
         // Latent weights, their rounded copies, the teacher.
         weights: (2 * parameters + teacher.map_or(0, |t| n(parameter_count(t)))) * F32,
@@ -116,7 +133,7 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
         } * parameters
             * F32,
         activations: positions * block * n(student.num_hidden_layers) * F32,
-        logits: positions * n(student.vocab_size) * copies * F32,
+        logits: logits * F32,
     }
 }
 

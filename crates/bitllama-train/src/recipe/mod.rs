@@ -30,7 +30,7 @@ pub use activations::Activations;
 pub use distill::{Distill, Divergence, Hidden, HiddenLoss, Loss, Relations};
 pub use quant::{Quant, Stage};
 pub use student::{Layers, Student, SubNormInit};
-pub use train::{Optimizer, Train};
+pub use train::{Optimizer, Precision, Train};
 
 /// A run of `distill` or `pretrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -75,6 +75,9 @@ pub struct Recipe {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Teacher {
+    /// Of the factors of its matrix products; that of `train.precision` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// A Hugging Face directory, a GGUF file or a hub id.
     pub model: String,
     /// Its `config.json`, if kept apart: lets `--dry-run` work before the weights are there.

@@ -14,6 +14,9 @@ pub struct Train {
     /// Forward passes an optimizer step.
     #[serde(default = "defaults::one")]
     pub grad_accumulation: usize,
+    /// Of the factors of matrix products, forward and backward; sums, weights, gradients and moments are f32 always.
+    #[serde(default)]
+    pub precision: Precision,
     /// `adamw`, `muon` or `adafactor`.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -55,6 +58,30 @@ pub struct Train {
     /// Histograms of weights and scales in TensorBoard at each evaluation.
     #[serde(default = "defaults::yes")]
     pub histograms: bool,
+}
+
+/// In which numbers the factors of matrix products are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16; on CPUs faster where they multiply pairs of bf16 numbers (AVX512_BF16 of AMD's).
+    Bf16,
+    /// 12-bit block floating point: whole numbers of 12 bits with a scale for each row and block of the sum; on CPUs about
+    /// twice as fast as f32 where they multiply pairs of 16-bit numbers (AVX512_VNNI). On other devices than flex it is f32.
+    Bfp12,
+}
+
+impl From<Precision> for bitllama_nn::linear::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Bfp12 => Self::Bfp12,
+        }
+    }
 }
 
 /// What moves the weights.

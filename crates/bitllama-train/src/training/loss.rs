@@ -32,14 +32,14 @@ pub fn losses(
     let positions = rows * seq;
     let device = hidden.device();
     if ops::fused(&device) {
-        let flat = |hidden: Tensor<3>| {
-            let width = hidden.dims()[2];
-            hidden.reshape([positions, width])
+        let of_teacher = match &known {
+            Known::Model(model) => Some(model.0.clone().reshape([positions, model.0.dims()[2]])),
+            _ => None,
         };
-        let side = match &known {
-            Known::Absent => ops::loss::Side::Absent,
-            Known::Model(hidden, head) => ops::loss::Side::Model(flat(hidden.clone()), head, distill.top_k),
-            Known::Cached(likeliest) => ops::loss::Side::Likeliest(&likeliest.tokens, &likeliest.log_p),
+        let side = match (&known, &of_teacher) {
+            (Known::Model(model), Some(hidden)) => ops::loss::Side::Model(hidden, &model.1, distill.top_k),
+            (Known::Cached(likeliest), _) => ops::loss::Side::Likeliest(&likeliest.tokens, &likeliest.log_p),
+            _ => ops::loss::Side::Absent,
         };
         let (present, temperature) = (!matches!(known, Known::Absent), distill.temperature);
         let mixture = ops::loss::Mixture {
@@ -60,7 +60,8 @@ pub fn losses(
     let inner = device.clone().inner();
     let teacher = match known {
         Known::Absent => None,
-        Known::Model(hidden, head) => {
+        Known::Model(model) => {
+            let (hidden, head) = *model;
             let logits = head.logits(hidden).reshape([positions, head.vocab()]);
             Some(TeacherSide::of(logits, distill.temperature, distill.top_k))
         }
@@ -115,9 +116,12 @@ fn untracked(tensor: &Tensor<2>) -> Tensor<2> {
 
 #[cfg(test)]
 mod tests {
+    use bitllama_nn::linear::Precision;
     use burn::tensor::{Device, TensorData};
 
     use super::*;
+    use crate::recipe::distill::Loss;
+    use crate::teacher_cache::Likeliest;
 
     /// Value and gradient of the loss, against plain arithmetic in f64 and finite differences.
     #[test]
@@ -176,6 +180,77 @@ mod tests {
             };
             let slope = (moved(0.01) - moved(-0.01)) / 0.02;
             assert!((gradient[i] as f64 - slope).abs() < 1e-4, "{i}: {} {slope}", gradient[i]);
+        }
+    }
+
+    fn numbers(len: usize, seed: f32, size: f32) -> Vec<f32> {
+        (0..len).map(|i| ((i as f32 + seed) * 12.9898).sin() * size).collect()
+    }
+
+    /// The operator without logits against the composition with them: terms and gradients of hidden states and head.
+    #[test]
+    fn the_fused_loss_is_the_composed_one() {
+        const ROWS: usize = 2;
+        const SEQ: usize = 3;
+        const WIDTH: usize = 8;
+        const VOCAB: usize = 11;
+        let device = Device::flex().autodiff();
+        let (targets, scored) = ([4u32, 0, 10, 3, 3, 7], [true, false, true, true, true, true]);
+        let tensor = |data: Vec<f32>, shape: [usize; 2], device: &Device| {
+            Tensor::<2>::from_data(TensorData::new(data, shape), device)
+        };
+        let shape = |tied: bool, width: usize| if tied { [VOCAB, width] } else { [width, VOCAB] };
+        for loss in [Loss::ForwardKl, Loss::ReverseKl, Loss::Jsd] {
+            for (alpha, temperature, top_k, tied) in [
+                (0.3, 1.0, None, true),
+                (0.0, 2.0, None, false),
+                (0.4, 2.0, Some(3), true),
+                (0.0, 1.0, Some(11), false),
+            ] {
+                let distill = Distill { alpha, temperature, top_k, loss, beta: Some(0.3), ..Distill::default() };
+                for source in ["model", "cache", "none"] {
+                    let known = || match source {
+                        "model" => {
+                            let hidden = tensor(numbers(ROWS * SEQ * 6, 5.0, 1.0), [ROWS * SEQ, 6], &Device::flex());
+                            let weight = tensor(numbers(VOCAB * 6, 9.0, 0.8), shape(!tied, 6), &Device::flex());
+                            let head = Head { weight, tied: !tied, precision: Precision::F32 };
+                            Known::Model(Box::new((hidden.reshape([ROWS, SEQ, 6]), head)))
+                        }
+                        "cache" => {
+                            let tokens = (0..ROWS * SEQ).flat_map(|i| [i as u32, i as u32 + 2]).collect();
+                            let log_p = [0.5f32, 0.2, 0.3].map(f32::ln).repeat(ROWS * SEQ);
+                            Known::Cached(Likeliest { tokens, log_p })
+                        }
+                        _ => Known::Absent,
+                    };
+                    let step = || {
+                        let hidden = tensor(numbers(ROWS * SEQ * WIDTH, 1.0, 1.0), [ROWS * SEQ, WIDTH], &device);
+                        let (hidden, weight) = (
+                            hidden.require_grad(),
+                            tensor(numbers(VOCAB * WIDTH, 2.0, 0.7), shape(tied, WIDTH), &device).require_grad(),
+                        );
+                        let head = Head { weight: weight.clone(), tied, precision: Precision::F32 };
+                        let states = hidden.clone().reshape([ROWS, SEQ, WIDTH]);
+                        let terms = losses(states, &head, known(), &targets, &scored, &distill);
+                        let grads = (terms.loss.clone() * 3.0).backward();
+                        let floats = |tensor: Tensor<2>| tensor.into_data_as::<f32>().try_into_vec::<f32>().unwrap();
+                        let terms = [Some(terms.loss.inner()), Some(terms.ce), terms.divergence];
+                        let mut all: Vec<f32> =
+                            terms.into_iter().flatten().map(|term| term.into_scalar::<f32>()).collect();
+                        all.extend(floats(hidden.grad(&grads).unwrap()));
+                        all.extend(floats(weight.grad(&grads).unwrap()));
+                        all
+                    };
+                    let (fused, composed) = (step(), ops::composed(step));
+                    assert_eq!(fused.len(), composed.len());
+                    for (index, (a, b)) in fused.iter().zip(&composed).enumerate() {
+                        assert!(
+                            (a - b).abs() < 2e-5 * (1.0 + b.abs()),
+                            "{loss:?} alpha {alpha} T {temperature} k {top_k:?} {source}, number {index}: {a} {b}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

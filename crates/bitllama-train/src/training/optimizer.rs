@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use bitllama_formats::Error as FormatError;
 use bitllama_nn::Llama;
-use bitllama_nn::ops::adamw::FusedAdamW;
+use bitllama_nn::ops::adamw::{FusedAdamW, GradientScale};
+use bitllama_nn::ops::squares::sum_of_squares;
 use bitllama_nn::weights::block_matrices;
 use bitllama_runtime::one_line;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
@@ -33,6 +34,10 @@ pub struct Optimizers {
     /// Of trained scales, in the order of the model.
     scales: ModuleOptimizer,
     scale_ids: Vec<ParamId>,
+    /// Of the gradients of all that AdamW moves.
+    gradient_scale: GradientScale,
+    /// Whether it moves everything.
+    adamw_only: bool,
 }
 
 const WEIGHTS: &str = "optimizer.bpk";
@@ -41,7 +46,9 @@ const SCALES: &str = "scale_optimizer.bpk";
 impl Optimizers {
     /// Those that the recipe asks for, without moments. Matrices decay, vectors (norms) and scales do not.
     pub fn new(model: &Llama, train: &Train) -> Self {
-        let adamw = |decay: f64| FusedAdamW::new([train.beta1, train.beta2], train.epsilon, decay);
+        let gradient_scale = GradientScale::one();
+        let adamw =
+            |decay: f64| FusedAdamW::new([train.beta1, train.beta2], train.epsilon, decay, gradient_scale.clone());
         let adafactor = |decay: f64| {
             AdafactorConfig::new()
                 .with_relative_step(false)
@@ -69,19 +76,27 @@ impl Optimizers {
                         .with_group(ParamGroup::from_ids(of_blocks.collect()), muon.build(), None)
                 }
             };
-        Self { weights, scales: adamw(0.0).into(), scale_ids: ids.scales }
+        let adamw_only = train.optimizer == Optimizer::Adamw;
+        Self { weights, scales: adamw(0.0).into(), scale_ids: ids.scales, gradient_scale, adamw_only }
     }
 
-    /// Moves everything by its gradients: weights at the learning rate `lr`, scales at `scale_lr`, or not at all if that is
+    /// Moves everything by its gradients times `share`, what clipping leaves of them: weights at the learning rate `lr`, scales at `scale_lr`, or not at all if that is
     /// `None`.
     pub fn step(
         &mut self,
         student: Llama,
         projections: Projections,
         mut grads: Gradients,
+        share: f64,
         lr: f64,
         scale_lr: Option<f64>,
     ) -> (Llama, Projections) {
+        if self.adamw_only {
+            self.gradient_scale.set(share as f32);
+        } else if share != 1.0 {
+            student.visit(&mut Scale { grads: &mut grads.student, factor: share });
+            projections.visit(&mut Scale { grads: &mut grads.projections, factor: share });
+        }
         let mut of_scales = GradientsParams::new();
         for id in &self.scale_ids {
             if let Some(grad) = grads.student.remove::<3>(*id) {
@@ -126,7 +141,7 @@ impl Optimizers {
             optimizer.load(&path).map_err(|e| anyhow!("{}: {}", path.display(), one_line(&e)))
         };
         let scales = if self.scale_ids.is_empty() { self.scales } else { load(self.scales, SCALES)? };
-        Ok(Self { weights: load(self.weights, WEIGHTS)?, scales, scale_ids: self.scale_ids })
+        Ok(Self { weights: load(self.weights, WEIGHTS)?, scales, ..self })
     }
 }
 
@@ -158,22 +173,20 @@ pub fn learning_rate(train: &Train, step: usize) -> f64 {
     train.lr * (train.lr_final_fraction + (1.0 - train.lr_final_fraction) * cosine)
 }
 
-/// L2 norm of all gradients together, before clipping; scales them down to `limit` if it is larger. A `limit` of 0
-/// leaves them. One reading of the device.
-pub fn clip_global_norm(model: &Llama, projections: &Projections, grads: &mut Gradients, limit: f64) -> f64 {
+/// L2 norm of all gradients together. One reading of the device.
+pub fn global_norm(model: &Llama, projections: &Projections, grads: &Gradients) -> f64 {
     let mut squares = Squares { grads: &grads.student, sums: Vec::new() };
     model.visit(&mut squares);
     let mut squares = Squares { grads: &grads.projections, sums: squares.sums };
     projections.visit(&mut squares);
     let norm: f32 = Tensor::cat(squares.sums, 0).sum().sqrt().into_scalar();
-    let norm = norm as f64;
-    if limit > 0.0 && norm > limit {
-        // As PyTorch's `clip_grad_norm_`.
-        let factor = limit / (norm + 1e-6);
-        model.visit(&mut Scale { grads: &mut grads.student, factor });
-        projections.visit(&mut Scale { grads: &mut grads.projections, factor });
-    }
-    norm
+    norm as f64
+}
+
+/// What is left of gradients that are scaled down to a norm of `limit`, if theirs is larger, as PyTorch's `clip_grad_norm_`
+/// does; a `limit` of 0 leaves them.
+pub fn clipped_share(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 && norm > limit { limit / (norm + 1e-6) } else { 1.0 }
 }
 
 /// Whether every parameter is a finite number. One reading of the device.
@@ -201,7 +214,7 @@ struct Squares<'a> {
 
 impl ModuleVisitor for Squares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.sums.extend(self.grads.get::<D>(param.id).map(|grad| grad.square().sum()));
+        self.sums.extend(self.grads.get::<D>(param.id).map(sum_of_squares));
     }
 }
 

@@ -1,12 +1,14 @@
 //! One optimizer step: micro-batches forward and backward, gradients gathered, clipped and applied.
 
 use anyhow::{Result, bail};
+use bitllama_nn::linear::set_precision;
+use bitllama_nn::profile::phase;
 use bitllama_nn::{Llama, Mask};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 
 use super::loss::{Terms, losses};
-use super::optimizer::{Gradients, Optimizers, clip_global_norm, learning_rate};
+use super::optimizer::{Gradients, Optimizers, clipped_share, global_norm, learning_rate};
 use super::states::{Compared, Projections, Side};
 use super::teacher::Teacher;
 use crate::data::batches::{Batch, Rows};
@@ -60,14 +62,15 @@ impl Trainer<'_> {
     /// # Errors
     /// If a term of the loss or the gradient norm is not finite: the student is lost with it, the message names the
     /// term.
-    pub fn step(&mut self, student: Llama, step: usize) -> Result<(Llama, StepReport)> {
+    pub fn step(&mut self, mut student: Llama, step: usize) -> Result<(Llama, StepReport)> {
         let (train, distill) = (&self.recipe.train, self.recipe.distill());
         let passes = train.grad_accumulation;
+        set_precision(&mut student, train.precision.into());
         let (mut gathered, mut of_projections) = (GradientsAccumulator::new(), GradientsAccumulator::new());
         let mut means = [0.0; TERMS.len()];
         for pass in 0..passes {
             let first = ((step - 1) * passes + pass) * train.batch_size;
-            let batch = self.rows.batch(first as u64, train.batch_size);
+            let batch = phase("data", || self.rows.batch(first as u64, train.batch_size));
             let (grads, values) = self.backward(&student, first, &batch)?;
             // The loss last: it is not finite where a term is not.
             for (name, value) in TERMS.iter().zip(values).cycle().skip(1).take(TERMS.len()) {
@@ -79,16 +82,18 @@ impl Trainer<'_> {
             gathered.accumulate(&student, grads.student);
             of_projections.accumulate(&self.projections, grads.projections);
         }
-        let mut grads = Gradients { student: gathered.grads(), projections: of_projections.grads() };
-        let grad_norm = clip_global_norm(&student, &self.projections, &mut grads, train.max_grad_norm);
+        let grads = Gradients { student: gathered.grads(), projections: of_projections.grads() };
+        let grad_norm = phase("clip", || global_norm(&student, &self.projections, &grads));
         if !grad_norm.is_finite() {
             bail!("step {step}: the gradient norm is {grad_norm}");
         }
+        let share = clipped_share(grad_norm, train.max_grad_norm);
         let lr = learning_rate(train, step);
         let scales_move = step + self.recipe.quant.freeze_scales_steps <= train.steps;
         let scale_lr = scales_move.then_some(lr * train.scale_lr.unwrap_or(train.lr) / train.lr);
         let projections = self.projections.clone();
-        let (student, projections) = self.optimizers.step(student, projections, grads, lr, scale_lr);
+        let (student, projections) =
+            phase("optimizer", || self.optimizers.step(student, projections, grads, share, lr, scale_lr));
         self.projections = projections;
         let [loss, ce, divergence, hidden, relations] = means;
         let report = StepReport {
@@ -112,11 +117,11 @@ impl Trainer<'_> {
         let inputs = token_tensor(&batch.inputs, rows, &plain);
         let mask = Mask::within_documents(&batch.documents, seq, &plain);
 
-        let (known, of_teacher) = self.teacher.known(first, inputs.clone(), &mask, self.compared)?;
+        let (known, of_teacher) = phase("teacher", || self.teacher.known(first, inputs.clone(), &mask, self.compared))?;
         let (hidden, head, states) =
-            self.compared.forward(Side::Student, student, Tensor::from_inner(inputs), &mask);
+            phase("forward", || self.compared.forward(Side::Student, student, Tensor::from_inner(inputs), &mask));
         let Terms { mut loss, ce, divergence } =
-            losses(hidden, &head, known, &batch.targets, &batch.scored, &distill);
+            phase("loss", || losses(hidden, &head, known, &batch.targets, &batch.scored, &distill));
         let [hidden, relations] = self.compared.losses(&states, &of_teacher, &self.projections, &mask);
         let weights = [distill.hidden.map(|term| term.weight), distill.relations.map(|term| term.weight)];
         for (term, weight) in [&hidden, &relations].into_iter().zip(weights) {
@@ -127,7 +132,8 @@ impl Trainer<'_> {
         let value = |term: Option<Tensor<1>>| term.map_or_else(|| Tensor::zeros([1], &plain), Tensor::inner);
         let values = [Some(loss.clone()), Some(ce), divergence, hidden, relations].map(value);
         let values = Tensor::cat(values.to_vec(), 0);
-        let mut grads = (loss / self.recipe.train.grad_accumulation as f64).backward();
+        let share = 1.0 / self.recipe.train.grad_accumulation as f64;
+        let mut grads = phase("backward", || (if share == 1.0 { loss } else { loss * share }).backward());
         let values = values.into_data().convert::<f64>();
         let values = values.as_slice::<f64>().ok().and_then(|values| values.try_into().ok());
         let projections = GradientsParams::from_module(&mut grads, &self.projections);

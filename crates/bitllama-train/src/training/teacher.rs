@@ -22,7 +22,7 @@ pub enum Known {
     /// Nothing.
     Absent,
     /// What goes into its head (`[rows, seq, hidden]`), and the head.
-    Model(Tensor<3>, Head),
+    Model(Box<(Tensor<3>, Head)>),
     /// The likeliest tokens at each position.
     Cached(Likeliest),
 }
@@ -44,7 +44,7 @@ impl Teacher<'_> {
             Teacher::Absent => (Known::Absent, States::default()),
             Teacher::Model(llama) => {
                 let (hidden, head, states) = compared.forward(Side::Teacher, llama, inputs, mask);
-                (Known::Model(hidden, head), states)
+                (Known::Model(Box::new((hidden, head))), states)
             }
             Teacher::Cache(cache) => (Known::Cached(cache.rows(first, inputs.dims()[0])?), States::default()),
         })

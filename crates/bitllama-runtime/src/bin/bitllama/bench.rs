@@ -10,7 +10,7 @@ use bitllama_core::{ModelConfig, Scheme};
 use bitllama_formats::hf;
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Pool, Precision};
-use bitllama_runtime::{Decoder, Settings, bench};
+use bitllama_runtime::{Decoder, Settings, bench, memory};
 use clap::Args;
 use serde::Serialize;
 
@@ -144,7 +144,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         kv: decoder.kv().name(),
         first_token_seconds,
         runs,
-        peak_memory_bytes: peak_memory(),
+        peak_memory_bytes: memory::peak(),
     };
     if options.json { crate::print_json(&report) } else { Ok(print(&report)?) }
 }
@@ -234,11 +234,4 @@ fn print(report: &Report) -> io::Result<()> {
         writeln!(out, "peak memory {:.1} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
-}
-
-/// The most memory that this process had, in bytes, where Linux tells.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
