@@ -105,6 +105,24 @@ fn wrong_keys_and_values_of_a_recipe() {
 }
 
 #[test]
+fn what_a_device_or_the_environment_does_not_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let of = |sets: &[&str]| {
+        let args = short_run(&run, sets);
+        train(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let message = failure(&of(&["train.precision=bfp12"]).args(["--device", "cuda:0"]).output().unwrap());
+    assert!(message.contains("quickstart.toml: `train.precision`") && message.contains("cuda:0"), "{message}");
+    for (name, value, known) in [("BITLLAMA_OPERATORS", "slow", "`plain`"), ("BITLLAMA_ISA", "sse9", "`scalar`")] {
+        let message = failure(&of(&[]).env(name, value).output().unwrap());
+        assert!(message.contains(&format!("{name}: unknown")), "{message}");
+        assert!(message.contains(&format!("`{value}`")) && message.contains(known), "{message}");
+    }
+    assert!(listing(folder.path()).is_empty(), "{:?}", listing(folder.path()));
+}
+
+#[test]
 fn models_whose_parts_do_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let model = copy_of_nano(folder.path());

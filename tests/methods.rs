@@ -75,6 +75,31 @@ fn a_killed_run_of_many_methods_resumes_to_the_same_numbers() {
     }
 }
 
+/// All losses, trained scales and micro-batches, with the graph in one piece and block by block.
+#[test]
+fn blocks_that_are_computed_again_change_no_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str, recompute: &str, more: &[&str]| {
+        let run = folder.path().join(name);
+        let recompute = format!("train.recompute={recompute}");
+        let sets = [
+            "bits.layers.*={ scheme = \"int4\", method = \"lsq\" }",
+            "train.grad_accumulation=2",
+            "distill.hidden={ weight = 0.5, layers = [[0, 1], [2, 2], [3, 3]] }",
+            "distill.relations={ weight = 0.5, layers = [[1, 1], [3, 2]] }",
+            &recompute,
+        ];
+        run_json(&short_run(&run, &[&sets[..], more].concat()));
+        (metrics(&run), fs::read(run.join("artifact/weights.npz")).unwrap())
+    };
+    for (name, more) in [("f32", &[][..]), ("bfp12", &["train.precision=bfp12"])] {
+        let (numbers, artifact) = of(&format!("{name}-whole"), "none", more);
+        let (again, of_blocks) = of(&format!("{name}-blocks"), "block", more);
+        assert_eq!(numbers, again, "{name}");
+        assert!(artifact == of_blocks, "{name}: the artifacts differ");
+    }
+}
+
 #[test]
 fn a_student_of_some_of_the_blocks_learns_with_every_optimizer() {
     for (optimizer, layers) in [("adamw", "2"), ("muon", "[0, 2, 3]"), ("adafactor", "2")] {

@@ -20,6 +20,7 @@ pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod map;
 pub mod model;
 pub mod npz;
 pub mod scales;

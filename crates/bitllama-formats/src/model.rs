@@ -18,6 +18,9 @@ pub trait WeightSource: Send + Sync {
 
     /// Bytes that all weights take in the file.
     fn stored_bytes(&self) -> u64;
+
+    /// Gives back the memory of what has been read so far, in so far as it is the file's; it can be read again.
+    fn release(&self);
 }
 
 /// A full-precision model: architecture, tokenizer, weights.

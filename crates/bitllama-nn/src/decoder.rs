@@ -1,6 +1,8 @@
 //! The decoder: embedding, blocks, final norm, head. Field names give the parameter paths of
 //! [`bitllama_core::weights`].
 
+use std::ops::Range;
+
 use bitllama_core::weights::BLOCK_MATRICES;
 use bitllama_core::{Activation, ModelConfig};
 use bitllama_kernels::gemm::Precision;
@@ -11,7 +13,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::activations::rounded;
 use crate::attention::Attention;
-use crate::linear::{Linear, product};
+use crate::linear::{Linear, product, wide};
 use crate::mask::Mask;
 use crate::mlp::Mlp;
 use crate::rms_norm::RmsNorm;
@@ -113,10 +115,30 @@ impl Llama {
         let rotary = Rotary::new(&self.config, mask.seq(), mask.device());
         // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
         let table = self.embed_tokens.weight.val();
-        let mut x = embedding(table.clone(), tokens);
-        for (layer, block) in self.layers.iter().enumerate() {
-            x = block.forward_observed(x, &rotary, mask, &mut |site, value| observe(layer, site, value));
+        let x = looked_up(&table, tokens);
+        let x = self.forward_blocks(0..self.layers.len(), x, &rotary, mask, observe);
+        self.forward_head(x, table)
+    }
+
+    /// What the last of some blocks gives, `[batch, seq, hidden]`, from what goes into the first; `observe` as in
+    /// [`Llama::forward_observed`].
+    pub fn forward_blocks(
+        &self,
+        blocks: Range<usize>,
+        mut x: Tensor<3>,
+        rotary: &Rotary,
+        mask: &Mask,
+        observe: &mut dyn FnMut(usize, Site, Value),
+    ) -> Tensor<3> {
+        for layer in blocks {
+            x = self.layers[layer].forward_observed(x, rotary, mask, &mut |site, value| observe(layer, site, value));
         }
+        x
+    }
+
+    /// What goes into the head (`[batch, seq, hidden]`, after the final norm and any rounding), and the head, from what the last
+    /// block gives; a tied head has the embedding's `table`.
+    pub fn forward_head(&self, x: Tensor<3>, table: Tensor<2>) -> (Tensor<3>, Head) {
         let (weight, input) = match &self.lm_head {
             Some(head) => (head.weight.val(), head.input),
             None => (table, self.tied_head_input),
@@ -127,8 +149,13 @@ impl Llama {
 
     /// The first block's input of `tokens` (`[batch, seq]`), `[batch, seq, hidden]`.
     pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        embedding(self.embed_tokens.weight.val(), tokens)
+        looked_up(&self.embed_tokens.weight.val(), tokens)
     }
+}
+
+/// Rows of an embedding's `table` (`[vocab, hidden]`, in any type), `[batch, seq, hidden]` in `f32`.
+pub fn looked_up(table: &Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
+    wide(embedding(table.clone(), tokens))
 }
 
 impl Block {

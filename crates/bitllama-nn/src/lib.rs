@@ -10,6 +10,7 @@
 //! | [`activations`] | low-bit activations, keys and values, with straight-through gradients |
 //! | [`ops`] | the operators of the parts, fused, with hand-written gradients |
 //! | [`profile`] | where the time of a step goes |
+//! | [`shared_number`] | a number that changes from step to step |
 //! | [`weights`] | weights in and out of a model, by name |
 //!
 //! A model knows nothing of quantization: [`fake_quant::quantize`] attaches a bit plan to it from outside, and
@@ -27,8 +28,10 @@ pub mod ops;
 pub mod profile;
 pub mod rms_norm;
 pub mod rotary;
+pub mod shared_number;
 pub mod weights;
 
 pub use decoder::{Block, Head, Llama, Site};
 pub use device::device;
 pub use mask::Mask;
+pub use shared_number::SharedNumber;

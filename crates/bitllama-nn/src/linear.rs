@@ -38,6 +38,11 @@ pub fn set_precision(model: &mut Llama, precision: Precision) {
     model.head_precision = precision;
 }
 
+/// In `f32`, whatever type a tensor is stored in.
+pub(crate) fn wide<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if x.dtype() == DType::F32 { x } else { x.cast(FloatDType::F32) }
+}
+
 /// A number as bf16 stores it, where a device has no such type.
 fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let value = x.clone().inner();
@@ -57,6 +62,7 @@ pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision) -> 
     if ops::fused(&x.device()) {
         return ops::linear::forward(x, [weight], precision);
     }
+    let weight = wide(weight);
     match precision {
         // Block floating point is a matter of the CPU's units.
         Precision::F32 | Precision::Bfp12 => linear(x, weight, None),

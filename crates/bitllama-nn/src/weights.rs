@@ -6,7 +6,8 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
 use bitllama_core::{Error, ModelConfig, PackedMatrix};
 use bitllama_kernels::gemm::Precision;
-use burn::module::{Param, ParamId};
+use bitllama_kernels::training::halves::{exact_bf16, exact_f16};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -101,6 +102,29 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(ParamId::from(*index as u64 + 1), tensor))
     }
+}
+
+/// A model for inference only whose matrices are stored in 16 bits, where that loses nothing and the device has such numbers:
+/// weights that come from a file of bf16 or f16 take half the memory, and products have the same results.
+pub fn narrowed(model: Llama) -> Llama {
+    struct Narrow;
+    impl ModuleMapper for Narrow {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if D == 2 { param.map(|tensor| stored_narrow(tensor)) } else { param }
+        }
+    }
+    model.map(&mut Narrow)
+}
+
+fn stored_narrow<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    let (device, shape) = (tensor.device(), tensor.shape());
+    let numbers = floats(tensor.clone());
+    let stored = |data: TensorData, dtype: DType| {
+        device.supports_dtype(dtype).then(|| Tensor::from_data(data, (&device, dtype)))
+    };
+    let bf16 = exact_bf16(&numbers).and_then(|data| stored(TensorData::new(data, shape.clone()), DType::BF16));
+    let half = || exact_f16(&numbers).and_then(|data| stored(TensorData::new(data, shape.clone()), DType::F16));
+    bf16.or_else(half).unwrap_or(tensor)
 }
 
 /// The matrices of a block, in the order and by the names of [`bitllama_core::weights::BLOCK_MATRICES`].

@@ -8,11 +8,11 @@ use std::convert::Infallible;
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Activation, ActivationPlan, BitPlan, Method, ModelConfig, Quantizer, Scheme};
 use bitllama_kernels::gemm::Precision;
-use bitllama_nn::fake_quant::{Strength, quantize, quantize_by};
-use bitllama_nn::ops::adamw::{FusedAdamW, GradientScale};
+use bitllama_nn::fake_quant::{quantize, quantize_by};
+use bitllama_nn::ops::adamw::FusedAdamW;
 use bitllama_nn::ops::{composed, fused};
 use bitllama_nn::weights::build;
-use bitllama_nn::{Llama, Mask, activations};
+use bitllama_nn::{Llama, Mask, SharedNumber, activations};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -94,8 +94,7 @@ fn quantized_models_do_too() {
             let quantizer = Quantizer::from(scheme).with_method(method);
             let Ok(plan) = BitPlan::uniform(quantizer).resolve(&config(true)) else { continue };
             for lambda in [1.0, 0.4] {
-                let strength = Strength::full();
-                strength.set(lambda);
+                let strength = SharedNumber::new(lambda);
                 let model = quantize_by(llama(&config(true)), &plan, &StoredScales::new(), &strength);
                 assert_same(&format!("{scheme} {method:?} {lambda}"), &model, &mask, 2e-4);
             }
@@ -167,7 +166,7 @@ fn steps_of_adamw_are_burns_to_the_bit() {
     };
     for decay in [0.0, 0.1] {
         let burns = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(decay);
-        let own = FusedAdamW::new([0.9, 0.95], 1e-8, decay as f64, GradientScale::one());
+        let own = FusedAdamW::new([0.9, 0.95], 1e-8, decay as f64, SharedNumber::new(1.0));
         assert!(run(own.into()) == run(burns.build().into()), "decay {decay}");
     }
 }

@@ -7,11 +7,12 @@ use std::convert::Infallible;
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
-use bitllama_nn::Mask;
 use bitllama_nn::fake_quant::quantize;
-use bitllama_nn::weights::{Weights, build};
+use bitllama_nn::ops::composed;
+use bitllama_nn::weights::{Weights, build, narrowed};
+use bitllama_nn::{Llama, Mask};
 use burn::optim::GradientsParams;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use common::{config, device, floats, model, tokens, values};
 
@@ -24,6 +25,28 @@ fn every_weight_comes_back_as_it_was_given() {
         for spec in specs(&config) {
             assert_eq!(weights.read(&spec), values(&spec), "{}", spec.name);
         }
+    }
+}
+
+#[test]
+fn sixteen_bits_hold_what_came_from_sixteen_bits() {
+    let (device, kept) = (device(), |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000));
+    for tied in [true, false] {
+        let build = |of: fn(f32) -> f32| {
+            let read = |spec: &_| Ok::<_, Infallible>(values(spec).into_iter().map(of).collect());
+            build(&config(tied), &device, read).unwrap()
+        };
+        let (exact, model) = (build(kept), build(|x| x));
+        let narrow = narrowed(exact.clone());
+        if device.supports_dtype(DType::BF16) {
+            assert_eq!(narrow.embed_tokens.weight.val().dtype(), DType::BF16);
+            assert_eq!(narrow.layers[1].mlp.up_proj.weight.val().dtype(), DType::BF16);
+        }
+        assert_eq!(narrowed(model).embed_tokens.weight.val().dtype(), DType::F32, "it would lose something");
+        let mask = Mask::causal(2, 6, &device);
+        let logits = |model: &Llama| floats(model.forward(tokens(&device), &mask));
+        assert_eq!(logits(&exact), logits(&narrow));
+        assert_eq!(composed(|| logits(&exact)), composed(|| logits(&narrow)));
     }
 }
 

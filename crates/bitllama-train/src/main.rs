@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::Error;
+use bitllama_kernels::Isa;
 use bitllama_kernels::allocator::keep_freed_memory;
+use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::one_line;
 use bitllama_train::commands::{bench_step, cache_teacher, distill, eval, export, generate_data, quantize};
 use clap::{Parser, Subcommand};
@@ -29,18 +32,25 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    let result = match Cli::parse().command {
-        Command::Distill(args) => distill::distill(args),
-        Command::Pretrain(args) => distill::pretrain(args),
-        Command::Eval(args) => eval::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Quantize(args) => quantize::run(args).map(|()| ExitCode::SUCCESS),
-        Command::CacheTeacher(args) => cache_teacher::run(args).map(|()| ExitCode::SUCCESS),
-        Command::GenerateData(args) => generate_data::run(args).map(|()| ExitCode::SUCCESS),
-        Command::BenchStep(args) => bench_step::run(args).map(|()| ExitCode::SUCCESS),
-    };
-    result.unwrap_or_else(|error| {
+    run(Cli::parse().command).unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));
         ExitCode::FAILURE
     })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // Both would be taken for their defaults where they are first needed.
+    Isa::from_env().map_err(Error::msg)?;
+    fused_by_env().map_err(Error::msg)?;
+    let done = match command {
+        Command::Distill(args) => return distill::distill(args),
+        Command::Pretrain(args) => return distill::pretrain(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::CacheTeacher(args) => cache_teacher::run(args),
+        Command::GenerateData(args) => generate_data::run(args),
+        Command::BenchStep(args) => bench_step::run(args),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -9,9 +9,9 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{BitPlan, ModelConfig};
 use bitllama_formats::{Model, hf, hub, model};
-use bitllama_nn::Llama;
-use bitllama_nn::fake_quant::{self, Strength};
+use bitllama_nn::fake_quant;
 use bitllama_nn::weights::{Weights, build};
+use bitllama_nn::{Llama, SharedNumber};
 use burn::tensor::Device;
 use rand_distr::{Distribution, Normal};
 use tokenizers::Tokenizer;
@@ -55,7 +55,9 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
-    Ok(build(&model.config, device, |spec| model.weights.read(spec))?)
+    let llama = build(&model.config, device, |spec| model.weights.read(spec))?;
+    model.weights.release();
+    Ok(llama)
 }
 
 /// As [`to_device`], for a `config` with some of the file's blocks only, `layers`, and maybe with sub-norms which the file has
@@ -72,7 +74,9 @@ pub fn to_device_as(model: &Model, config: &ModelConfig, layers: &[usize], devic
             false => model.weights.read(&WeightSpec { name, ..spec.clone() }),
         }
     };
-    Ok(build(config, device, read)?)
+    let llama = build(config, device, read)?;
+    model.weights.release();
+    Ok(llama)
 }
 
 /// The name of a weight of a student in the files that it starts from.
@@ -145,7 +149,7 @@ pub fn load(name: &str, device: &Device) -> Result<Loaded> {
 /// # Errors
 /// A rule of `activations` that reaches nothing.
 pub fn quantized(llama: Llama, plan: &ResolvedPlan, activations: &Activations, stored: &StoredScales) -> Result<Llama> {
-    quantized_by(llama, plan, activations, stored, &Strength::full())
+    quantized_by(llama, plan, activations, stored, &SharedNumber::new(1.0))
 }
 
 /// As [`quantized`], where `strength` can fade the rounding of weights in.
@@ -157,7 +161,7 @@ pub fn quantized_by(
     plan: &ResolvedPlan,
     activations: &Activations,
     stored: &StoredScales,
-    strength: &Strength,
+    strength: &SharedNumber,
 ) -> Result<Llama> {
     let activations = activations.plan_for(plan)?;
     let llama = fake_quant::quantize_by(llama, plan, stored, strength);

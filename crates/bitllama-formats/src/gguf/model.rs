@@ -165,6 +165,10 @@ impl WeightSource for Weights {
     fn stored_bytes(&self) -> u64 {
         self.stored_bytes
     }
+
+    fn release(&self) {
+        self.file.release();
+    }
 }
 
 fn format(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<BlockFormat> {

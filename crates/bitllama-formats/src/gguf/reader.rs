@@ -3,7 +3,6 @@
 //! Every count, length and offset is checked against the file before it is used or allocated for.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -70,10 +69,7 @@ impl Gguf {
     /// # Errors
     /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, or anything in it lies beyond its end.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is read only. As with every reader that maps files, the file must not be cut while the map
-        // lives; model files are replaced by renaming, never in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let map = crate::map::open(path)?;
         let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
         Ok(Gguf { path: path.to_path_buf(), map, metadata, tensors })
     }
@@ -81,6 +77,11 @@ impl Gguf {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives back the memory of what has been read; it is read from the file again when needed.
+    pub fn release(&self) {
+        crate::map::release(&self.map);
     }
 
     /// A metadata value.

@@ -1,6 +1,5 @@
 //! Weights in safetensors files, memory-mapped: one file, or shards named by an index.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bitllama_core::ModelConfig;
@@ -92,6 +91,10 @@ impl WeightSource for Weights {
     fn stored_bytes(&self) -> u64 {
         self.stored_bytes
     }
+
+    fn release(&self) {
+        self.files.iter().for_each(|file| crate::map::release(&file.map));
+    }
 }
 
 /// The files that an index names, each once.
@@ -118,10 +121,7 @@ pub(crate) fn is_file_name(name: &str) -> bool {
 
 impl MappedFile {
     fn open(path: PathBuf) -> Result<Self> {
-        let file = File::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the map is read only. As with every reader that maps files, the file must not be cut while the map
-        // lives; model files are replaced by renaming, never in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = crate::map::open(&path)?;
         let invalid = |reason: String| Error::invalid(&path, reason);
         let size = map.len();
         let length = map.first_chunk().map(|b| u64::from_le_bytes(*b));

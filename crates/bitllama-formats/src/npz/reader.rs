@@ -1,12 +1,10 @@
 //! Reads arrays out of a memory-mapped archive.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
@@ -21,11 +19,7 @@ const MAX_DEFLATE_RATIO: u64 = 1032;
 /// # Errors
 /// [`Error::Io`].
 pub fn map_file(path: &Path) -> Result<Bytes> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    // SAFETY: the map is only read, as bytes. Another process that truncates the file meanwhile can end this one
-    // with SIGBUS, the known price of a map; model files are replaced by renaming, which leaves the map as it is.
-    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    Ok(Bytes::from_owner(map))
+    Ok(Bytes::from_owner(crate::map::open(path)?))
 }
 
 /// An archive opened for reading.

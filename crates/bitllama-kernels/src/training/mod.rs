@@ -12,6 +12,7 @@
 //! | [`blocks`] | matrices a few rows or columns at a time |
 //! | [`rows`] | rounding of such blocks |
 //! | [`buffer`] | numbers that are written before they are read |
+//! | [`halves`] | numbers of 16 bits made `f32`, and back where that loses nothing |
 //!
 //! Rows are tokens; all arithmetic is `f32`. Work is split over rayon's threads by shape alone, and every sum has one order, so
 //! results are the same to the bit for every number of threads. They differ between instruction sets by rounding.
@@ -20,6 +21,7 @@ pub mod adamw;
 pub mod attention;
 pub mod blocks;
 pub mod buffer;
+pub mod halves;
 pub mod loss;
 pub mod rms_norm;
 pub mod rows;

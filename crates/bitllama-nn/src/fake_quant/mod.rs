@@ -8,8 +8,6 @@
 //! | `blocks` | rounding a few rows at a time |
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bitllama_core::rounding::{Quantized, Scales, StoredScales, quantize as round, start_scales};
 use bitllama_core::weights::{Kind, WeightSpec};
@@ -17,6 +15,7 @@ use bitllama_core::{DenseMatrix, Quantizer};
 use burn::module::{Module, Param, ParamId, Reparameterization, Reparameterizer};
 use burn::tensor::Tensor;
 
+use crate::SharedNumber;
 use matrix::{TensorMatrix, View};
 
 mod blocks;
@@ -30,34 +29,14 @@ pub struct FakeQuant {
     scales: Option<Param<Tensor<3>>>,
     /// Beside trained scales, whole numbers; not trained.
     zero_points: Option<Param<Tensor<3>>>,
+    /// How much of the rounding is in force, lambda of `w + lambda (q(w) - w)`, 0 to 1.
     #[module(skip)]
-    strength: Strength,
+    strength: SharedNumber,
     #[module(skip)]
     quantizer: Quantizer,
     /// What the weight is for, which tells its layout.
     #[module(skip)]
     kind: Kind,
-}
-
-/// How much of the rounding is in force, lambda of `w + lambda (q(w) - w)`, 0 to 1: one number for all quantizers that were
-/// attached with it, which may change from step to step.
-#[derive(Debug, Clone)]
-pub struct Strength(Arc<AtomicU32>);
-
-impl Strength {
-    /// All of it, until it is set.
-    pub fn full() -> Self {
-        Self(Arc::new(AtomicU32::new(1f32.to_bits())))
-    }
-
-    /// Sets lambda.
-    pub fn set(&self, lambda: f32) {
-        self.0.store(lambda.to_bits(), Ordering::Relaxed);
-    }
-
-    fn get(&self) -> f32 {
-        f32::from_bits(self.0.load(Ordering::Relaxed))
-    }
 }
 
 impl FakeQuant {
@@ -151,15 +130,15 @@ impl Reparameterization for FakeQuant {
 ///
 /// Trained scales are those in `stored`; without an entry there, those that the weights give.
 pub fn quantize<M: Module>(model: M, plan: &[(WeightSpec, Option<Quantizer>)], stored: &StoredScales) -> M {
-    quantize_by(model, plan, stored, &Strength::full())
+    quantize_by(model, plan, stored, &SharedNumber::new(1.0))
 }
 
-/// As [`quantize`], where `strength` can fade the rounding in.
+/// As [`quantize`], where `strength` (0 to 1) can fade the rounding in: lambda of `w + lambda (q(w) - w)`.
 pub fn quantize_by<M: Module>(
     model: M,
     plan: &[(WeightSpec, Option<Quantizer>)],
     stored: &StoredScales,
-    strength: &Strength,
+    strength: &SharedNumber,
 ) -> M {
     let rules = plan
         .iter()
@@ -171,7 +150,7 @@ pub fn quantize_by<M: Module>(
 struct Attach<'a> {
     rules: HashMap<&'a str, (Kind, Quantizer)>,
     stored: &'a StoredScales,
-    strength: &'a Strength,
+    strength: &'a SharedNumber,
 }
 
 impl Reparameterizer for Attach<'_> {

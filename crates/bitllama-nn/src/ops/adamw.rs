@@ -1,8 +1,5 @@
 //! AdamW as one pass over a parameter, its gradient and both moments, in place.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use bitllama_kernels::Isa;
 use bitllama_kernels::training::adamw;
 use burn::backend::Flex;
@@ -11,38 +8,20 @@ use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Optimiz
 use burn::tensor::{Device, Tensor};
 
 use super::fused;
-
-/// What all gradients of a step are multiplied with, for optimizers that do so in passing: one number, shared by its clones.
-#[derive(Debug, Clone)]
-pub struct GradientScale(Arc<AtomicU32>);
-
-impl GradientScale {
-    /// 1, until it is set.
-    pub fn one() -> Self {
-        Self(Arc::new(AtomicU32::new(1f32.to_bits())))
-    }
-
-    /// Sets it.
-    pub fn set(&self, scale: f32) {
-        self.0.store(scale.to_bits(), Ordering::Relaxed);
-    }
-
-    fn get(&self) -> f32 {
-        f32::from_bits(self.0.load(Ordering::Relaxed))
-    }
-}
+use crate::SharedNumber;
 
 /// Burn's AdamW, with its states and results; on `flex` in one pass.
 #[derive(Clone)]
 pub struct FusedAdamW {
     plain: AdamW,
-    gradient_scale: GradientScale,
+    gradient_scale: SharedNumber,
     told: adamw::Step,
 }
 
 impl FusedAdamW {
-    /// From the coefficients of [`AdamWConfig`]; gradients are multiplied with `gradient_scale` first.
-    pub fn new([beta_1, beta_2]: [f64; 2], epsilon: f64, weight_decay: f64, gradient_scale: GradientScale) -> Self {
+    /// From the coefficients of [`AdamWConfig`]; gradients are multiplied with `gradient_scale` first, all of
+    /// them, in passing.
+    pub fn new([beta_1, beta_2]: [f64; 2], epsilon: f64, weight_decay: f64, gradient_scale: SharedNumber) -> Self {
         let (beta_1, beta_2, epsilon, weight_decay) =
             (beta_1 as f32, beta_2 as f32, epsilon as f32, weight_decay as f32);
         let plain = AdamWConfig::new()

@@ -10,6 +10,7 @@
 //! | [`attention`] | rotary embedding and causal grouped-query attention, without the matrix of scores |
 //! | [`loss`] | head, cross-entropy and divergence from a teacher, without the logits |
 //! | [`squares`] | what the norm of gradients is made of |
+//! | [`gradient`] | a gradient that is known, to be followed back from there |
 //! | [`adamw`] | the optimizer's step in one pass |
 //!
 //! They run on the `flex` device. Everywhere else, and for what they do not cover, the modules of this crate compose the same
@@ -25,6 +26,7 @@ use burn::tensor::Device;
 
 pub mod adamw;
 pub mod attention;
+pub mod gradient;
 pub mod linear;
 pub mod loss;
 pub mod node;
@@ -35,8 +37,21 @@ pub mod swiglu;
 /// Whether tensors of a device, with or without autodiff, go through fused operators.
 pub fn fused(device: &Device) -> bool {
     static WISHED: OnceLock<bool> = OnceLock::new();
-    let wished = *WISHED.get_or_init(|| std::env::var("BITLLAMA_OPERATORS").map_or(true, |name| name != "plain"));
-    wished && !PLAIN.get() && matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
+    *WISHED.get_or_init(|| fused_by_env().unwrap_or(true))
+        && !PLAIN.get()
+        && matches!(device.clone().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether `BITLLAMA_OPERATORS` wants fused operators where there are some: `fused`, the default, or `plain`.
+///
+/// # Errors
+/// What is wrong with its value, in one line.
+pub fn fused_by_env() -> Result<bool, String> {
+    match std::env::var("BITLLAMA_OPERATORS").as_deref() {
+        Err(_) | Ok("fused") => Ok(true),
+        Ok("plain") => Ok(false),
+        Ok(other) => Err(format!("BITLLAMA_OPERATORS: unknown value `{other}`, expected `fused` or `plain`")),
+    }
 }
 
 /// Floating-point operations a second that this machine's threads reach with their multiplications in f32.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
+use bitllama_kernels::training::halves;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
@@ -12,11 +13,11 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Shape, Tensor, TensorData};
+use burn::tensor::{DType, Shape, Tensor, TensorData, bf16, f16};
 
 use crate::profile;
 
-/// Contiguous `f32` numbers of a tensor, shared with it.
+/// Contiguous `f32` numbers of a tensor, shared with it; a copy, if they are of 16 bits there.
 #[derive(Clone)]
 pub struct Numbers(FlexTensor);
 
@@ -35,6 +36,10 @@ impl Numbers {
     }
 
     fn of(tensor: FlexTensor) -> Self {
+        let tensor = match tensor.dtype() {
+            DType::F32 => tensor,
+            _ => widened(tensor),
+        };
         Self(if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() })
     }
 
@@ -42,6 +47,18 @@ impl Numbers {
     pub fn into_gradient(self) -> Gradient {
         self.0
     }
+}
+
+/// Numbers of 16 bits as `f32`.
+fn widened(tensor: FlexTensor) -> FlexTensor {
+    let shape = tensor.layout().shape().clone();
+    let tensor = if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() };
+    let numbers = match (tensor.as_slice::<bf16>(), tensor.as_slice::<f16>()) {
+        (Some(numbers), _) => halves::from_bf16(numbers),
+        (_, Some(numbers)) => halves::from_f16(numbers),
+        _ => panic!("an operator of {:?}", tensor.dtype()),
+    };
+    self::tensor(numbers, shape)
 }
 
 /// A tensor on the way into an operator.

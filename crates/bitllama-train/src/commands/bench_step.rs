@@ -9,10 +9,11 @@ use bitllama_nn::profile;
 use bitllama_runtime::memory;
 use serde_json::json;
 
-use super::prepare::{compared, frozen_teacher, sources, student};
+use super::identity::provenance;
+use super::prepare::{Lesson, compared, sources, student};
 use super::recipe_args::RecipeArgs;
-use crate::data;
 use crate::data::batches::Rows;
+use crate::data::{self, Split};
 use crate::recipe::Recipe;
 use crate::training::optimizer::Optimizers;
 use crate::training::step::Trainer;
@@ -54,7 +55,7 @@ struct Phase {
 }
 
 /// The phases of a step, in order.
-const PHASES: [&str; 7] = ["data", "teacher", "forward", "loss", "backward", "clip", "optimizer"];
+const PHASES: [&str; 8] = ["data", "teacher", "forward", "loss", "recompute", "backward", "clip", "optimizer"];
 
 /// # Errors
 /// Whatever keeps the recipe's steps from being taken, in one line.
@@ -65,16 +66,14 @@ pub fn run(args: Args) -> Result<()> {
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
     let sources = sources(&recipe, None).with_context(at_recipe)?;
     let mut student = student(&recipe, &sources, None, &device).with_context(at_recipe)?;
-    let text = data::load(&recipe, &sources.tokenizer, &sources.config)?.train;
-    let rows = Rows::new(text, recipe.data.sequence_length, recipe.seed)?;
+    let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
+    let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
+    let provenance = provenance(&recipe, sources.teacher.as_ref(), hashes)?;
+    let lesson = Lesson::of(&recipe, &sources, &provenance, &device).with_context(at_recipe)?;
+    let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let (compared, projections) = compared(&recipe, &sources, &tracked).with_context(at_recipe)?;
-    let needed = recipe.distill().needs_teacher();
-    let llama = match &sources.teacher {
-        Some(teacher) if needed => Some(frozen_teacher(&recipe, teacher, &device)?),
-        _ => None,
-    };
-    let teacher = llama.as_ref().map_or(Teacher::Absent, Teacher::Model);
+    let teacher = lesson.teacher();
     let optimizers = Optimizers::new(&student, &recipe.train);
     let mut trainer = Trainer {
         recipe: &recipe,
@@ -117,7 +116,7 @@ pub fn run(args: Args) -> Result<()> {
         operations: operations(
             &recipe,
             &sources.config,
-            sources.teacher.as_ref().filter(|_| needed).map(|t| &t.config),
+            sources.teacher.as_ref().filter(|_| matches!(teacher, Teacher::Model(_))).map(|t| &t.config),
         ),
         peak: (recipe.device == "flex").then(bitllama_nn::ops::peak),
         memory: memory::peak(),
@@ -129,7 +128,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Multiplications and additions of the matrix products of a step, those of attention over the past included: each product
-/// once forward and twice backward, the teacher's once. What is computed twice to save memory counts once.
+/// once forward and twice backward, those of a teacher in memory once. What is computed twice to save memory counts once.
 fn operations(recipe: &Recipe, student: &ModelConfig, teacher: Option<&ModelConfig>) -> f64 {
     let seq = recipe.data.sequence_length as f64;
     let forward = |config: &ModelConfig| {

@@ -16,12 +16,9 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::cache_teacher::cache_of;
 use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
-use super::prepare::{
-    compared, frozen_teacher, initialized, resume_point, sources, student, with_calibrated_sub_norms,
-};
+use super::prepare::{Lesson, compared, initialized, resume_point, sources, student, with_calibrated_sub_norms};
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
@@ -124,28 +121,18 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     );
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let provenance = provenance(recipe, teacher.as_ref(), hashes)?;
-    let needed = recipe.distill().needs_teacher();
-    let cache = if needed { cache_of(recipe, tokenizer, &provenance).with_context(at_recipe)? } else { None };
-    let fingerprint = fingerprint(recipe, &provenance, &config, cache.as_ref())?;
+    let lesson = Lesson::of(recipe, &sources, &provenance, &device).with_context(at_recipe)?;
+    let fingerprint = fingerprint(recipe, &provenance, &config, lesson.cache())?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;
         say(args, &format!("going on after step {} from {}", state.step, folder.display()));
     }
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
-    let llama = match teacher {
-        Some(teacher) if cache.is_none() && needed => Some(frozen_teacher(recipe, teacher, &device)?),
-        _ => None,
-    };
-    let source = match (&llama, &cache) {
-        (_, Some(cache)) => Teacher::Cache(cache),
-        (Some(llama), None) => Teacher::Model(llama),
-        (None, None) => Teacher::Absent,
-    };
     let (compared, projections) = compared(recipe, &sources, &tracked).with_context(at_recipe)?;
     let run = Run {
         recipe,
-        teacher: &source,
+        teacher: &lesson.teacher(),
         compared: &compared,
         projections,
         device: &tracked,

@@ -5,7 +5,7 @@ use bitllama_core::ModelConfig;
 use bitllama_formats::Model;
 use serde_json::{Value, json};
 
-use crate::recipe::Recipe;
+use crate::recipe::{Precision, Recipe};
 use crate::teacher_cache::TeacherCache;
 use crate::training::checkpoint::Fingerprint;
 
@@ -53,6 +53,12 @@ pub fn fingerprint(
     // Only where a recipe has them, so that runs of before they existed go on.
     parts.extend((!recipe.activations.is_empty()).then(|| ("activations", json!(recipe.activations))));
     parts.extend(recipe.student.sub_norm_init.map(|init| ("student.sub_norm_init", json!(init))));
+    let products = [
+        ("train.precision", Some(train.precision)),
+        ("teacher.precision", (recipe.teacher.is_some() && cache.is_none()).then(|| recipe.teacher_precision())),
+    ];
+    let products = products.into_iter().filter_map(|(name, precision)| Some((name, precision?)));
+    parts.extend(products.filter(|(_, precision)| *precision != Precision::F32).map(|(name, p)| (name, json!(p))));
     parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }

@@ -9,12 +9,14 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_formats::{Model, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
-use bitllama_nn::weights::Weights;
+use bitllama_nn::weights::{Weights, narrowed};
 use burn::tensor::Device;
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 
+use super::cache_teacher::cache_of;
 use crate::data::batches::Rows;
 use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
@@ -23,8 +25,10 @@ use crate::ptq::{self, reconstruct};
 use crate::recipe::quant::in_stage;
 use crate::recipe::{Recipe, SubNormInit};
 use crate::sub_norm;
+use crate::teacher_cache::TeacherCache;
 use crate::training::checkpoint::{self, CheckpointState};
 use crate::training::states::{Compared, Projections};
+use crate::training::teacher::Teacher;
 
 /// The files of a run, opened, and what they say.
 pub struct Sources {
@@ -194,15 +198,50 @@ fn calibration_rows(recipe: &Recipe, rows: &mut Rows) -> Vec<Vec<u32>> {
     batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect()
 }
 
-/// The teacher on `device`, without autodiff, in the precision that the recipe wants.
-///
-/// # Errors
-/// A weight that is missing or damaged.
-pub fn frozen_teacher(recipe: &Recipe, teacher: &Model, device: &Device) -> Result<Llama> {
-    let mut llama = models::to_device(teacher, device)?;
-    let wished = recipe.teacher.as_ref().and_then(|teacher| teacher.precision);
-    set_precision(&mut llama, wished.unwrap_or(recipe.train.precision).into());
-    Ok(llama)
+/// Where a run has its teacher's distributions from, opened.
+pub enum Lesson {
+    /// Nowhere: it has no teacher, or follows the text alone.
+    Absent,
+    /// The model, for inference.
+    Model(Box<Llama>),
+    /// The folder that `cache-teacher` filled.
+    Cache(Box<TeacherCache>),
+}
+
+impl Lesson {
+    /// That of a recipe: the model on `device`, without autodiff, its products in the precision that the recipe wants, or
+    /// the cache.
+    ///
+    /// # Errors
+    /// A weight that is missing or damaged; those of [`cache_of`].
+    pub fn of(recipe: &Recipe, sources: &Sources, provenance: &Value, device: &Device) -> Result<Self> {
+        let Some(teacher) = sources.teacher.as_ref().filter(|_| recipe.distill().needs_teacher()) else {
+            return Ok(Self::Absent);
+        };
+        if let Some(cache) = cache_of(recipe, &sources.tokenizer, provenance)? {
+            return Ok(Self::Cache(Box::new(cache)));
+        }
+        let mut llama = narrowed(models::to_device(teacher, device)?);
+        set_precision(&mut llama, recipe.teacher_precision().into());
+        Ok(Self::Model(Box::new(llama)))
+    }
+
+    /// As a step takes it.
+    pub fn teacher(&self) -> Teacher<'_> {
+        match self {
+            Self::Absent => Teacher::Absent,
+            Self::Model(llama) => Teacher::Model(llama),
+            Self::Cache(cache) => Teacher::Cache(cache),
+        }
+    }
+
+    /// The cache, if it is one.
+    pub fn cache(&self) -> Option<&TeacherCache> {
+        match self {
+            Self::Cache(cache) => Some(cache),
+            _ => None,
+        }
+    }
 }
 
 /// Which blocks of student and teacher are compared, and projections between them where their widths differ.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::recipe::{Recipe, load};
 
@@ -24,12 +24,13 @@ impl RecipeArgs {
     /// The recipe that they ask for.
     ///
     /// # Errors
-    /// A file or an override that cannot be read.
+    /// A file or an override that cannot be read, or what its device does not have.
     pub fn read(&self) -> Result<Recipe> {
         let mut recipe = load::load(&self.config, &self.set)?;
         if let Some(device) = &self.device {
             recipe.device.clone_from(device);
         }
+        recipe.check_device().with_context(|| self.at())?;
         Ok(recipe)
     }
 

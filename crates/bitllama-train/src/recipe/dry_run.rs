@@ -7,7 +7,7 @@ use bitllama_core::weights::parameter_count;
 use bitllama_formats::hf;
 use serde_json::json;
 
-use super::{Optimizer, Recipe};
+use super::{Optimizer, Recipe, Recompute};
 use crate::models::{self, ResolvedPlan};
 
 /// Prints the answer. Reads configs only; fetches none that the recipe gives a `config` for.
@@ -113,6 +113,12 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
                 + 6 * n(student.intermediate_size)
         }
     };
+    // All blocks at once with their rounded weights, or what goes into each, and one of them.
+    let layers = n(student.num_hidden_layers).max(1);
+    let (activations, rounded) = match recipe.train.recompute {
+        Recompute::None => (block * layers, parameters),
+        Recompute::Block => (hidden * layers + block, parameters / layers),
+    };
     // Composed: student logits, their log-softmax and its gradient; the teacher's logits, probabilities and logarithms. Fused:
     // a chunk of both sides' logits.
     let all = positions * n(student.vocab_size);
@@ -123,8 +129,8 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
         (false, false) => 4 * all,
     };
     Memory {
-        // Latent weights, their rounded copies, the teacher.
-        weights: (2 * parameters + teacher.map_or(0, |t| n(parameter_count(t)))) * F32,
+        // Latent weights, their rounded copies, the teacher (half of it if its file has 16 bits a weight).
+        weights: (parameters + rounded + teacher.map_or(0, |t| n(parameter_count(t)))) * F32,
         // Gradients, and the moments that the optimizer keeps.
         optimizer: match recipe.train.optimizer {
             Optimizer::Adamw => 3,
@@ -132,7 +138,7 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
             Optimizer::Adafactor => 1,
         } * parameters
             * F32,
-        activations: positions * block * n(student.num_hidden_layers) * F32,
+        activations: positions * activations * F32,
         logits: logits * F32,
     }
 }

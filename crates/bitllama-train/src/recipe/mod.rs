@@ -30,7 +30,7 @@ pub use activations::Activations;
 pub use distill::{Distill, Divergence, Hidden, HiddenLoss, Loss, Relations};
 pub use quant::{Quant, Stage};
 pub use student::{Layers, Student, SubNormInit};
-pub use train::{Optimizer, Precision, Train};
+pub use train::{Optimizer, Precision, Recompute, Train};
 
 /// A run of `distill` or `pretrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -242,6 +242,27 @@ impl Recipe {
             "needs student.sub_norm = true",
         );
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Checks what only some devices have.
+    ///
+    /// # Errors
+    /// A precision that the device would not compute in.
+    pub fn check_device(&self) -> anyhow::Result<()> {
+        let of_teacher = self.teacher.as_ref().and_then(|teacher| teacher.precision);
+        for (key, precision) in [("train.precision", Some(self.train.precision)), ("teacher.precision", of_teacher)] {
+            ensure!(
+                precision != Some(Precision::Bfp12) || self.device == "flex",
+                "`{key}` = \"bfp12\" is of the device `flex`; on `{}` choose f32 or bf16",
+                self.device
+            );
+        }
+        Ok(())
+    }
+
+    /// The precision of the teacher's products: its own, or that of the student's.
+    pub fn teacher_precision(&self) -> Precision {
+        self.teacher.as_ref().and_then(|teacher| teacher.precision).unwrap_or(self.train.precision)
     }
 
     /// The bit plan resolved for a model, after checks of what the recipe asks of that model.

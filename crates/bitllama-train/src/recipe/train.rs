@@ -17,6 +17,9 @@ pub struct Train {
     /// Of the factors of matrix products, forward and backward; sums, weights, gradients and moments are f32 always.
     #[serde(default)]
     pub precision: Precision,
+    /// What is computed again in the backward pass instead of being kept for it. It changes memory and time, and no result.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// `adamw`, `muon` or `adafactor`.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -82,6 +85,18 @@ impl From<Precision> for bitllama_nn::linear::Precision {
             Precision::Bfp12 => Self::Bfp12,
         }
     }
+}
+
+/// What is computed twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Nothing: everything is kept that gradients need.
+    #[default]
+    None,
+    /// Each block of the decoder: only what goes into it is kept, and no rounded weights but those of one block (gradient
+    /// checkpointing, Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+    Block,
 }
 
 /// What moves the weights.

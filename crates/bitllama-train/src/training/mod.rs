@@ -3,7 +3,8 @@
 //! | module | subject |
 //! |---|---|
 //! | [`run`] | the loop: steps, evaluations, checkpoints, the end |
-//! | [`step`] | one optimizer step: forward, losses, gradients |
+//! | [`step`] | one optimizer step |
+//! | [`backward`] | loss and gradients of a micro-batch, in one piece or block by block |
 //! | [`loss`] | cross-entropy and divergence, and how they are weighed |
 //! | [`divergence`] | forward and reverse KL, Jensen-Shannon, over all or the likeliest tokens |
 //! | [`states`] | losses between hidden states and attention relations |
@@ -12,6 +13,7 @@
 //! | [`checkpoint`] | what a run needs to go on, on disk |
 //! | [`interrupt`] | Ctrl-C |
 
+pub mod backward;
 pub mod checkpoint;
 pub mod divergence;
 pub mod interrupt;

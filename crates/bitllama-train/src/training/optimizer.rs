@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use bitllama_formats::Error as FormatError;
-use bitllama_nn::Llama;
-use bitllama_nn::ops::adamw::{FusedAdamW, GradientScale};
+use bitllama_nn::ops::adamw::FusedAdamW;
 use bitllama_nn::ops::squares::sum_of_squares;
 use bitllama_nn::weights::block_matrices;
+use bitllama_nn::{Llama, SharedNumber};
 use bitllama_runtime::one_line;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::decay::WeightDecayConfig;
@@ -35,7 +35,7 @@ pub struct Optimizers {
     scales: ModuleOptimizer,
     scale_ids: Vec<ParamId>,
     /// Of the gradients of all that AdamW moves.
-    gradient_scale: GradientScale,
+    gradient_scale: SharedNumber,
     /// Whether it moves everything.
     adamw_only: bool,
 }
@@ -46,7 +46,7 @@ const SCALES: &str = "scale_optimizer.bpk";
 impl Optimizers {
     /// Those that the recipe asks for, without moments. Matrices decay, vectors (norms) and scales do not.
     pub fn new(model: &Llama, train: &Train) -> Self {
-        let gradient_scale = GradientScale::one();
+        let gradient_scale = SharedNumber::new(1.0);
         let adamw =
             |decay: f64| FusedAdamW::new([train.beta1, train.beta2], train.epsilon, decay, gradient_scale.clone());
         let adafactor = |decay: f64| {
@@ -80,8 +80,8 @@ impl Optimizers {
         Self { weights, scales: adamw(0.0).into(), scale_ids: ids.scales, gradient_scale, adamw_only }
     }
 
-    /// Moves everything by its gradients times `share`, what clipping leaves of them: weights at the learning rate `lr`, scales at `scale_lr`, or not at all if that is
-    /// `None`.
+    /// Moves everything by its gradients times `share`, what clipping leaves of them: weights at the learning rate `lr`, scales
+    /// at `scale_lr`, or not at all if that is `None`.
     pub fn step(
         &mut self,
         student: Llama,

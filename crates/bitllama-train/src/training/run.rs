@@ -7,9 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{ModelConfig, Scheme};
-use bitllama_nn::Llama;
-use bitllama_nn::fake_quant::Strength;
 use bitllama_nn::weights::Weights;
+use bitllama_nn::{Llama, SharedNumber};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use burn::tensor::Device;
 use tokenizers::Tokenizer;
@@ -90,7 +89,7 @@ impl Run<'_> {
     pub fn train(&self, mut student: Llama, rows: Rows, start: Option<(CheckpointState, PathBuf)>) -> Result<Outcome> {
         let (train, quant) = (&self.recipe.train, &self.recipe.quant);
         let mut stage = start.as_ref().and_then(|(state, _)| state.stage);
-        let strength = Strength::full();
+        let strength = SharedNumber::new(1.0);
         if quant.fades_in() {
             let scales = Weights::of(&student).scales();
             student = self.requantized(&student, stage, &scales, &strength)?;
@@ -187,7 +186,7 @@ impl Run<'_> {
         student: &Llama,
         stage: Option<Scheme>,
         scales: &StoredScales,
-        strength: &Strength,
+        strength: &SharedNumber,
     ) -> Result<Llama> {
         let plan = stage.map(|stage| in_stage(self.plan, stage));
         let plan = plan.as_ref().unwrap_or(self.plan);

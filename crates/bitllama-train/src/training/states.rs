@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
 use bitllama_core::ModelConfig;
+use bitllama_nn::decoder::Value;
 use bitllama_nn::{Head, Llama, Mask, Site};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::activation::log_softmax;
@@ -41,6 +42,9 @@ pub struct States {
     /// Queries, keys and values of a block, `[batch, seq, width]`.
     relations: HashMap<usize, Vec<Tensor<3>>>,
 }
+
+/// The number of a pair and what it adds to the loss, before it is weighed.
+pub type Term = (usize, Tensor<1>);
 
 /// Matrices from the student's hidden states to the width of the teacher's, one for each compared pair; none where the
 /// widths agree. They are trained beside the student and are no part of it.
@@ -125,9 +129,15 @@ impl Compared {
 
     /// What goes into the head (`[batch, seq, hidden]`), the head, and what [`Compared::losses`] needs of this side.
     pub fn forward(&self, side: Side, llama: &Llama, tokens: Tensor<2, Int>, mask: &Mask) -> (Tensor<3>, Head, States) {
-        let of = |pairs: &[Pair], layer: usize| pairs.iter().any(|pair| pair[side as usize] == layer);
         let mut states = States::default();
-        let (hidden, head) = llama.forward_observed(tokens, mask, &mut |layer, site, value| match site {
+        let (hidden, head) = llama.forward_observed(tokens, mask, &mut self.observer(side, &mut states));
+        (hidden, head, states)
+    }
+
+    /// Puts what is compared of a side into `states`, as it is observed.
+    pub fn observer(&self, side: Side, states: &mut States) -> impl FnMut(usize, Site, Value) {
+        let of = move |pairs: &[Pair], layer: usize| pairs.iter().any(|pair| pair[side as usize] == layer);
+        move |layer, site, value| match site {
             Site::Output if self.hidden.as_ref().is_some_and(|(_, pairs)| of(pairs, layer)) => {
                 states.outputs.insert(layer, value());
             }
@@ -137,45 +147,35 @@ impl Compared {
                 states.relations.entry(layer).or_default().push(value());
             }
             _ => {}
-        });
-        (hidden, head, states)
+        }
     }
 
-    /// The terms of hidden states and relations, each a scalar of shape `[1]`; `None` for what is not compared. The mask is
-    /// that of the forward passes.
-    pub fn losses(
-        &self,
-        student: &States,
-        teacher: &States,
-        projections: &Projections,
-        mask: &Mask,
-    ) -> [Option<Tensor<1>>; 2] {
-        let mean = |terms: Vec<Tensor<1>>| {
-            let count = terms.len();
-            terms.into_iter().reduce(|a, b| a + b).map(|sum| sum / count as f64)
-        };
-        let hidden = self.hidden.as_ref().and_then(|(loss, pairs)| {
-            let terms = pairs.iter().enumerate().map(|(index, [own, of_teacher])| {
-                let own = student.outputs[own].clone();
+    /// The terms of hidden states and of relations that the student's blocks in `student` have a part in: each the number of a
+    /// pair and, as a scalar of shape `[1]`, its share of the mean over all pairs. The mask is that of the forward passes.
+    pub fn losses(&self, student: &States, teacher: &States, projections: &Projections, mask: &Mask) -> [Vec<Term>; 2] {
+        let (mut hidden, mut relations) = (Vec::new(), Vec::new());
+        if let Some((loss, pairs)) = &self.hidden {
+            for (index, [own, of_teacher]) in pairs.iter().enumerate() {
+                let Some(own) = student.outputs.get(own).cloned() else { continue };
                 let own = match projections.matrices.get(index) {
                     Some(matrix) => own.matmul(matrix.val().unsqueeze()),
                     None => own,
                 };
-                hidden_loss(*loss, own, Tensor::from_inner(teacher.outputs[of_teacher].clone()))
-            });
-            mean(terms.collect())
-        });
-        let relations = self.relations.as_ref().and_then(|(heads, pairs)| {
-            let mut terms = Vec::new();
-            for [own, of_teacher] in pairs {
-                for (own, of_teacher) in student.relations[own].iter().zip(&teacher.relations[of_teacher]) {
-                    let of_teacher = relation(of_teacher.clone(), *heads, mask.additive(false));
-                    let own = relation(own.clone(), *heads, mask.additive(true));
-                    terms.push(relation_loss(own, Tensor::from_inner(of_teacher)));
-                }
+                let term = hidden_loss(*loss, own, Tensor::from_inner(teacher.outputs[of_teacher].clone()));
+                hidden.push((index, term / pairs.len() as f64));
             }
-            mean(terms)
-        });
+        }
+        if let Some((heads, pairs)) = &self.relations {
+            for (index, [own, of_teacher]) in pairs.iter().enumerate() {
+                let Some(own) = student.relations.get(own) else { continue };
+                let of_each = own.iter().zip(&teacher.relations[of_teacher]).map(|(own, of_teacher)| {
+                    let of_teacher = relation(of_teacher.clone(), *heads, mask.additive(false));
+                    relation_loss(relation(own.clone(), *heads, mask.additive(true)), Tensor::from_inner(of_teacher))
+                });
+                let sum = of_each.reduce(|a, b| a + b);
+                relations.extend(sum.map(|sum| (index, sum / (pairs.len() * own.len()) as f64)));
+            }
+        }
         [hidden, relations]
     }
 }
