@@ -10,7 +10,7 @@
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
 //! | `runs` | loops over the lanes of a vector |
 //! | [`blocks`] | matrices a few rows or columns at a time |
-//! | [`rows`] | rounding of such blocks |
+//! | [`rows`] | rounding of such blocks, in one pass over a weight and one more for scales that it gives |
 //! | [`buffer`] | numbers that are written before they are read |
 //!
 //! Rows are tokens; all arithmetic is `f32`. Work is split over rayon's threads by shape alone, and every sum has one order, so
