@@ -10,7 +10,7 @@
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
 //! | `runs` | loops over the lanes of a vector |
 //! | [`blocks`] | matrices a few rows or columns at a time |
-//! | [`rows`] | rounding of such blocks |
+//! | [`rows`] | rounding of such blocks, in one pass over a weight and one more for scales that it gives |
 //! | [`buffer`] | numbers that are written before they are read |
 //! | [`halves`] | numbers of 16 bits made `f32`, and back where that loses nothing |
 //!

@@ -1,211 +1,177 @@
-//! Rows that share a scale, for the rounding functions of `bitllama-core`, in loops that the compiler makes vectors of for each
-//! instruction set. Meant for blocks that a processor's cache holds: every operation is a pass over them.
+//! Rows that share a scale, for the rounding functions of `bitllama-core`. Operations are recorded, and computed when
+//! numbers are asked for, all of them for a few hundred numbers at a time: a matrix is read and written once, where it
+//! lies.
+//!
+//! | module | subject |
+//! |---|---|
+//! | this one | recording |
+//! | `program` | computing, in loops that the compiler makes vectors of for each instruction set |
+
+use std::rc::Rc;
 
 use bitllama_core::RowMatrix;
-use half::f16;
 
+use super::blocks::{Part, PartMut};
 use crate::isa::Isa;
-use crate::operators::lanes::{Simd, for_isa};
+
+mod program;
+
+use program::{Each, Fold, Pair, Program};
 
 /// `[outer, n, inner]`, row-major: a row is what lies along the middle. Numbers of rows are `[outer, 1, inner]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rows {
-    /// All numbers.
-    pub data: Vec<f32>,
-    /// Numbers of a row.
-    pub n: usize,
-    /// Rows that lie side by side.
-    pub inner: usize,
-    /// The instruction set to use.
-    pub isa: Isa,
+#[derive(Debug, Clone)]
+pub struct Rows<'a> {
+    numbers: Rc<Numbers<'a>>,
+    shape: Shape,
+    isa: Isa,
 }
 
-/// A pass over all numbers: `|x, parameters..| result`.
-macro_rules! mapped {
-    ($self:ident, |$x:ident $(, $parameter:ident)*| $result:expr) => {{
-        #[inline(always)]
-        fn all<S: Simd>(_: S, data: &mut [f32] $(, $parameter: f32)*) {
-            for number in data {
-                let $x = *number;
-                *number = $result;
-            }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    outer: usize,
+    n: usize,
+    inner: usize,
+}
+
+/// What the numbers of a matrix are.
+#[derive(Debug)]
+enum Numbers<'a> {
+    Given(Part<'a>),
+    Computed(Vec<f32>),
+    Each(Each, Rc<Numbers<'a>>),
+    Pair(Pair, Rc<Numbers<'a>>, Rc<Numbers<'a>>),
+    /// With numbers of rows, which are given or computed.
+    OfRows(Pair, Rc<Numbers<'a>>, Rc<Numbers<'a>>),
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `n` numbers, `inner` of them side by side.
+    ///
+    /// # Panics
+    /// If these are no whole rows, or the lines of `part` have neither `inner` numbers nor lie in one piece.
+    pub fn new(part: Part<'a>, n: usize, inner: usize, isa: Isa) -> Self {
+        let total = part.lines() * part.width();
+        assert!(total.is_multiple_of(n * inner), "{total} numbers, rows of {n}, {inner} side by side");
+        assert!(part.width() == inner || inner == 1 && part.flat().is_some(), "lines of {}", part.width());
+        let shape = Shape { outer: total / (n * inner), n, inner };
+        Rows { numbers: Rc::new(Numbers::Given(part)), shape, isa }
+    }
+
+    /// Computes all numbers and writes them.
+    ///
+    /// # Panics
+    /// If `out` has another shape.
+    pub fn write(&self, out: &mut PartMut<'_>) {
+        Program::of(&self.numbers, self.shape, out.is_whole()).write(self.isa, out);
+    }
+
+    /// All numbers, row-major.
+    pub fn to_vec(&self) -> Vec<f32> {
+        let Shape { outer, n, inner } = self.shape;
+        let mut data = vec![0.0; outer * n * inner];
+        if !data.is_empty() {
+            self.write(&mut PartMut::whole(&mut data, inner));
         }
-        let mut this = $self;
-        let data = &mut this.data[..];
-        for_isa!(this.isa, all(data: &mut [f32] $(, $parameter: f32)*));
-        this
-    }};
+        data
+    }
+
+    fn each(self, operation: Each) -> Self {
+        let numbers = Rc::new(Numbers::Each(operation, self.numbers));
+        Rows { numbers, ..self }.recorded()
+    }
+
+    fn pair(self, operation: Pair, other: Self) -> Self {
+        assert_eq!(self.shape, other.shape, "matrices of different shapes");
+        let numbers = Rc::new(Numbers::Pair(operation, self.numbers, other.numbers));
+        Rows { numbers, ..self }.recorded()
+    }
+
+    fn with_rows(self, operation: Pair, rows: Self) -> Self {
+        assert_eq!(Shape { n: 1, ..self.shape }, rows.shape, "not one number for each row");
+        let numbers = Rc::new(Numbers::OfRows(operation, self.numbers, rows.numbers));
+        Rows { numbers, ..self }.recorded()
+    }
+
+    /// The same, computed at once where there is one number a row: these are few, and wanted more often than once.
+    fn recorded(self) -> Self {
+        if self.shape.n == 1 { Rows { numbers: Rc::new(Numbers::Computed(self.to_vec())), ..self } } else { self }
+    }
+
+    fn fold(self, fold: Fold) -> Self {
+        let shape = Shape { n: 1, ..self.shape };
+        let numbers = Program::of(&self.numbers, self.shape, true).fold(self.isa, fold);
+        Rows { numbers: Rc::new(Numbers::Computed(numbers)), shape, ..self }
+    }
 }
 
-/// A pass over all numbers and as many others: `|x, y, parameters..| result`.
-macro_rules! zipped {
-    ($self:ident, $other:expr, |$x:ident, $y:ident $(, $parameter:ident)*| $result:expr) => {{
-        #[inline(always)]
-        fn all<S: Simd>(_: S, data: &mut [f32], other: &[f32] $(, $parameter: f32)*) {
-            for (number, other) in data.iter_mut().zip(other) {
-                let ($x, $y) = (*number, *other);
-                *number = $result;
-            }
-        }
-        let mut this = $self;
-        let (data, other) = (&mut this.data[..], &$other.data[..]);
-        assert_eq!(data.len(), other.len(), "matrices of different sizes");
-        for_isa!(this.isa, all(data: &mut [f32], other: &[f32] $(, $parameter: f32)*));
-        this
-    }};
-}
-
-/// A pass over all numbers, each with its row's: `|x, r| result`.
-macro_rules! by_rows {
-    ($self:ident, $rows:ident, |$x:ident, $r:ident| $result:expr) => {{
-        #[inline(always)]
-        fn all<S: Simd>(_: S, data: &mut [f32], rows: &[f32], n: usize, inner: usize) {
-            for (matrix, rows) in data.chunks_exact_mut(n * inner).zip(rows.chunks_exact(inner)) {
-                if let [$r] = *rows {
-                    for number in matrix {
-                        let $x = *number;
-                        *number = $result;
-                    }
-                } else {
-                    for line in matrix.chunks_exact_mut(inner) {
-                        for (number, row) in line.iter_mut().zip(rows) {
-                            let ($x, $r) = (*number, *row);
-                            *number = $result;
-                        }
-                    }
-                }
-            }
-        }
-        let mut this = $self;
-        let (n, inner) = (this.n, this.inner);
-        assert_eq!(this.data.len(), $rows.data.len() * n, "not one number for each row");
-        let (data, rows) = (&mut this.data[..], &$rows.data[..]);
-        for_isa!(this.isa, all(data: &mut [f32], rows: &[f32], n: usize, inner: usize));
-        this
-    }};
-}
-
-/// One number of each row: accumulators of type `$t` start as `$start`, take `|sum, x| next` and end as `|sum, n| result`.
-macro_rules! folded {
-    ($self:ident, $t:ty, $start:expr, |$sum:ident, $x:ident| $next:expr, |$last:ident, $n:ident| $result:expr) => {{
-        #[inline(always)]
-        fn all<S: Simd>(_: S, data: &[f32], n: usize, inner: usize, out: &mut [f32]) {
-            // Several sums of a row that lies in one piece, for one not to wait for the other.
-            const PARTS: usize = 16;
-            for (matrix, out) in data.chunks_exact(n * inner).zip(out.chunks_exact_mut(inner)) {
-                let mut sums: Vec<$t> = vec![$start; inner.max(PARTS)];
-                let whole = if inner == 1 { PARTS } else { inner };
-                let (lines, rest) = (matrix.chunks_exact(whole), matrix.chunks_exact(whole).remainder());
-                for line in lines.chain(std::iter::once(rest)) {
-                    for (sum, x) in sums.iter_mut().zip(line) {
-                        let ($sum, $x) = (*sum, *x);
-                        *sum = $next;
-                    }
-                }
-                if let [out] = out {
-                    let mut total: $t = $start;
-                    for part in &sums {
-                        total = joined(total, *part);
-                    }
-                    let ($last, $n) = (total, n);
-                    *out = $result;
-                    continue;
-                }
-                for (out, sum) in out.iter_mut().zip(&sums) {
-                    let ($last, $n) = (*sum, n);
-                    *out = $result;
-                }
-            }
-            #[inline(always)]
-            fn joined(a: $t, b: $t) -> $t {
-                let ($sum, $x) = (a, b);
-                $next
-            }
-        }
-        let Rows { data, n, inner, isa } = $self;
-        let mut numbers = vec![0.0; data.len() / n];
-        let (data, out) = (&data[..], &mut numbers[..]);
-        for_isa!(isa, all(data: &[f32], n: usize, inner: usize, out: &mut [f32]));
-        Rows { data: numbers, n: 1, inner, isa }
-    }};
-}
-
-impl RowMatrix for Rows {
+impl RowMatrix for Rows<'_> {
     fn abs(self) -> Self {
-        mapped!(self, |x| x.abs())
+        self.each(Each::Abs)
     }
     fn row_mean(self) -> Self {
-        // In f64, as the plain matrix of the core: the mean is then the same whatever the order, up to one rounding.
-        folded!(self, f64, 0.0, |sum, x| sum + x as f64, |sum, n| (sum / n as f64) as f32)
+        self.fold(Fold::Mean)
     }
     fn row_max(self) -> Self {
-        folded!(self, f32, f32::NEG_INFINITY, |sum, x| if x > sum { x } else { sum }, |sum, _n| sum)
+        self.fold(Fold::Max)
     }
     fn row_min(self) -> Self {
-        folded!(self, f32, f32::INFINITY, |sum, x| if x < sum { x } else { sum }, |sum, _n| sum)
+        self.fold(Fold::Min)
     }
     fn scale(self, factor: f32) -> Self {
-        mapped!(self, |x, factor| x * factor)
+        self.each(Each::Scale(factor))
     }
     fn divide(self, divisor: f32) -> Self {
-        mapped!(self, |x, divisor| x / divisor)
+        self.each(Each::Divide(divisor))
     }
     fn shift(self, term: f32) -> Self {
-        mapped!(self, |x, term| x + term)
+        self.each(Each::Shift(term))
     }
     fn one_where_zero(self) -> Self {
-        mapped!(self, |x| if x == 0.0 { 1.0 } else { x })
+        self.each(Each::OneWhereZero)
     }
     fn div_rows(self, row: Self) -> Self {
-        by_rows!(self, row, |x, r| x / r)
+        self.with_rows(Pair::Divide, row)
     }
     fn mul_rows(self, row: Self) -> Self {
-        by_rows!(self, row, |x, r| x * r)
+        self.with_rows(Pair::Multiply, row)
     }
     fn add_rows(self, row: Self) -> Self {
-        by_rows!(self, row, |x, r| x + r)
+        self.with_rows(Pair::Add, row)
     }
     fn at_least_rows(self, row: Self) -> Self {
-        by_rows!(self, row, |x, r| if x >= r { 1.0 } else { 0.0 })
+        self.with_rows(Pair::AtLeast, row)
     }
     fn mul(self, other: Self) -> Self {
-        zipped!(self, other, |x, y| x * y)
+        self.pair(Pair::Multiply, other)
     }
     fn add(self, other: Self) -> Self {
-        zipped!(self, other, |x, y| x + y)
+        self.pair(Pair::Add, other)
     }
     fn round(self) -> Self {
-        mapped!(self, |x| x.round_ties_even())
+        self.each(Each::Round)
     }
     fn put_where_above(self, x: Self, bound: f32, value: f32) -> Self {
-        zipped!(self, x, |x, y, bound, value| if y > bound { value } else { x })
+        self.pair(Pair::PutWhereAbove(bound, value), x)
     }
     fn clamp(self, low: f32, high: f32) -> Self {
-        // What is no number stays none.
-        mapped!(self, |x, low, high| if x < low {
-            low
-        } else if x > high {
-            high
-        } else {
-            x
-        })
+        self.each(Each::Clamp(low, high))
     }
     fn within(self, low: f32, high: f32) -> Self {
-        mapped!(self, |x, low, high| if x >= low && x <= high { 1.0 } else { 0.0 })
+        self.each(Each::Within(low, high))
     }
     fn sign_or_one(self) -> Self {
-        mapped!(self, |x| if x >= 0.0 { 1.0 } else { -1.0 })
+        self.each(Each::SignOrOne)
     }
-    fn round_f16(mut self) -> Self {
-        self.data.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
-        self
+    fn round_f16(self) -> Self {
+        self.each(Each::RoundF16)
     }
     fn all_mean(self) -> Self {
-        let n = self.data.len();
-        Self { n, inner: 1, ..self }.row_mean()
+        let numbers = self.to_vec();
+        let shape = Shape { outer: 1, n: numbers.len(), inner: 1 };
+        Rows { numbers: Rc::new(Numbers::Computed(numbers)), shape, ..self }.row_mean()
     }
     fn add_all(self, number: Self) -> Self {
-        let [term] = number.data[..] else { panic!("one number for all") };
+        let [term] = number.to_vec()[..] else { panic!("one number for all") };
         self.shift(term)
     }
     fn in_blocks(self, _: usize) -> Self {
@@ -218,39 +184,181 @@ impl RowMatrix for Rows {
 
 #[cfg(test)]
 mod tests {
-    use bitllama_core::rounding::quantize;
+    use bitllama_core::rounding::{Quantized, Scales, quantize};
     use bitllama_core::{DenseMatrix, Granularity, Method, Quantizer, ScaleFormat, Scheme};
 
     use super::*;
+    use crate::training::blocks::{Cut, for_each_block};
 
-    /// In rows that lie in one piece and in columns, against the plain matrix of the core.
+    /// `[columns, rows]` of `[rows, columns]`.
+    fn transposed(data: &[f32], columns: usize) -> Vec<f32> {
+        let rows = data.len() / columns;
+        (0..data.len()).map(|i| data[i % rows * columns + i / rows]).collect()
+    }
+
+    /// Weights with a row of zeros, a row of infinities, and some that are no numbers.
+    fn weights(rows: usize, n: usize) -> Vec<f32> {
+        let mut data: Vec<f32> = (0..rows * n).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
+        let fill = |row: &mut [f32], step: usize, number| row.iter_mut().step_by(step).for_each(|x| *x = number);
+        for (row, data) in data.chunks_mut(n).enumerate() {
+            match row % 16 {
+                1 => fill(data, 1, 0.0),
+                4 => fill(data, 3, f32::NAN),
+                9 => fill(data, 1, -0.0),
+                14 => fill(data, 5, f32::INFINITY),
+                _ => {}
+            }
+        }
+        data
+    }
+
+    fn same(got: &[f32], expected: &[f32]) -> bool {
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        got.len() == expected.len() && got.iter().zip(expected).all(same)
+    }
+
+    /// Codes, scales, zero points if there are any, and rounded weights.
+    fn all<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Vec<M> {
+        let rounded = quantize(quantizer, weight, trained);
+        let Quantized { codes, scales, zero_points, .. } = rounded.clone();
+        [codes, scales].into_iter().chain(zero_points).chain([rounded.dequantize()]).collect()
+    }
+
+    fn quantizers() -> Vec<Quantizer> {
+        let formats = [(false, ScaleFormat::F32), (true, ScaleFormat::F32), (false, ScaleFormat::F16)];
+        let mut all = Vec::new();
+        for scheme in Scheme::ALL {
+            for method in Method::ALL {
+                let with = |(zero_point, scales)| Quantizer {
+                    scheme,
+                    method,
+                    granularity: Granularity::Row,
+                    zero_point,
+                    scales,
+                };
+                all.extend(formats.map(with).into_iter().filter(|quantizer| quantizer.check().is_ok()));
+            }
+        }
+        all
+    }
+
+    /// In rows that lie in one piece, in columns, and in some columns of a matrix, against the plain matrix of the
+    /// core.
     #[test]
     fn rounding_is_that_of_the_core_to_the_bit() {
-        for (rows, n) in [(1, 1), (3, 7), (32, 64), (20, 576), (5, 33)] {
-            let data: Vec<f32> = (0..rows * n).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
-            let columns: Vec<f32> = (0..rows * n).map(|i| data[i % rows * n + i / rows]).collect();
-            for scheme in Scheme::ALL {
-                for method in Method::ALL {
-                    for (zero_point, scales) in
-                        [(false, ScaleFormat::F32), (true, ScaleFormat::F32), (false, ScaleFormat::F16)]
-                    {
-                        let quantizer = Quantizer { scheme, method, granularity: Granularity::Row, zero_point, scales };
-                        if quantizer.check().is_err() {
-                            continue;
+        for (rows, n) in [(1, 1), (3, 7), (32, 64), (20, 576), (5, 33), (300, 17), (2, 1000)] {
+            let data = weights(rows, n);
+            let columns = transposed(&data, n);
+            // Between other columns.
+            let wide: Vec<f32> = columns.chunks(rows).flat_map(|line| [&[7.0], line, &[8.0, 9.0]].concat()).collect();
+            let scales: Vec<f32> = (0..rows).map(|i| (i as f32 - 1.0) / 50.0).collect();
+            let points: Vec<f32> = (0..rows).map(|i| (i % 4) as f32).collect();
+            for quantizer in quantizers() {
+                for trained in [false, true] {
+                    if trained && !quantizer.method.trains_scales() {
+                        continue;
+                    }
+                    let dense = |data: &[f32], columns| DenseMatrix { data: data.to_vec(), columns };
+                    let of = Scales { scales: dense(&scales, 1), zero_points: None };
+                    let of = Scales { zero_points: quantizer.zero_point.then(|| dense(&points, 1)), ..of };
+                    let expected = all(&quantizer, dense(&data, n), trained.then_some(of));
+                    for isa in Isa::available() {
+                        let whole = |data, width| Part::whole(data, width);
+                        let inside = Part::columns(&wide, rows + 3, 1..rows + 1);
+                        let cases = [(whole(&data, n), 1), (whole(&columns, rows), rows), (inside, rows)];
+                        for (part, inner) in cases {
+                            let numbers = |data| Rows::new(Part::whole(data, inner), 1, inner, isa);
+                            let of = Scales { scales: numbers(&scales), zero_points: None };
+                            let of = Scales { zero_points: quantizer.zero_point.then(|| numbers(&points)), ..of };
+                            let got = all(&quantizer, Rows::new(part, n, inner, isa), trained.then_some(of));
+                            for (got, expected) in got.iter().zip(&expected) {
+                                let got = got.to_vec();
+                                let got = if inner == 1 { got } else { transposed(&got, rows) };
+                                let what = format!("{isa} {quantizer} [{rows}, {n}] {inner} {trained}");
+                                assert!(same(&got, &expected.data), "{what}\n{got:?}\n{expected:?}");
+                            }
                         }
-                        let expected = quantize(&quantizer, DenseMatrix { data: data.clone(), columns: n }, None);
-                        let expected = expected.dequantize().data;
-                        for isa in Isa::available() {
-                            let lying = Rows { data: data.clone(), n, inner: 1, isa };
-                            let got = quantize(&quantizer, lying, None).dequantize().data;
-                            assert!(got == expected, "{isa} {quantizer:?} [{rows}, {n}]");
-                            let standing = Rows { data: columns.clone(), n, inner: rows, isa };
-                            let got = quantize(&quantizer, standing, None).dequantize().data;
-                            assert!(
-                                (0..rows * n).all(|i| got[i] == expected[i % rows * n + i / rows]),
-                                "{isa} {quantizer:?}"
-                            );
-                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Groups of a column's neighbours, and of a row's.
+    #[test]
+    fn groups_are_rows() {
+        let (outer, n, inner) = (3, 32, 300);
+        let data = weights(outer * inner, n);
+        let quantizer = Quantizer::from(Scheme::Int4);
+        let expected = quantize(&quantizer, DenseMatrix { data: data.clone(), columns: n }, None).dequantize().data;
+        for isa in Isa::available() {
+            let lying = Rows::new(Part::whole(&data, n * inner), n, 1, isa);
+            assert!(same(&quantize(&quantizer, lying, None).dequantize().to_vec(), &expected), "{isa}");
+            let columns: Vec<f32> = data.chunks(n * inner).flat_map(|group| transposed(group, n)).collect();
+            let standing = Rows::new(Part::whole(&columns, inner), n, inner, isa);
+            let got = quantize(&quantizer, standing, None).dequantize().to_vec();
+            let got: Vec<f32> = got.chunks(n * inner).flat_map(|group| transposed(group, inner)).collect();
+            assert!(same(&got, &expected), "{isa}");
+        }
+    }
+
+    /// Blocks of a whole matrix, the last of them of a single column, or of a row.
+    #[test]
+    fn blocks_are_put_together() {
+        let [outer, n, inner] = [3, 32, 65];
+        let columns = weights(inner, outer * n);
+        let standing = transposed(&columns, outer * n);
+        let quantizer = Quantizer::from(Scheme::Int4);
+        let expected = quantize(&quantizer, DenseMatrix { data: columns.clone(), columns: n }, None);
+        for (cut, data) in [(Cut::Columns(inner), &standing), (Cut::Rows(outer * inner), &columns)] {
+            let (mut codes, mut scales) = (vec![0.0; data.len()], vec![0.0; outer * inner]);
+            for_each_block(cut, &[data], &mut [&mut codes, &mut scales], |_, parts, mut out| {
+                let width = if matches!(cut, Cut::Columns(_)) { parts[0].width() } else { 1 };
+                let rounded = quantize(&quantizer, Rows::new(parts[0], n, width, Isa::best()), None);
+                rounded.codes.write(&mut out[0]);
+                rounded.scales.write(&mut out[1]);
+            });
+            if let Cut::Columns(_) = cut {
+                (codes, scales) = (transposed(&codes, inner), transposed(&scales, inner));
+            }
+            assert!(same(&codes, &expected.codes.data) && same(&scales, &expected.scales.data), "{cut:?}");
+        }
+    }
+
+    /// The operations that gradients of quantizers are made of, one after the other.
+    #[test]
+    fn every_operation_is_that_of_the_core() {
+        fn results<M: RowMatrix>(x: &M, y: &M, rows: &M) -> Vec<M> {
+            let [x, y, rows] = [x, y, rows].map(Clone::clone);
+            let inside = x.clone().div_rows(rows.clone()).within(-0.5, 0.75);
+            let shared = x.clone().mul(inside.clone()).add(y.clone().scale(-1.0));
+            vec![
+                x.clone(),
+                shared.clone().mul(shared).shift(0.25).divide(3.0),
+                inside,
+                x.clone().add_rows(rows.clone()).at_least_rows(rows.clone()),
+                x.clone().sign_or_one().put_where_above(y.clone(), 0.1, 5.0).clamp(-0.5, 4.0),
+                y.clone().round_f16().scale(9.0).round().one_where_zero(),
+                x.clone().mul(y.clone()).row_mean(),
+                x.clone().mul_rows(rows.clone()).row_max(),
+                y.clone().abs().row_min(),
+                rows.clone().add_all(rows.all_mean()),
+            ]
+        }
+        for (rows, n) in [(1, 1), (3, 7), (32, 64), (20, 576), (300, 17)] {
+            let (x, y) = (weights(rows, n), weights(rows, n).into_iter().rev().collect::<Vec<f32>>());
+            let of_rows: Vec<f32> = (0..rows).map(|i| i as f32 / 7.0).collect();
+            let dense = |data: &[f32], columns| DenseMatrix { data: data.to_vec(), columns };
+            let expected = results(&dense(&x, n), &dense(&y, n), &dense(&of_rows, 1));
+            for isa in Isa::available() {
+                let (x_columns, y_columns) = (transposed(&x, n), transposed(&y, n));
+                for (x, y, width, inner) in [(&x, &y, n, 1), (&x_columns, &y_columns, rows, rows)] {
+                    let matrix = |data| Rows::new(Part::whole(data, width), n, inner, isa);
+                    let got = results(&matrix(x), &matrix(y), &Rows::new(Part::whole(&of_rows, inner), 1, inner, isa));
+                    for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                        let got = got.to_vec();
+                        let got = if inner == 1 { got } else { transposed(&got, rows) };
+                        assert!(same(&got, &expected.data), "{isa} {i} [{rows}, {n}] {inner}");
                     }
                 }
             }

@@ -1,10 +1,11 @@
-//! Rounding on `flex` a few rows at a time: the passes of a quantizer over a block stay in the processor's cache, and nothing
-//! is kept for the backward pass but the weight itself. The numbers of a block are those of the same functions as everywhere.
+//! Rounding on `flex` a few rows at a time: what is read for scales is still in the processor's cache when codes are
+//! chosen, and nothing is kept for the backward pass but the weight itself. The numbers of a block are those of the
+//! same functions as everywhere.
 
 use bitllama_core::rounding::{Quantized, Scales, quantize as round};
 use bitllama_core::{Granularity, Quantizer, RowMatrix, ScaleFormat};
 use bitllama_kernels::Isa;
-use bitllama_kernels::training::blocks::{Cut, for_each_block};
+use bitllama_kernels::training::blocks::{Cut, Part, for_each_block};
 use bitllama_kernels::training::buffer::written;
 use bitllama_kernels::training::rows::Rows;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -26,27 +27,23 @@ fn cut([outer, _, inner]: [usize; 3]) -> Cut {
     if inner > 1 { Cut::Columns(inner) } else { Cut::Rows(outer) }
 }
 
-/// A block's weights and scales out of the parts that [`for_each_block`] gives: weights, then scales and zero points if there
-/// are any, then the gradient of the weights if there is one.
-fn parts(parts: Vec<Vec<f32>>, [outer, n, inner]: [usize; 3], [scales, points]: [bool; 2]) -> Parts {
-    let isa = Isa::current();
-    let mut parts = parts.into_iter();
-    let mut next = |n: usize, inner: usize| parts.next().map(|data| Rows { data, n, inner, isa });
-    let Some(mut weight) = next(n, 1) else { unreachable!("the weights are the first input") };
-    if inner > 1 {
-        weight.inner = weight.data.len() / (outer * n);
-    }
-    let inner = weight.inner;
-    let scales = if scales { next(1, inner) } else { None };
-    let zero_points = if points { next(1, inner) } else { None };
-    let gradient = next(n, inner);
-    Parts { weight, trained: scales.map(|scales| Scales { scales, zero_points }), gradient }
+/// A block's weights and scales out of the parts that [`for_each_block`] gives: weights, then scales and zero points if
+/// there are any, then the gradient of the weights if there is one.
+fn rows<'a>(parts: &[Part<'a>], [_, n, inner]: [usize; 3], [scales, points]: [bool; 2]) -> BlockRows<'a> {
+    let (isa, inner) = (Isa::current(), if inner > 1 { parts[0].width() } else { 1 });
+    let mut parts = parts.iter();
+    let mut next = |n: usize| parts.next().map(|part| Rows::new(*part, n, inner, isa));
+    let Some(weight) = next(n) else { unreachable!("the weights are the first input") };
+    let scales = if scales { next(1) } else { None };
+    let zero_points = if points { next(1) } else { None };
+    let gradient = next(n);
+    BlockRows { weight, trained: scales.map(|scales| Scales { scales, zero_points }), gradient }
 }
 
-struct Parts {
-    weight: Rows,
-    trained: Option<Scales<Rows>>,
-    gradient: Option<Rows>,
+struct BlockRows<'a> {
+    weight: Rows<'a>,
+    trained: Option<Scales<Rows<'a>>>,
+    gradient: Option<Rows<'a>>,
 }
 
 /// The rounded weight at strength `lambda`, with the gradients of [`super::gradient`].
@@ -67,13 +64,14 @@ pub fn rounded<const D: usize>(
     let value = operator("fake_quant", || {
         written(known[0].len(), |out| {
             let slices: Vec<&[f32]> = known.iter().map(|numbers| &numbers[..]).collect();
-            for_each_block(cut(shape), &slices, &mut [out], |_, taken| {
-                let Parts { weight, trained, .. } = parts(taken, shape, has);
-                if lambda == 1.0 {
-                    return vec![round(&quantizer, weight, trained).dequantize().data];
-                }
-                let value = round(&quantizer, weight.clone(), trained).dequantize().scale(lambda);
-                vec![value.add(weight.scale(1.0 - lambda)).data]
+            for_each_block(cut(shape), &slices, &mut [out], |_, parts, mut out| {
+                let BlockRows { weight, trained, .. } = rows(&parts, shape, has);
+                let value = round(&quantizer, weight.clone(), trained).dequantize();
+                let value = match lambda {
+                    1.0 => value,
+                    _ => value.scale(lambda).add(weight.scale(1.0 - lambda)),
+                };
+                value.write(&mut out[0]);
             });
         })
     });
@@ -85,22 +83,22 @@ pub fn rounded<const D: usize>(
         slices.push(&d_value);
         let mut d_scales = vec![0.0; known[1].len()];
         let d_base = written(known[0].len(), |d_base| {
-            for_each_block(cut(shape), &slices, &mut [d_base, &mut d_scales], |_, taken| {
-                let Parts { weight, trained, gradient } = parts(taken, shape, has);
+            for_each_block(cut(shape), &slices, &mut [d_base, &mut d_scales], |_, parts, mut out| {
+                let BlockRows { weight, trained, gradient } = rows(&parts, shape, has);
                 let Some(gradient) = gradient else { unreachable!("the gradient is the last input") };
-                let (n, rounded) = (weight.n, round(&quantizer, weight.clone(), trained.clone()));
+                let [_, n, _] = shape;
+                let rounded = round(&quantizer, weight.clone(), trained.clone());
                 let Factors { weight: of_weight, scale } = factors(&quantizer, n, weight, trained, rounded);
-                let d_scale = match scale {
-                    // The sum, which is the mean times their number.
-                    Some(factor) => gradient.clone().mul(factor).row_mean().scale(n as f32 * lambda).data,
-                    None => vec![0.0; gradient.data.len() / n],
-                };
+                // The sum, which is the mean times their number. Gradients of scales are 0 where there is no factor.
+                if let Some(factor) = scale {
+                    gradient.clone().mul(factor).row_mean().scale(n as f32 * lambda).write(&mut out[1]);
+                }
                 let d_weight = match of_weight {
                     Some(factor) if lambda == 1.0 => gradient.mul(factor),
                     Some(factor) => gradient.mul(factor.scale(lambda).shift(1.0 - lambda)),
                     None => gradient,
                 };
-                vec![d_weight.data, d_scale]
+                d_weight.write(&mut out[0]);
             });
         });
         vec![wanted.gradient(0, || d_base), wanted.gradient(1, || d_scales)]
@@ -125,11 +123,14 @@ pub fn quantized(
     let slices: Vec<&[f32]> = known.iter().map(|numbers| &numbers[..]).collect();
     let mut codes = vec![0.0; outer * n * inner];
     let (mut scales, mut points) = (vec![0.0; outer * inner], vec![0.0; outer * inner]);
-    for_each_block(cut(shape), &slices, &mut [&mut codes, &mut scales, &mut points], |_, taken| {
-        let Parts { weight, trained, .. } = parts(taken, shape, has);
+    for_each_block(cut(shape), &slices, &mut [&mut codes, &mut scales, &mut points], |_, parts, mut out| {
+        let BlockRows { weight, trained, .. } = rows(&parts, shape, has);
         let Quantized { codes, scales, zero_points, .. } = round(quantizer, weight, trained);
-        let points = zero_points.map_or_else(|| vec![0.0; scales.data.len()], |points| points.data);
-        vec![codes.data, scales.data, points]
+        for (numbers, out) in [Some(codes), Some(scales), zero_points].into_iter().zip(&mut out) {
+            if let Some(numbers) = numbers {
+                numbers.write(out);
+            }
+        }
     });
     let matrix = |data: Vec<f32>, n: usize| {
         TensorMatrix(Tensor::from_data(TensorData::new(data, [outer, n, inner]), &Device::flex()))
