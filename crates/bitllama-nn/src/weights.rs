@@ -110,7 +110,7 @@ pub fn narrowed(model: Llama) -> Llama {
     struct Narrow;
     impl ModuleMapper for Narrow {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            if D == 2 { param.map(|tensor| stored_narrow(tensor)) } else { param }
+            if D == 2 { param.map(stored_narrow) } else { param }
         }
     }
     model.map(&mut Narrow)
