@@ -75,7 +75,7 @@ def main():
         opt.step()
         times.append(time.perf_counter() - start)
     median = sorted(times[1:])[a.steps // 2]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # It counts kibibytes.
     if a.json:
         print(json.dumps({"mode": a.mode, "torch": torch.__version__, "threads": torch.get_num_threads(),
                           "median_seconds": median, "tokens_per_second": a.batch * a.seq / median,

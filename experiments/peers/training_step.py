@@ -6,9 +6,10 @@
     .venv/bin/python experiments/peers/training_step.py [--rounds 3] [--steps 5] [--out FILE.md]
 
 The step is the same on both sides: SmolLM2-135M, 4 rows of 256 tokens, ternary layers with one scale a row, teacher
-forward, full-vocabulary KL and cross-entropy, AdamW. Ours has real weights and rounds the embedding to 8 bits too
-(`recipes/smollm2-135m-ternary.toml`), which `--set` can change. Each measurement is a process of its own; ratios are
-taken within a round, and their medians printed: machines change their speed from minute to minute.
+forward, full-vocabulary KL and cross-entropy, AdamW. Ours is `recipes/smollm2-135m-ternary.toml`, with real weights,
+the embedding left in full precision as on PyTorch's side. Each of `--ours` is a list of overrides with commas between,
+`--set` one for all of them. Each measurement is a process of its own; ratios are taken within a round, and their medians
+printed: machines change their speed from minute to minute.
 """
 import argparse
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ["eager", "compile", "bf16"]
+OURS = ["train.precision=f32", "train.precision=bfp12", "train.precision=bfp12,train.recompute=block"]
 
 
 def cpu():
@@ -42,14 +44,14 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=5)
     p.add_argument("--config", default="recipes/smollm2-135m-ternary.toml")
-    p.add_argument("--set", action="append", default=[], help="an override for all of our runs")
-    p.add_argument("--precision", nargs="*", default=["f32", "bfp12"])
+    p.add_argument("--set", action="append", default=["bits.embed_tokens=f32"], help="an override for all of our runs")
+    p.add_argument("--ours", nargs="*", default=OURS)
     p.add_argument("--modes", nargs="*", default=PEERS, choices=PEERS)
     p.add_argument("--out", type=Path)
     a = p.parse_args()
     binary = ROOT / "target/release/bitllama-train"
     overrides = [part for override in a.set for part in ("--set", override)]
-    names = [f"PyTorch, {mode}" for mode in a.modes] + [f"bitllama-train, {x}" for x in a.precision]
+    names = [f"PyTorch, {mode}" for mode in a.modes] + [f"bitllama-train, {x}" for x in a.ours]
     rounds = []
     for index in range(a.rounds):
         row = {}
@@ -57,10 +59,10 @@ def main():
             script = ROOT / "experiments/peers/torch_kd_step.py"
             row[f"PyTorch, {mode}"] = measured(
                 [sys.executable, script, "--mode", mode, "--steps", str(a.steps), "--json"])
-        for precision in a.precision:
-            row[f"bitllama-train, {precision}"] = measured(
-                [binary, "bench-step", "--config", a.config, "--steps", str(a.steps), "--json",
-                 "--set", f"train.precision={precision}", *overrides])
+        for ours in a.ours:
+            own = [part for override in ours.split(",") for part in ("--set", override)]
+            row[f"bitllama-train, {ours}"] = measured(
+                [binary, "bench-step", "--config", a.config, "--steps", str(a.steps), "--json", *overrides, *own])
         rounds.append(row)
         line = ", ".join(f"{name} {row[name]['tokens_per_second']:.0f}" for name in names)
         print(f"round {index + 1}: {line}", file=sys.stderr)
