@@ -7,7 +7,9 @@
 //! RAYON_NUM_THREADS=1 cargo bench -p bitllama-kernels --bench rounding -- lsq
 //! ```
 
-use std::time::{Duration, Instant};
+mod timing;
+
+use std::time::Duration;
 
 use bitllama_core::rounding::{Scales, quantize};
 use bitllama_core::{Granularity, Method, Quantizer, RowMatrix, Scheme};
@@ -15,6 +17,7 @@ use bitllama_kernels::Isa;
 use bitllama_kernels::training::blocks::{Cut, for_each_block};
 use bitllama_kernels::training::rows::Rows;
 use rayon::prelude::*;
+use timing::seconds;
 
 /// `[d_in, d_out]` of a block's linear layers.
 const SHAPES: [[usize; 2]; 7] = [[576, 576], [576, 192], [576, 192], [576, 576], [576, 1536], [576, 1536], [1536, 576]];
@@ -27,20 +30,6 @@ const EMBEDDING: [usize; 2] = [49152, 576];
 
 /// Time that a figure may take.
 const TIME: Duration = Duration::from_millis(2500);
-
-/// Seconds of a run: the median and the least.
-fn time(mut run: impl FnMut()) -> [f64; 2] {
-    run();
-    let start = Instant::now();
-    let mut seconds = Vec::new();
-    while seconds.len() < 5 || start.elapsed() < TIME {
-        let start = Instant::now();
-        run();
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    [seconds[seconds.len() / 2], seconds[0]]
-}
 
 /// A weight, what becomes of it, and a scale for each of its rows, as `[outer, n, inner]`.
 struct Matrix {
@@ -153,8 +142,8 @@ fn main() {
             let mut matrices = matrices(quantizer.granularity, embedding);
             let numbers: usize = matrices.iter().map(|matrix| matrix.weight.len()).sum();
             let milliseconds = 1e3 * total as f64 / numbers as f64;
-            let copy = time(|| matrices.iter_mut().for_each(Matrix::copy));
-            let rounding = time(|| matrices.iter_mut().for_each(|matrix| pass(matrix, &quantizer)));
+            let copy = seconds(TIME, || matrices.iter_mut().for_each(Matrix::copy));
+            let rounding = seconds(TIME, || matrices.iter_mut().for_each(|matrix| pass(matrix, &quantizer)));
             println!(
                 "{name:36} {:6.1} ms (least {:6.1}), copy {:5.1} ms (least {:5.1}): {:4.1} GB/s, {:4.2} of the copy",
                 rounding[0] * milliseconds,

@@ -7,11 +7,14 @@
 //! BITLLAMA_ISA=avx2 RAYON_NUM_THREADS=1 cargo bench -p bitllama-kernels --bench training_attention
 //! ```
 
+mod timing;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bitllama_kernels::Isa;
 use bitllama_kernels::training::attention::{Shape, backward, forward};
+use timing::seconds;
 
 /// Batch and tokens of a sequence.
 const SIZES: [(usize, usize); 5] = [(4, 256), (1, 512), (1, 1024), (1, 2048), (4, 1024)];
@@ -21,20 +24,6 @@ const TIME: Duration = Duration::from_millis(1500);
 
 fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 2001) as f32 / 1000.0 - 1.0).collect()
-}
-
-/// The median of runs in seconds.
-fn median(mut run: impl FnMut()) -> f64 {
-    run();
-    let start = Instant::now();
-    let mut seconds = Vec::new();
-    while seconds.len() < 5 || start.elapsed() < TIME {
-        let start = Instant::now();
-        run();
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
 }
 
 /// Operations of one thread's multiply-adds on registers, and the loop.
@@ -95,15 +84,16 @@ fn main() {
         let first = vec![0; tokens];
         let (mut out, mut log_sum_exp) = (vec![0.0; tokens * 9 * 64], vec![0.0; tokens * 9]);
         let (d_out, mut d_qkv) = (numbers(out.len()), vec![0.0; qkv.len()]);
-        let seconds = [
-            median(|| forward(isa, &shape, &qkv, &cos, &sin, &first, &mut out, &mut log_sum_exp)),
-            median(|| {
+        let medians = [
+            seconds(TIME, || forward(isa, &shape, &qkv, &cos, &sin, &first, &mut out, &mut log_sum_exp)),
+            seconds(TIME, || {
                 backward(isa, &shape, &qkv, &cos, &sin, &first, &out, &log_sum_exp, &d_out, &mut d_qkv);
             }),
-        ];
+        ]
+        .map(|[median, _]| median);
         // The pairs in sight, times the elements of a head, times a multiplication and an addition.
         let product = (batch * 9 * seq * (seq + 1) / 2 * 64 * 2) as f64;
-        for (name, seconds, products) in [("forward", seconds[0], 2.0), ("backward", seconds[1], 5.0)] {
+        for (name, seconds, products) in [("forward", medians[0], 2.0), ("backward", medians[1], 5.0)] {
             let rate = product * products / seconds;
             let share = peak.map_or(f64::NAN, |peak| 100.0 * rate / peak);
             println!("{batch} x {seq:4} {name:8} {:8.3} ms {:6.1} GFLOP/s {share:5.1} %", 1e3 * seconds, rate / 1e9);
