@@ -30,7 +30,7 @@ fn config(folder: &Path, changes: Value) -> String {
 }
 
 /// Everything at once, killed at two moments: stages of bits, rounding that fades in, scales that stop, another optimizer,
-/// two losses between blocks, projections between widths.
+/// two losses between blocks, projections between widths, products in block floating point, blocks that are computed again.
 #[test]
 fn a_killed_run_of_many_methods_resumes_to_the_same_numbers() {
     let folder = tempfile::tempdir().unwrap();
@@ -45,6 +45,9 @@ fn a_killed_run_of_many_methods_resumes_to_the_same_numbers() {
         "quant.warmup_steps=2",
         "quant.freeze_scales_steps=3",
         "train.optimizer=muon",
+        "train.precision=bfp12",
+        "train.recompute=block",
+        "train.recompute_layers=1",
         "train.scale_lr=1e-3",
         "train.steps=16",
         "train.checkpoint_every=3",
@@ -79,24 +82,28 @@ fn a_killed_run_of_many_methods_resumes_to_the_same_numbers() {
 #[test]
 fn blocks_that_are_computed_again_change_no_number() {
     let folder = tempfile::tempdir().unwrap();
-    let of = |name: &str, recompute: &str, more: &[&str]| {
+    let of = |name: &str, more: &[&str]| {
         let run = folder.path().join(name);
-        let recompute = format!("train.recompute={recompute}");
         let sets = [
             "bits.layers.*={ scheme = \"int4\", method = \"lsq\" }",
             "train.grad_accumulation=2",
             "distill.hidden={ weight = 0.5, layers = [[0, 1], [2, 2], [3, 3]] }",
             "distill.relations={ weight = 0.5, layers = [[1, 1], [3, 2]] }",
-            &recompute,
         ];
         run_json(&short_run(&run, &[&sets[..], more].concat()));
         (metrics(&run), fs::read(run.join("artifact/weights.npz")).unwrap())
     };
-    for (name, more) in [("f32", &[][..]), ("bfp12", &["train.precision=bfp12"])] {
-        let (numbers, artifact) = of(&format!("{name}-whole"), "none", more);
-        let (again, of_blocks) = of(&format!("{name}-blocks"), "block", more);
-        assert_eq!(numbers, again, "{name}");
-        assert!(artifact == of_blocks, "{name}: the artifacts differ");
+    let again = "train.recompute=block";
+    for (precision, recompute) in
+        [("f32", &[again][..]), ("bfp12", &[again]), ("bfp12", &[again, "train.recompute_layers=2"])]
+    {
+        let precision = format!("train.precision={precision}");
+        let (numbers, artifact) = of("whole", &[&precision]);
+        let (of_blocks, artifact_of_blocks) = of("blocks", &[&[precision.as_str()], recompute].concat());
+        assert_eq!(numbers, of_blocks, "{precision} {recompute:?}");
+        assert!(artifact == artifact_of_blocks, "{precision} {recompute:?}: the artifacts differ");
+        fs::remove_dir_all(folder.path().join("whole")).unwrap();
+        fs::remove_dir_all(folder.path().join("blocks")).unwrap();
     }
 }
 
@@ -244,6 +251,7 @@ fn what_cannot_be_is_said_in_one_line() {
         ("train.optimizer=sgd", "unknown variant `sgd`"),
         ("train.scale_lr=0.0", "`train.scale_lr` must be positive"),
         ("train.scale_lr=1e-3", "no method in `[bits]` trains any"),
+        ("train.recompute_layers=2", "needs train.recompute = \"block\""),
     ];
     for (set, expected) in wrong {
         let run = folder.path().join("run");

@@ -22,7 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ["eager", "compile", "bf16"]
-OURS = ["train.precision=f32", "train.precision=bfp12", "train.precision=bfp12,train.recompute=block"]
+OURS = [
+    "train.precision=f32",
+    "train.precision=bfp12",
+    "train.precision=bfp12,train.recompute=block",
+    "train.precision=bfp12,train.recompute=block,train.recompute_layers=20",
+]
 
 
 def cpu():

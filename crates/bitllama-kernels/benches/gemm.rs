@@ -1,7 +1,6 @@
 //! Products of a linear layer in training, in billions of floating point operations a second and in percent of what the
 //! threads reach with everything in registers: with the `gemm` crate, with [`bitllama_kernels::gemm()`] in `f32`, in `bf16`
-//! and in 12-bit block floating point, and with a right factor packed before. The last column says how much faster than
-//! in `f32` block floating point is.
+//! and in 12-bit block floating point. The last column says how much faster than in `f32` block floating point is.
 //!
 //! ```text
 //! cargo bench -p bitllama-kernels --bench gemm -- 1 2        # with one thread, then with two
@@ -13,7 +12,7 @@
 use std::time::Instant;
 
 use bitllama_kernels::Isa;
-use bitllama_kernels::gemm::{PackedB, Precision, View, bf16_pairs, gemm, gemm_packed};
+use bitllama_kernels::gemm::{Precision, View, bf16_pairs, gemm};
 use gemm::Parallelism;
 
 /// Tokens of a step; input and output features of the layers of SmolLM2-135M, and of a wide one of TinyLlama.
@@ -21,7 +20,7 @@ const LAYERS: [(usize, usize, usize); 6] =
     [(1024, 576, 960), (1024, 576, 576), (1024, 576, 3072), (1024, 1536, 576), (256, 576, 49152), (1024, 2048, 5632)];
 
 /// What is measured.
-const COLUMNS: [&str; 5] = ["gemm crate", "f32", "bf16", "bfp12", "bfp12, packed"];
+const COLUMNS: [&str; 4] = ["gemm crate", "f32", "bf16", "bfp12"];
 
 /// Runs of a product.
 const RUNS: usize = 9;
@@ -105,7 +104,6 @@ fn measure(isa: Isa, peaks: [f64; 2], product: Product) {
     let Product { name, a, b, strides, data } = product;
     let (m, k, n) = (a.rows(), a.columns(), b.columns());
     let mut out = vec![0.0f32; m * n];
-    let packed = PackedB::new(isa, Precision::Bfp12, b);
     let mut seconds = [const { Vec::new() }; COLUMNS.len()];
     // In turns, so that what else the machine does is the same for all.
     for _ in 0..RUNS {
@@ -115,8 +113,7 @@ fn measure(isa: Isa, peaks: [f64; 2], product: Product) {
                 0 => reference([m, k, n], strides, data, &mut out),
                 1 => gemm(isa, Precision::F32, a, b, &mut out, n, false),
                 2 => gemm(isa, Precision::Bf16, a, b, &mut out, n, false),
-                3 => gemm(isa, Precision::Bfp12, a, b, &mut out, n, false),
-                _ => gemm_packed(a, &packed, &mut out, n, false),
+                _ => gemm(isa, Precision::Bfp12, a, b, &mut out, n, false),
             }
             seconds.push(start.elapsed().as_secs_f64());
         }

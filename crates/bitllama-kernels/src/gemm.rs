@@ -6,9 +6,6 @@
 //! [`Isa`] only, in [`Precision::Bfp12`] on the shape only: results are the same to the bit for every number of threads.
 //! Memory for the blocks is kept for later calls.
 //!
-//! A factor that stays the same, a frozen model's weight, is packed once with [`PackedB::new`] and multiplied with
-//! [`gemm_packed`]; the products are the same to the bit.
-//!
 //! | module | subject |
 //! |---|---|
 //! | `view` | where the numbers of a factor are |
@@ -26,7 +23,6 @@ mod encode;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack_avx512;
-mod packed;
 mod scaled;
 #[cfg(target_arch = "x86_64")]
 mod scaled_avx512;
@@ -36,7 +32,6 @@ mod tile;
 mod view;
 
 use crate::isa::Isa;
-pub use packed::PackedB;
 pub use view::{Elements, View};
 
 /// In what precision factors are multiplied; results are `f32` always.
@@ -122,16 +117,7 @@ impl Words {
 /// If the shapes do not fit each other, `out` is too short or its rows overlap, or the processor lacks `isa`.
 pub fn gemm(isa: Isa, precision: Precision, a: View, b: View, out: &mut [f32], out_stride: usize, accumulate: bool) {
     assert_eq!(a.columns(), b.rows(), "the factors do not fit each other");
-    blocks::run(isa, Words::of(isa, precision), a, blocks::Right::View(b), out, out_stride, accumulate);
-}
-
-/// [`gemm()`] with a right factor that was packed before.
-///
-/// # Panics
-/// As [`gemm()`].
-pub fn gemm_packed(a: View, b: &PackedB, out: &mut [f32], out_stride: usize, accumulate: bool) {
-    assert_eq!(a.columns(), b.rows(), "the factors do not fit each other");
-    blocks::run(b.isa(), b.words(), a, blocks::Right::Packed(b), out, out_stride, accumulate);
+    blocks::run(isa, Words::of(isa, precision), a, b, out, out_stride, accumulate);
 }
 
 /// Multiplications and additions a second of the threads of the current `rayon` pool when all is in registers: the roof of

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::packed::PackedB;
 use super::scaled::SPAN;
 use super::tile::{Job, Out};
 use super::view::View;
@@ -28,23 +27,6 @@ const JOB: [usize; 2] = [128, 192];
 /// Multiplications under which other threads are not worth waking.
 const ALONE: usize = 1 << 18;
 
-/// The right factor.
-#[derive(Clone, Copy)]
-pub(super) enum Right<'a> {
-    /// To be packed: `[k, n]`.
-    View(View<'a>),
-    Packed(&'a PackedB),
-}
-
-impl Right<'_> {
-    fn columns(&self) -> usize {
-        match self {
-            Self::View(view) => view.columns(),
-            Self::Packed(packed) => packed.columns(),
-        }
-    }
-}
-
 /// The ranges of `k` that are multiplied one after the other, about as long as each other. Sums are added up in this
 /// order whatever else happens, which is why this depends on nothing else.
 pub(super) fn depths(words: Words, k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
@@ -58,7 +40,7 @@ pub(super) fn depths(words: Words, k: usize) -> impl Iterator<Item = Range<usize
 }
 
 /// The product of two factors; see [`gemm`](super::gemm()).
-pub(super) fn run(isa: Isa, words: Words, a: View, b: Right, out: &mut [f32], stride: usize, add: bool) {
+pub(super) fn run(isa: Isa, words: Words, a: View, b: View, out: &mut [f32], stride: usize, add: bool) {
     assert!(isa.is_available(), "this processor has no {isa}");
     let (m, k, n) = (a.rows(), a.columns(), b.columns());
     if m == 0 || n == 0 {
@@ -88,30 +70,20 @@ pub(super) fn run(isa: Isa, words: Words, a: View, b: Right, out: &mut [f32], st
                 let a_new = a_packed.replace((rows.clone(), k.clone())) != Some((rows.clone(), k.clone()));
                 let b_new = b_packed.replace((columns.clone(), k.clone())) != Some((columns.clone(), k.clone()));
                 let [a_panels, b_panels] = &mut memory.panels;
-                let a_panels = room(a_panels, a_len);
+                let (a_panels, b_panels) = (room(a_panels, a_len), room(b_panels, b_len));
                 let pack_a = |to: &mut [u32]| {
                     if a_new {
                         pack_all(isa, words, a, &rows, &k, a_width, to, alone);
                     }
                 };
-                let b_panels: &[u32] = match b {
-                    Right::Packed(packed) if packed.is_ready() => {
-                        pack_a(a_panels);
-                        packed.panels(&k, &columns)
+                let pack_b = |to: &mut [u32]| {
+                    if b_new {
+                        pack_all(isa, words, b.transposed(), &columns, &k, b_width, to, alone);
                     }
-                    _ => {
-                        let to = room(b_panels, b_len);
-                        let pack_b = |to: &mut [u32]| match b {
-                            _ if !b_new => {}
-                            Right::View(b) => pack_all(isa, words, b.transposed(), &columns, &k, b_width, to, alone),
-                            Right::Packed(packed) => packed.widen(&k, &columns, to),
-                        };
-                        match alone {
-                            true => (pack_a(a_panels), pack_b(to)),
-                            false => rayon::join(|| pack_a(a_panels), || pack_b(to)),
-                        };
-                        to
-                    }
+                };
+                match alone {
+                    true => (pack_a(a_panels), pack_b(b_panels)),
+                    false => rayon::join(|| pack_a(a_panels), || pack_b(b_panels)),
                 };
                 let block = Job {
                     a: a_panels,

@@ -128,7 +128,7 @@ fn pack_from<T: Load>(isa: Isa, words: Words, block: Block<T>, width: usize, out
 pub(super) fn pack_as<T: Load, E: Vectors>(isa: Isa, encode: E, block: Block<T>, panels: Panels, out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
-        // SAFETY: who chose this instruction set has made sure of it (`gemm` and `pack_b` assert it).
+        // SAFETY: who chose this instruction set has made sure of it (`blocks::run` asserts it).
         return unsafe { avx512::pack(encode, block, panels, out) };
     }
     #[cfg(not(target_arch = "x86_64"))]

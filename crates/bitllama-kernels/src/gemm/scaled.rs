@@ -89,7 +89,7 @@ fn largest<T: Load>(isa: Isa, block: &Block<T>) -> [u32; LANES_AT_ONCE] {
     let mut largest = [0; LANES_AT_ONCE];
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
-        // SAFETY: who chose this instruction set has made sure of it (`run` and `PackedB` assert it).
+        // SAFETY: who chose this instruction set has made sure of it (`run` asserts it).
         unsafe { super::scaled_avx512::largest(block, &mut largest) };
         return largest;
     }

@@ -24,7 +24,7 @@ use crate::training::teacher::Teacher;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Steps to time, after one to warm up
+    /// Steps to time, after two to warm up
     #[arg(long, default_value_t = 5)]
     steps: usize,
     /// Print one JSON object on standard output
@@ -54,6 +54,9 @@ struct Phase {
     operators: Vec<(&'static str, f64, usize)>,
 }
 
+/// Steps before those that are timed: in the first the moments are made, and up to the second memory grows.
+const WARM_UP: usize = 2;
+
 /// The phases of a step, in order.
 const PHASES: [&str; 8] = ["data", "teacher", "forward", "loss", "recompute", "backward", "clip", "optimizer"];
 
@@ -69,7 +72,8 @@ pub fn run(args: Args) -> Result<()> {
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let provenance = provenance(&recipe, sources.teacher.as_ref(), hashes)?;
-    let lesson = Lesson::of(&recipe, &sources, &provenance, &device).with_context(at_recipe)?;
+    let cache = Lesson::cache(&recipe, &sources, &provenance).with_context(at_recipe)?;
+    let lesson = Lesson::of(&recipe, &sources, cache, &device).with_context(at_recipe)?;
     let rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let (compared, projections) = compared(&recipe, &sources, &tracked).with_context(at_recipe)?;
@@ -86,14 +90,14 @@ pub fn run(args: Args) -> Result<()> {
     };
 
     let mut seconds = Vec::new();
-    for step in 1..=args.steps + 1 {
-        if step == 2 {
+    for step in 1..=WARM_UP + args.steps {
+        if step == WARM_UP + 1 {
             memory::reset_peak();
             profile::start();
         }
         let start = Instant::now();
         (student, _) = trainer.step(student, step)?;
-        if step > 1 {
+        if step > WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }
     }

@@ -121,12 +121,13 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     );
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let provenance = provenance(recipe, teacher.as_ref(), hashes)?;
-    let lesson = Lesson::of(recipe, &sources, &provenance, &device).with_context(at_recipe)?;
-    let fingerprint = fingerprint(recipe, &provenance, &config, lesson.cache())?;
+    let cache = Lesson::cache(recipe, &sources, &provenance).with_context(at_recipe)?;
+    let fingerprint = fingerprint(recipe, &provenance, &config, cache.as_ref())?;
     if let Some((state, folder)) = &start {
         state.ensure_same(folder, &fingerprint)?;
         say(args, &format!("going on after step {} from {}", state.step, folder.display()));
     }
+    let lesson = Lesson::of(recipe, &sources, cache, &device).with_context(at_recipe)?;
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
     let tracked = device.clone().autodiff();
     let (compared, projections) = compared(recipe, &sources, &tracked).with_context(at_recipe)?;

@@ -209,16 +209,27 @@ pub enum Lesson {
 }
 
 impl Lesson {
-    /// That of a recipe: the model on `device`, without autodiff, its products in the precision that the recipe wants, or
-    /// the cache.
+    /// The cache that a recipe names, if it has a teacher that it needs; nothing is loaded yet.
     ///
     /// # Errors
-    /// A weight that is missing or damaged; those of [`cache_of`].
-    pub fn of(recipe: &Recipe, sources: &Sources, provenance: &Value, device: &Device) -> Result<Self> {
+    /// Those of [`cache_of`].
+    pub fn cache(recipe: &Recipe, sources: &Sources, provenance: &Value) -> Result<Option<TeacherCache>> {
+        match sources.teacher.is_some() && recipe.distill().needs_teacher() {
+            true => cache_of(recipe, &sources.tokenizer, provenance),
+            false => Ok(None),
+        }
+    }
+
+    /// That of a recipe: its `cache`, or the model on `device`, without autodiff, its products in the precision that the recipe
+    /// wants.
+    ///
+    /// # Errors
+    /// A weight that is missing or damaged.
+    pub fn of(recipe: &Recipe, sources: &Sources, cache: Option<TeacherCache>, device: &Device) -> Result<Self> {
         let Some(teacher) = sources.teacher.as_ref().filter(|_| recipe.distill().needs_teacher()) else {
             return Ok(Self::Absent);
         };
-        if let Some(cache) = cache_of(recipe, &sources.tokenizer, provenance)? {
+        if let Some(cache) = cache {
             return Ok(Self::Cache(Box::new(cache)));
         }
         let mut llama = narrowed(models::to_device(teacher, device)?);
@@ -232,14 +243,6 @@ impl Lesson {
             Self::Absent => Teacher::Absent,
             Self::Model(llama) => Teacher::Model(llama),
             Self::Cache(cache) => Teacher::Cache(cache),
-        }
-    }
-
-    /// The cache, if it is one.
-    pub fn cache(&self) -> Option<&TeacherCache> {
-        match self {
-            Self::Cache(cache) => Some(cache),
-            _ => None,
         }
     }
 }

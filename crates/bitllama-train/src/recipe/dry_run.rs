@@ -7,7 +7,7 @@ use bitllama_core::weights::parameter_count;
 use bitllama_formats::hf;
 use serde_json::json;
 
-use super::{Optimizer, Recipe, Recompute};
+use super::{Optimizer, Recipe};
 use crate::models::{self, ResolvedPlan};
 
 /// Prints the answer. Reads configs only; fetches none that the recipe gives a `config` for.
@@ -113,12 +113,11 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
                 + 6 * n(student.intermediate_size)
         }
     };
-    // All blocks at once with their rounded weights, or what goes into each, and one of them.
+    // What goes into the blocks that are computed again, and one of them; all others at once. The same of rounded weights.
     let layers = n(student.num_hidden_layers).max(1);
-    let (activations, rounded) = match recipe.train.recompute {
-        Recompute::None => (block * layers, parameters),
-        Recompute::Block => (hidden * layers + block, parameters / layers),
-    };
+    let again = n(recipe.train.recomputed(student.num_hidden_layers));
+    let whole = (layers - again).max(1);
+    let (activations, rounded) = (hidden * again + block * whole, parameters * whole / layers);
     // Composed: student logits, their log-softmax and its gradient; the teacher's logits, probabilities and logarithms. Fused:
     // a chunk of both sides' logits.
     let all = positions * n(student.vocab_size);

@@ -203,6 +203,12 @@ impl Recipe {
         require(train.steps > 0, "train.steps", "must be at least 1");
         require(train.batch_size > 0, "train.batch_size", "must be at least 1");
         require(train.grad_accumulation > 0, "train.grad_accumulation", "must be at least 1");
+        require(
+            train.recompute_layers.is_none() || train.recompute == Recompute::Block,
+            "train.recompute_layers",
+            "needs train.recompute = \"block\"",
+        );
+        require(train.recompute_layers != Some(0), "train.recompute_layers", "must be at least 1");
         require(train.lr > 0.0 && train.lr.is_finite(), "train.lr", "must be positive");
         require((0.0..=1.0).contains(&train.lr_final_fraction), "train.lr_final_fraction", "must be between 0 and 1");
         require(train.weight_decay >= 0.0, "train.weight_decay", "must not be negative");
@@ -274,6 +280,12 @@ impl Recipe {
         for (key, tokens) in [("data.sequence_length", self.data.sequence_length), ("eval.ctx", self.eval_ctx())] {
             ensure!(tokens <= limit, "`{key}` = {tokens} is longer than the model's context of {limit} tokens");
         }
+        let (layers, again) = (config.num_hidden_layers, self.train.recompute_layers);
+        ensure!(
+            again.is_none_or(|again| again <= layers),
+            "`train.recompute_layers` = {} is more than the {layers} blocks of the student",
+            again.unwrap_or_default()
+        );
         let plan = self.bit_plan()?.resolve(config)?;
         let trains_scales = plan.iter().any(|(_, quantizer)| quantizer.is_some_and(|q| q.method.trains_scales()));
         let of_scales = [

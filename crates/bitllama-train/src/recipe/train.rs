@@ -20,6 +20,9 @@ pub struct Train {
     /// What is computed again in the backward pass instead of being kept for it. It changes memory and time, and no result.
     #[serde(default)]
     pub recompute: Recompute,
+    /// With `recompute = "block"`: how many blocks, from the first on, are computed again; the others are kept. All if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute_layers: Option<usize>,
     /// `adamw`, `muon` or `adafactor`.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -61,6 +64,16 @@ pub struct Train {
     /// Histograms of weights and scales in TensorBoard at each evaluation.
     #[serde(default = "defaults::yes")]
     pub histograms: bool,
+}
+
+impl Train {
+    /// How many of a model's blocks, from the first on, are computed again in the backward pass.
+    pub fn recomputed(&self, blocks: usize) -> usize {
+        match self.recompute {
+            Recompute::None => 0,
+            Recompute::Block => self.recompute_layers.unwrap_or(blocks).min(blocks),
+        }
+    }
 }
 
 /// In which numbers the factors of matrix products are multiplied.

@@ -1,5 +1,5 @@
 //! The loss of a micro-batch and its gradients. The graph is cut before the first block and behind the last one, and with
-//! `train.recompute = "block"` between all blocks; each segment is followed back from the gradient that the one behind it gave.
+//! `train.recompute = "block"` between blocks; each segment is followed back from the gradient that the one behind it gave.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use super::states::{Compared, Projections, Side, States, Term};
 use super::teacher::Teacher;
 use crate::data::batches::Batch;
 use crate::evaluate::token_tensor;
-use crate::recipe::{Recipe, Recompute};
+use crate::recipe::Recipe;
 
 /// The loss and its terms as numbers, before they are weighed, by the names of [`Values::NAMES`]; 0 for what the recipe has not.
 pub struct Values(pub [f64; 5]);
@@ -109,22 +109,16 @@ pub fn micro_batch(
         share: 1.0 / recipe.train.grad_accumulation as f64,
     };
     let blocks = student.layers.len();
+    let again = recipe.train.recomputed(blocks);
 
-    // What goes into each segment, and the segment where it is kept whole.
+    // What goes into the blocks that are computed again, and the others with their graph.
     let (table, mut into, whole) = phase("forward", || {
         let table = student.embed_tokens.weight.val();
-        let x = looked_up(&table.clone().inner(), inputs.clone());
-        match recipe.train.recompute {
-            Recompute::None => (table, Vec::new(), Some(pass.segment(0..blocks, x))),
-            Recompute::Block => (table, pass.inputs(x), None),
-        }
+        let (into, x) = pass.inputs(again, looked_up(&table.clone().inner(), inputs.clone()));
+        (table, into, pass.segment(again..blocks, x))
     });
-    let output = match &whole {
-        Some(segment) => segment.output.clone().inner(),
-        None => into.pop().unwrap_or_else(|| unreachable!("the last block gives something")),
-    };
 
-    let (last, head_table) = (leaf(output), leaf(table.clone().inner()));
+    let (last, head_table) = (leaf(whole.output.clone().inner()), leaf(table.clone().inner()));
     let Terms { loss, ce, divergence } = phase("loss", || {
         let (hidden, head) = student.forward_head(last.clone(), head_table.clone());
         losses(hidden, &head, known, &batch.targets, &batch.scored, &distill)
@@ -137,15 +131,11 @@ pub fn micro_batch(
     });
 
     let mut of_blocks = [Vec::new(), Vec::new()];
-    match whole {
-        Some(segment) => d_x = pass.back(segment, d_x, &mut of_blocks, gathered),
-        None => {
-            for block in (0..blocks).rev() {
-                let input = into.pop().unwrap_or_else(|| unreachable!("one input a block"));
-                let segment = phase("recompute", || pass.segment(block..block + 1, input));
-                d_x = pass.back(segment, d_x, &mut of_blocks, gathered);
-            }
-        }
+    d_x = pass.back(whole, d_x, &mut of_blocks, gathered);
+    while let Some(input) = into.pop() {
+        let block = into.len();
+        let segment = phase("recompute", || pass.segment(block..block + 1, input));
+        d_x = pass.back(segment, d_x, &mut of_blocks, gathered);
     }
     phase("backward", || {
         let d_table = with_rows(d_table, inputs, d_x);
@@ -172,15 +162,14 @@ pub fn micro_batch(
 }
 
 impl Pass<'_> {
-    /// What goes into each block, and what the last one gives, without a graph.
-    fn inputs(&self, x: Tensor<3>) -> Vec<Tensor<3>> {
-        let plain = self.student.valid();
-        let mut all = vec![x];
-        for block in 0..plain.layers.len() {
-            let x = all[block].clone();
-            all.push(plain.forward_blocks(block..block + 1, x, &self.rotary, &self.mask, &mut |_, _, _| ()));
+    /// What goes into each of the first `blocks`, and what the last of them gives, without a graph.
+    fn inputs(&self, blocks: usize, mut x: Tensor<3>) -> (Vec<Tensor<3>>, Tensor<3>) {
+        let (plain, mut into) = (self.student.valid(), Vec::with_capacity(blocks));
+        for block in 0..blocks {
+            into.push(x.clone());
+            x = plain.forward_blocks(block..block + 1, x, &self.rotary, &self.mask, &mut |_, _, _| ());
         }
-        all
+        (into, x)
     }
 
     /// Blocks and their graph from what goes into the first.
