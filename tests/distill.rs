@@ -167,7 +167,7 @@ fn the_artifact_of_every_quantizer_says_what_the_fake_quantized_student_says() {
 #[test]
 fn the_runtime_reads_activations_keys_and_values_as_the_student_was_trained_to() {
     let plans: [(&str, &[&str]); 4] = [
-        ("ternary", &["activations.layers.*=int8", "activations.kv_cache=int8"]),
+        ("ternary", &["activations.layers.*=int8", "activations.kv_cache=int8", "train.int8_forward=true"]),
         ("ternary", &["activations.*=int8", "activations.*.down_proj=f32", "activations.embed_tokens=int4"]),
         ("binary", &["activations.*=sign", "activations.*.down_proj=int4", "student.sub_norm=true"]),
         ("int4", &["activations.*.v_proj=sign", "activations.kv_cache=int4"]),
@@ -182,7 +182,7 @@ fn the_runtime_reads_activations_keys_and_values_as_the_student_was_trained_to()
         fs::remove_dir_all(run.join("checkpoints/step-000004")).unwrap();
         let resume = [args.clone(), vec!["--resume".into()]].concat();
         assert_eq!(run_json(&resume), result);
-        let other = [resume, vec!["--set".into(), "activations.layers.*=int4".into()]].concat();
+        let other = [resume, vec!["--set".into(), "activations.layers.0.*=int4".into()]].concat();
         let other: Vec<&str> = other.iter().map(String::as_str).collect();
         assert!(failure(&train(&other).output().unwrap()).contains("made with another activations"));
 

@@ -251,6 +251,7 @@ fn what_cannot_be_is_said_in_one_line() {
         ("train.optimizer=sgd", "unknown variant `sgd`"),
         ("train.scale_lr=0.0", "`train.scale_lr` must be positive"),
         ("train.scale_lr=1e-3", "no method in `[bits]` trains any"),
+        ("train.int8_forward=true", "the student has none"),
         ("train.recompute_layers=2", "needs train.recompute = \"block\""),
     ];
     for (set, expected) in wrong {

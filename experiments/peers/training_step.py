@@ -26,7 +26,7 @@ OURS = [
     "train.precision=f32",
     "train.precision=bfp12",
     "train.precision=bfp12,train.recompute=block",
-    "train.precision=bfp12,train.recompute=block,train.recompute_layers=20",
+    "train.precision=bfp12,train.recompute=block,train.recompute_layers=16",
 ]
 
 

@@ -12,14 +12,17 @@
 //! | `encode` | what they become when packed |
 //! | `pack`, `pack_avx512` | packing |
 //! | `scaled`, `scaled_avx512` | packing in block floating point |
-//! | `tile`, `bf16`, `bfp12` | the innermost loop, in `f32`, with products of `bf16` pairs and of pairs of whole numbers |
+//! | `codes` | packing of factors that are codes times scales |
+//! | `tile`, `bf16`, `bfp12`, `int8` | the innermost loop, in `f32`, with products of `bf16` pairs, of pairs of whole numbers, of four |
 //! | `blocks` | blocks, threads, memory |
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod bfp12;
 mod blocks;
+mod codes;
 mod encode;
+mod int8;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack_avx512;
@@ -32,6 +35,8 @@ mod tile;
 mod view;
 
 use crate::isa::Isa;
+use blocks::Factor;
+use codes::Codes;
 pub use view::{Elements, View};
 
 /// In what precision factors are multiplied; results are `f32` always.
@@ -88,6 +93,8 @@ enum Words {
     Pairs,
     /// Two whole numbers of 16 bits or, between those, a scale in `f32`; see [`scaled`].
     Scaled,
+    /// Four codes or, behind those, a scale and a sum; see [`codes`].
+    Codes,
 }
 
 impl Words {
@@ -105,6 +112,7 @@ impl Words {
         match self {
             Self::Pairs => depth.div_ceil(2),
             Self::Scaled => scaled::steps(depth),
+            Self::Codes => codes::steps(depth),
             _ => depth,
         }
     }
@@ -117,7 +125,29 @@ impl Words {
 /// If the shapes do not fit each other, `out` is too short or its rows overlap, or the processor lacks `isa`.
 pub fn gemm(isa: Isa, precision: Precision, a: View, b: View, out: &mut [f32], out_stride: usize, accumulate: bool) {
     assert_eq!(a.columns(), b.rows(), "the factors do not fit each other");
+    let [a, b] = [a, b.transposed()].map(Factor::Numbers);
     blocks::run(isa, Words::of(isa, precision), a, b, out, out_stride, accumulate);
+}
+
+/// `out = a * b` of fake-quantized factors, in whole numbers, where `b` is ternary or binary: the numbers of a column are 0, a scale
+/// and its opposite. `a` (`[m, k]`) is rounded to 8 bits a row, as [`Activation::Int8`](bitllama_core::Activation) does, which
+/// changes nothing of what has been rounded so before; `b` is `[k, n]`; `out` is `[m, n]` with `out_stride` numbers from a row to
+/// the next. Sums of products are exact, so that results are the same to the bit on every [`Isa`].
+///
+/// Returns whether `b` is so; if not, nothing is written.
+///
+/// # Panics
+/// If `a` and `b` have other lengths, `out` is too short or its rows overlap, or the processor lacks `isa`.
+pub fn gemm_codes(isa: Isa, [m, k, n]: [usize; 3], a: &[f32], b: &[f32], out: &mut [f32], out_stride: usize) -> bool {
+    assert!(a.len() == m * k && b.len() == k * n, "[{m}, {k}] and [{k}, {n}] of {} and {} numbers", a.len(), b.len());
+    if k == 0 || n == 0 {
+        return false;
+    }
+    let Some(of_columns) = codes::of_columns(isa, b, n) else { return false };
+    let of_rows = codes::of_rows(isa, a, k);
+    let [a, b] = [Codes::left(a, k, &of_rows), Codes::right(b, k, &of_columns)].map(Factor::Codes);
+    blocks::run(isa, Words::Codes, a, b, out, out_stride, false);
+    true
 }
 
 /// Multiplications and additions a second of the threads of the current `rayon` pool when all is in registers: the roof of

@@ -92,7 +92,7 @@ impl Head {
     /// Logits `[batch, seq, vocab]` of `[batch, seq, hidden]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.clone();
-        product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision)
+        product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision, false)
     }
 }
 

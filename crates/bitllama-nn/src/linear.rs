@@ -21,19 +21,27 @@ pub struct Linear {
     /// Of both factors of the product, forward and backward.
     #[module(skip)]
     pub precision: Precision,
+    /// Whether the forward product is computed in whole numbers where the weight is ternary or binary; the input has 8 bits then.
+    #[module(skip)]
+    pub int8_forward: bool,
 }
 
 impl Linear {
     /// `[batch, seq, d_in]` to `[batch, seq, d_out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        product(rounded(x, self.input), self.weight.val(), self.precision)
+        product(rounded(x, self.input), self.weight.val(), self.precision, self.int8_forward)
     }
 }
 
-/// Sets the precision of all products with weights, the head's included.
-pub fn set_precision(model: &mut Llama, precision: Precision) {
+/// Sets the precision of all products with weights, the head's included. With `int8_forward`, products of 8-bit inputs with weights
+/// that are ternary or binary, with a scale for each output, are computed in whole numbers on `flex`, forward: exact, where others
+/// add up rounding errors.
+pub fn set_precision(model: &mut Llama, precision: Precision, int8_forward: bool) {
     for block in &mut model.layers {
-        block.linears_mut().into_iter().for_each(|(_, linear)| linear.precision = precision);
+        for (_, linear) in block.linears_mut() {
+            linear.precision = precision;
+            linear.int8_forward = int8_forward && linear.input == Some(Activation::Int8);
+        }
     }
     model.head_precision = precision;
 }
@@ -58,9 +66,9 @@ fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// `x * weight` of `[batch, seq, d_in]` and `[d_in, d_out]`.
-pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision) -> Tensor<3> {
+pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision, int8_forward: bool) -> Tensor<3> {
     if ops::fused(&x.device()) {
-        return ops::linear::forward(x, [weight], precision);
+        return ops::linear::forward(x, [weight], precision, int8_forward);
     }
     let weight = wide(weight);
     match precision {
@@ -77,10 +85,11 @@ pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision) -> 
 /// sum of d_out]`.
 pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tensor<3> {
     let [first, others @ ..] = &layers[..] else { panic!("no layers") };
-    let alike = others.iter().all(|layer| (layer.input, layer.precision) == (first.input, first.precision));
+    let kind = |layer: &Linear| (layer.input, layer.precision, layer.int8_forward);
+    let alike = others.iter().all(|layer| kind(layer) == kind(first));
     if alike && ops::fused(&x.device()) {
         let x = rounded(x, first.input);
-        return ops::linear::forward(x, layers.map(|layer| layer.weight.val()), first.precision);
+        return ops::linear::forward(x, layers.map(|layer| layer.weight.val()), first.precision, first.int8_forward);
     }
     let mut inputs: Vec<(Option<Activation>, Tensor<3>)> = Vec::new();
     let outputs = layers.map(|layer| {
@@ -90,7 +99,7 @@ pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tenso
             inputs.push((layer.input, input.clone()));
             input
         });
-        product(input, layer.weight.val(), layer.precision)
+        product(input, layer.weight.val(), layer.precision, layer.int8_forward)
     });
     Tensor::cat(outputs.to_vec(), 2)
 }

@@ -86,7 +86,7 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, E> {
-        Ok(Linear { weight: self.param(name)?, input: None, precision: Precision::F32 })
+        Ok(Linear { weight: self.param(name)?, input: None, precision: Precision::F32, int8_forward: false })
     }
 
     fn param<const D: usize>(&mut self, name: &str) -> Result<Param<Tensor<D>>, E> {

@@ -57,8 +57,12 @@ fn values_and_gradients_are_those_of_pytorch() {
         assert_eq!(floats(rounded(x(), Some(kind))), value, "{kind}: a gradient changes the value");
 
         let w = Tensor::<2>::from_data(tensor(&golden.w, &[out, width]), &device).transpose().detach();
-        let layer =
-            Linear { weight: Param::from_tensor(w.require_grad()), input: Some(kind), precision: Precision::F32 };
+        let layer = Linear {
+            weight: Param::from_tensor(w.require_grad()),
+            input: Some(kind),
+            precision: Precision::F32,
+            int8_forward: false,
+        };
         let input = x();
         let output = layer.forward(input.clone());
         assert_close(floats(output.clone()), &case.out, &case.kind);

@@ -6,7 +6,7 @@ mod common;
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::{Activation, ActivationPlan, BitPlan, Method, ModelConfig, Quantizer, Scheme};
+use bitllama_core::{Activation, ActivationPlan, ActivationRule, BitPlan, Method, ModelConfig, Quantizer, Scheme};
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{quantize, quantize_by};
 use bitllama_nn::ops::adamw::FusedAdamW;
@@ -123,11 +123,31 @@ fn factors_in_bf16_are_rounded_alike() {
     let mask = Mask::causal(2, SEQ, &flex());
     let exact = step(&llama(&config(true)), &mask);
     let mut model = llama(&config(true));
-    bitllama_nn::linear::set_precision(&mut model, Precision::Bf16);
+    bitllama_nn::linear::set_precision(&mut model, Precision::Bf16, false);
     let rounded = step(&model, &mask);
     let logits = difference(&exact.0, &rounded.0);
     assert!(logits > 1e-5 && logits < 3e-2, "{logits}");
     assert_same("bf16", &model, &mask, 3e-2);
+}
+
+#[test]
+fn products_in_whole_numbers_are_those_of_floats() {
+    let mask = Mask::causal(2, SEQ, &flex());
+    for scheme in [Scheme::Binary, Scheme::Ternary, Scheme::Int4] {
+        let plan = BitPlan::uniform(scheme).resolve(&config(true)).unwrap();
+        let model = quantize_by(llama(&config(true)), &plan, &StoredScales::new(), &SharedNumber::new(1.0));
+        let rules = [("layers.*", ActivationRule(Some(Activation::Int8)))];
+        let mut model = activations::quantize(model, &ActivationPlan::resolve(rules, None, &plan).unwrap());
+        let (logits, gradients) = step(&model, &mask);
+        bitllama_nn::linear::set_precision(&mut model, Precision::F32, true);
+        let (whole, of_whole) = step(&model, &mask);
+        // Where weights have more codes nothing changes.
+        assert_eq!(logits != whole, scheme != Scheme::Int4, "{scheme}");
+        assert!(difference(&logits, &whole) < 2e-2, "{scheme}: {}", difference(&logits, &whole));
+        for (a, b) in gradients.iter().zip(&of_whole) {
+            assert!(difference(a, b) < 2e-2, "{scheme}: {}", difference(a, b));
+        }
+    }
 }
 
 #[test]

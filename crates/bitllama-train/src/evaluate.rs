@@ -19,7 +19,7 @@ impl Scored {
     /// Takes a model as it would be exported.
     pub fn new(llama: &Llama, device: &Device) -> Self {
         let mut llama = llama.valid().materialize();
-        set_precision(&mut llama, Precision::F32);
+        set_precision(&mut llama, Precision::F32, false);
         Self { llama, device: device.clone().inner() }
     }
 }

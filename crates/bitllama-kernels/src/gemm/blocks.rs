@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::codes::{self, Codes};
 use super::scaled::SPAN;
 use super::tile::{Job, Out};
 use super::view::View;
@@ -27,22 +28,55 @@ const JOB: [usize; 2] = [128, 192];
 /// Multiplications under which other threads are not worth waking.
 const ALONE: usize = 1 << 18;
 
+/// A factor, `[lanes, k]`: the left one, or the right one transposed.
+#[derive(Clone, Copy)]
+pub(super) enum Factor<'a> {
+    Numbers(View<'a>),
+    /// For [`Words::Codes`].
+    Codes(Codes<'a>),
+}
+
+impl Factor<'_> {
+    fn lanes(&self) -> usize {
+        match self {
+            Self::Numbers(view) => view.rows(),
+            Self::Codes(codes) => codes.lanes(),
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Self::Numbers(view) => view.columns(),
+            Self::Codes(codes) => codes.depth(),
+        }
+    }
+
+    /// Packs some lanes times a range of their `k` into panels of `width` lanes.
+    fn pack(self, isa: Isa, words: Words, lanes: Range<usize>, k: Range<usize>, width: usize, to: &mut [u32]) {
+        match self {
+            Self::Numbers(view) => pack::pack(isa, words, view, lanes, k, width, to),
+            Self::Codes(codes) => codes.pack(isa, lanes, k, width, to),
+        }
+    }
+}
+
 /// The ranges of `k` that are multiplied one after the other, about as long as each other. Sums are added up in this
 /// order whatever else happens, which is why this depends on nothing else.
 pub(super) fn depths(words: Words, k: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let (most, step) = match words {
         Words::Pairs => (2 * DEPTH, DEPTH_STEP),
         Words::Scaled => (2 * DEPTH / SPAN * SPAN, SPAN),
+        Words::Codes => (codes::PER_WORD * DEPTH, DEPTH_STEP),
         _ => (DEPTH, DEPTH_STEP),
     };
     let depth = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(step).max(1);
     (0..k).step_by(depth).map(move |from| from..k.min(from + depth))
 }
 
-/// The product of two factors; see [`gemm`](super::gemm()).
-pub(super) fn run(isa: Isa, words: Words, a: View, b: View, out: &mut [f32], stride: usize, add: bool) {
+/// The product of two factors of the same depth; see [`gemm`](super::gemm()).
+pub(super) fn run(isa: Isa, words: Words, a: Factor, b: Factor, out: &mut [f32], stride: usize, add: bool) {
     assert!(isa.is_available(), "this processor has no {isa}");
-    let (m, k, n) = (a.rows(), a.columns(), b.columns());
+    let (m, k, n) = (a.lanes(), a.depth(), b.lanes());
     if m == 0 || n == 0 {
         return;
     }
@@ -78,7 +112,7 @@ pub(super) fn run(isa: Isa, words: Words, a: View, b: View, out: &mut [f32], str
                 };
                 let pack_b = |to: &mut [u32]| {
                     if b_new {
-                        pack_all(isa, words, b.transposed(), &columns, &k, b_width, to, alone);
+                        pack_all(isa, words, b, &columns, &k, b_width, to, alone);
                     }
                 };
                 match alone {
@@ -111,7 +145,7 @@ fn parts(len: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize
 fn pack_all(
     isa: Isa,
     words: Words,
-    factor: View,
+    factor: Factor,
     lanes: &Range<usize>,
     k: &Range<usize>,
     width: usize,
@@ -122,7 +156,7 @@ fn pack_all(
     let per_task = 96usize.next_multiple_of(width);
     let pack_task = |(task, to): (usize, &mut [u32])| {
         let first = lanes.start + task * per_task;
-        pack::pack(isa, words, factor, first..lanes.end.min(first + per_task), k.clone(), width, to);
+        factor.pack(isa, words, first..lanes.end.min(first + per_task), k.clone(), width, to);
     };
     let len = per_task * words.steps(k.len());
     match alone {
@@ -157,6 +191,7 @@ fn multiply(isa: Isa, words: Words, block: Job, alone: bool) {
                 #[cfg(target_arch = "x86_64")]
                 Words::Pairs => super::bf16::run(job),
                 Words::Scaled => super::bfp12::run(isa, job),
+                Words::Codes => super::int8::run(isa, job),
                 _ => tile::run_f32(isa, job),
             }
         }

@@ -121,6 +121,7 @@ fn pack_from<T: Load>(isa: Isa, words: Words, block: Block<T>, width: usize, out
         Words::Rounded => pack_as(isa, Rounded, block, panels, out),
         Words::Pairs => pack_as(isa, Pairs, block, panels, out),
         Words::Scaled => scaled::pack(isa, block, panels, out),
+        Words::Codes => unreachable!("a view has numbers"),
     }
 }
 

@@ -3,6 +3,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 mod bfp12;
+mod codes;
 
 /// Numbers that look random, from -1 to 1.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
@@ -83,7 +84,8 @@ fn check(m: usize, k: usize, n: usize, layouts: [usize; 2], accumulate: bool, se
     let mut scaled = None;
     for (isa, words) in kernels() {
         let mut out = before.clone();
-        blocks::run(isa, words, a, b, &mut out, stride, accumulate);
+        let factors = [a, b.transposed()].map(Factor::Numbers);
+        blocks::run(isa, words, factors[0], factors[1], &mut out, stride, accumulate);
         for (i, [expected, tolerance]) in reference(words, &a, &b).into_iter().enumerate() {
             let at = i / n * stride + i % n;
             let expected = expected + f64::from(if accumulate { before[at] } else { 0.0 });

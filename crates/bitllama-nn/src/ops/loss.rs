@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 
 use bitllama_kernels::Isa;
-use bitllama_kernels::gemm::{View, gemm};
+use bitllama_kernels::gemm::{Elements, View, gemm};
 use bitllama_kernels::training::loss::{self, Teacher, Terms, Weights, likeliest};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ pub fn forward(
         Side::Model(hidden, head, _) => {
             assert_eq!(head.vocab(), vocab, "two vocabularies");
             let width = hidden.dims()[1];
-            Some((Input::of((*hidden).clone()).numbers(), Input::of(head.weight.clone()).numbers(), width, *head))
+            Some((Input::of((*hidden).clone()).numbers(), Input::of(head.weight.clone()).factor(), width, *head))
         }
         _ => None,
     };
@@ -107,15 +107,14 @@ pub fn forward(
             let logits = &mut logits[..rows * vocab];
             let hidden = View::row_major(&hidden[start * width..end * width], [rows, width]);
             operator("head", || {
-                gemm(isa, precision, hidden, head_view(&table, width, vocab, tied), logits, vocab, false)
+                gemm(isa, precision, hidden, head_view(&table[..], width, vocab, tied), logits, vocab, false)
             });
             if let Some((hidden, table, width, head)) = &of_teacher {
                 grow(teacher_logits, rows * vocab);
                 let hidden = View::row_major(&hidden[start * width..end * width], [rows, *width]);
+                let table = head_view(table.elements(), *width, vocab, head.tied);
                 let out = &mut teacher_logits[..rows * vocab];
-                operator("teacher head", || {
-                    gemm(isa, head.precision, hidden, head_view(table, *width, vocab, head.tied), out, vocab, false)
-                });
+                operator("teacher head", || gemm(isa, head.precision, hidden, table, out, vocab, false));
             }
             let of_rows = logits.par_chunks_mut(vocab).enumerate().map(|(row, logits)| {
                 let position = start + row;
@@ -145,7 +144,7 @@ pub fn forward(
             });
             operator("rows", || terms.par_extend(of_rows));
             let d_logits = View::row_major(&*logits, [rows, vocab]);
-            let table = head_view(&table, width, vocab, tied).transposed();
+            let table = head_view(&table[..], width, vocab, tied).transposed();
             let d_hidden = &mut d_hidden[start * width..end * width];
             operator("head gradient", || gemm(isa, precision, d_logits, table, d_hidden, width, false));
             if tied {
@@ -180,7 +179,7 @@ pub fn forward(
 /// into its head), and logarithms of their probabilities, `[positions, k + 1]`, as [`Teacher::Likeliest`] of each.
 pub fn likeliest_of(hidden: Tensor<2>, head: &Head, temperature: f64, k: usize) -> (Vec<u32>, Vec<f32>) {
     let ([positions, width], isa, vocab) = (hidden.dims(), Isa::current(), head.vocab());
-    let (hidden, table) = (Input::of(hidden).numbers(), Input::of(head.weight.clone()).numbers());
+    let (hidden, table) = (Input::of(hidden).numbers(), Input::of(head.weight.clone()).factor());
     let (mut all_tokens, mut all_log_p) = (Vec::new(), Vec::new());
     let rows = (CHUNK / vocab).clamp(1, positions.max(1));
     LOGITS.with_borrow_mut(|[logits, _]| {
@@ -189,7 +188,8 @@ pub fn likeliest_of(hidden: Tensor<2>, head: &Head, temperature: f64, k: usize) 
             grow(logits, rows * vocab);
             let logits = &mut logits[..rows * vocab];
             let hidden = View::row_major(hidden, [rows, width]);
-            gemm(isa, head.precision, hidden, head_view(&table, width, vocab, head.tied), logits, vocab, false);
+            let table = head_view(table.elements(), width, vocab, head.tied);
+            gemm(isa, head.precision, hidden, table, logits, vocab, false);
             let of_rows = logits.par_chunks(vocab).map(|logits| {
                 let (mut tokens, mut log_p) = (Vec::new(), Vec::new());
                 likeliest(isa, logits, temperature as f32, k, &mut tokens, &mut log_p);
@@ -211,7 +211,7 @@ fn grow(numbers: &mut Vec<f32>, len: usize) {
 }
 
 /// `[hidden, vocab]`.
-fn head_view(table: &[f32], width: usize, vocab: usize, tied: bool) -> View<'_> {
+fn head_view<'a>(table: impl Into<Elements<'a>>, width: usize, vocab: usize, tied: bool) -> View<'a> {
     match tied {
         true => View::row_major(table, [vocab, width]).transposed(),
         false => View::row_major(table, [width, vocab]),

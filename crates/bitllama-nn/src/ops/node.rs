@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
+use bitllama_kernels::gemm::Elements;
 use bitllama_kernels::training::halves;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
@@ -61,6 +62,27 @@ fn widened(tensor: FlexTensor) -> FlexTensor {
     self::tensor(numbers, shape)
 }
 
+/// Contiguous numbers of a factor of a product, which packs them as they are stored: those of 16 bits need no copy.
+#[derive(Clone)]
+pub enum Factor {
+    /// In single precision.
+    Wide(Numbers),
+    /// Of [`bf16`].
+    Bf16(FlexTensor),
+}
+
+impl Factor {
+    /// All of them.
+    pub fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::Wide(numbers) => Elements::F32(numbers),
+            Self::Bf16(tensor) => {
+                Elements::Bf16(tensor.as_slice().unwrap_or_else(|| unreachable!("it is contiguous and of this type")))
+            }
+        }
+    }
+}
+
 /// A tensor on the way into an operator.
 pub struct Input {
     tensor: FlexTensor,
@@ -86,6 +108,14 @@ impl Input {
     /// Its numbers, row-major.
     pub fn numbers(&self) -> Numbers {
         Numbers::of(self.tensor.clone())
+    }
+
+    /// The same, in the type in which they are stored.
+    pub fn factor(&self) -> Factor {
+        match self.tensor.dtype() {
+            DType::BF16 if self.tensor.is_contiguous() => Factor::Bf16(self.tensor.clone()),
+            _ => Factor::Wide(self.numbers()),
+        }
     }
 
     fn shape(&self) -> Shape {

@@ -59,6 +59,7 @@ pub fn fingerprint(
     ];
     let products = products.into_iter().filter_map(|(name, precision)| Some((name, precision?)));
     parts.extend(products.filter(|(_, precision)| *precision != Precision::F32).map(|(name, p)| (name, json!(p))));
+    parts.extend(train.int8_forward.then(|| ("train.int8_forward", json!(true))));
     parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }

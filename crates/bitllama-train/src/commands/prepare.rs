@@ -233,7 +233,7 @@ impl Lesson {
             return Ok(Self::Cache(Box::new(cache)));
         }
         let mut llama = narrowed(models::to_device(teacher, device)?);
-        set_precision(&mut llama, recipe.teacher_precision().into());
+        set_precision(&mut llama, recipe.teacher_precision().into(), false);
         Ok(Self::Model(Box::new(llama)))
     }
 

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use bitllama_core::{BitPlan, ModelConfig, Rule};
+use bitllama_core::weights::Kind;
+use bitllama_core::{Activation, BitPlan, Granularity, ModelConfig, Rule, Scheme};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -263,6 +264,11 @@ impl Recipe {
                 self.device
             );
         }
+        ensure!(
+            !self.train.int8_forward || self.device == "flex",
+            "`train.int8_forward` is of the device `flex`, not of `{}`",
+            self.device
+        );
         Ok(())
     }
 
@@ -287,6 +293,18 @@ impl Recipe {
             again.unwrap_or_default()
         );
         let plan = self.bit_plan()?.resolve(config)?;
+        let inputs = self.activations.plan_for(&plan)?.inputs;
+        let in_codes = plan.iter().any(|(weight, quantizer)| {
+            let whole = quantizer.is_some_and(|q| {
+                matches!(q.scheme, Scheme::Ternary | Scheme::Binary) && !matches!(q.granularity, Granularity::Group(_))
+            });
+            whole && weight.kind == Kind::Linear && inputs.get(&weight.name) == Some(&Activation::Int8)
+        });
+        ensure!(
+            in_codes || !self.train.int8_forward,
+            "`train.int8_forward` is of ternary and binary layers that read `int8` activations, with one scale a row or a matrix, \
+            and the student has none"
+        );
         let trains_scales = plan.iter().any(|(_, quantizer)| quantizer.is_some_and(|q| q.method.trains_scales()));
         let of_scales = [
             ("train.scale_lr", self.train.scale_lr.is_some()),

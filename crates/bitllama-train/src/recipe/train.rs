@@ -17,6 +17,10 @@ pub struct Train {
     /// Of the factors of matrix products, forward and backward; sums, weights, gradients and moments are f32 always.
     #[serde(default)]
     pub precision: Precision,
+    /// Forward products of 8-bit activations with ternary and binary weights in whole numbers, which is exact, and on CPUs with
+    /// AVX512_VNNI fast; gradients in `precision`. On flex, and where groups of columns share no scale.
+    #[serde(default)]
+    pub int8_forward: bool,
     /// What is computed again in the backward pass instead of being kept for it. It changes memory and time, and no result.
     #[serde(default)]
     pub recompute: Recompute,

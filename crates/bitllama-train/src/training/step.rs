@@ -59,7 +59,7 @@ impl Trainer<'_> {
     pub fn step(&mut self, mut student: Llama, step: usize) -> Result<(Llama, StepReport)> {
         let (train, distill) = (&self.recipe.train, self.recipe.distill());
         let passes = train.grad_accumulation;
-        set_precision(&mut student, train.precision.into());
+        set_precision(&mut student, train.precision.into(), train.int8_forward);
         let mut gathered = Gathered::default();
         let mut means = [0.0; Values::NAMES.len()];
         let Self { recipe, teacher, compared, ref projections, device, .. } = *self;
