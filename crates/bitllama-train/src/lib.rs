@@ -12,6 +12,7 @@ pub mod commands;
 pub mod data;
 pub mod evaluate;
 pub mod export;
+pub mod grid;
 pub mod models;
 pub mod monitor;
 pub mod ptq;
