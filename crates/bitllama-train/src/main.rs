@@ -7,13 +7,19 @@ use bitllama_kernels::Isa;
 use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{bench_step, cache_teacher, distill, eval, export, generate_data, quantize};
+use bitllama_train::commands::{
+    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, speed,
+};
+use bitllama_train::grid::child::stop_with_stdin;
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
 #[derive(Parser)]
 #[command(version, max_term_width = 120)]
 struct Cli {
+    /// End as soon as standard input does: for programs that start this one
+    #[arg(long, global = true, hide = true)]
+    stop_with_stdin: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,11 +34,18 @@ enum Command {
     CacheTeacher(cache_teacher::Args),
     GenerateData(generate_data::Args),
     BenchStep(bench_step::Args),
+    Grid(grid::Args),
+    #[command(hide = true)]
+    Speed(speed::Args),
 }
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    run(Cli::parse().command).unwrap_or_else(|error| {
+    let cli = Cli::parse();
+    if cli.stop_with_stdin {
+        stop_with_stdin();
+    }
+    run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(error.as_ref()));
         ExitCode::FAILURE
     })
@@ -51,6 +64,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::CacheTeacher(args) => cache_teacher::run(args),
         Command::GenerateData(args) => generate_data::run(args),
         Command::BenchStep(args) => bench_step::run(args),
+        Command::Grid(args) => return grid::run(args),
+        Command::Speed(args) => speed::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

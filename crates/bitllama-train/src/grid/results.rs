@@ -1,6 +1,8 @@
-//! What a grid found out: one [`Cell`] for each of its runs, beside rows of other tools.
+//! What a grid found out: one [`Cell`] for each of its runs.
 
-use bitllama_runtime::evaluate::Comparison;
+use std::fs;
+
+use bitllama_runtime::evaluate::{Comparison, Perplexity};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +11,6 @@ use serde::{Deserialize, Serialize};
 pub struct Results {
     /// The grid file's own name for it.
     pub title: String,
-    /// When the report was made, `2026-11-23`.
-    pub date: String,
     /// Processor, threads and memory.
     pub machine: String,
     /// Of the code, if known.
@@ -25,8 +25,6 @@ pub struct Results {
     pub failed: IndexMap<String, String>,
     /// Cells that have not run yet.
     pub missing: Vec<String>,
-    /// Models of other tools.
-    pub others: Vec<Other>,
 }
 
 /// The model learned from.
@@ -39,10 +37,10 @@ pub struct Teacher {
     /// Of its weights as stored.
     pub bytes: u64,
     /// Perplexity by text.
-    pub texts: IndexMap<String, bitllama_runtime::evaluate::Perplexity>,
+    pub texts: IndexMap<String, Perplexity>,
 }
 
-/// What was measured of one run: `cell.json` in its folder.
+/// What was measured of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// Name of the scheme, as the grid file gives it.
@@ -87,33 +85,17 @@ pub struct Training {
     pub joules: Option<f64>,
 }
 
-/// A model of another tool on one text: a line of the grid's CSV of comparisons. Columns that a tool does not have stay empty.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Other {
-    /// `llama.cpp`.
-    pub tool: String,
-    /// `Q4_K_M`.
-    pub model: String,
-    /// Everything counted.
-    pub bits_per_weight: f64,
-    /// Of the file.
-    pub bytes: u64,
-    /// A name of the grid's texts.
-    pub text: String,
-    /// By llama.cpp's protocol, with the grid's context and chunks.
-    pub perplexity: f64,
-    /// Its standard error.
-    pub perplexity_error: f64,
-    /// KL divergence from the same teacher, nats.
-    pub mean_kld: Option<f64>,
-    /// Its standard error.
-    pub mean_kld_error: Option<f64>,
-    /// Fraction of positions with the teacher's likeliest token.
-    pub same_top: Option<f64>,
-    /// Root mean square of the difference in the probability of the next token, a fraction.
-    pub rms_delta_p: Option<f64>,
-    /// Tokens a second of a prompt.
-    pub prompt_tokens_per_second: Option<f64>,
-    /// Tokens a second one after the other.
-    pub decode_tokens_per_second: Option<f64>,
+/// This machine: processor, cores, memory.
+pub fn machine() -> String {
+    let found = |file: &str, key: &str| {
+        let text = fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let processor = found("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let kilobytes: Option<f64> =
+        found("/proc/meminfo", "MemTotal").and_then(|x| x.strip_suffix("kB")?.trim().parse().ok());
+    let memory = kilobytes.map_or(String::new(), |kilobytes| format!(", {:.0} GiB", kilobytes / (1 << 20) as f64));
+    format!("{processor}, {cores} cores{memory}, {}", std::env::consts::OS)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::Recipe;
@@ -14,8 +15,7 @@ use super::Recipe;
 pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the recipe", path.display()))?;
     if sets.is_empty() {
-        let recipe: Recipe = toml::from_str(&text).map_err(|e| at_line(path, &text, &e))?;
-        return checked(recipe, path, &text);
+        return checked(parse(path, &text)?, path, &text);
     }
     // Types and unknown keys of the file are judged before the overrides, so that the line is right. What is only
     // missing may still come from an override.
@@ -35,6 +35,14 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
     }
     let recipe = table.try_into().map_err(|e| anyhow!("{}: {}", path.display(), with_suggestion(e.message())))?;
     checked(recipe, path, &text)
+}
+
+/// A TOML file of which `text` is.
+///
+/// # Errors
+/// As [`load`]'s.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    toml::from_str(text).map_err(|e| at_line(path, text, &e))
 }
 
 fn checked(recipe: Recipe, path: &Path, text: &str) -> Result<Recipe> {

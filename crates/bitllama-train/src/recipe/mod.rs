@@ -10,9 +10,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use bitllama_core::weights::Kind;
-use bitllama_core::{Activation, BitPlan, Granularity, ModelConfig, Rule, Scheme};
+use bitllama_core::{Activation, BitPlan, Granularity, Method, ModelConfig, Rule, Scheme};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +201,11 @@ impl Recipe {
             "must be between 0 and 1",
         );
         require(data.sequence_length >= 8, "data.sequence_length", "must be at least 8");
-        require(train.steps > 0, "train.steps", "must be at least 1");
+        require(
+            train.steps > 0 || self.teacher.is_some(),
+            "train.steps",
+            "must be at least 1 without a teacher; with one, 0 rounds the student and leaves it at that",
+        );
         require(train.batch_size > 0, "train.batch_size", "must be at least 1");
         require(train.grad_accumulation > 0, "train.grad_accumulation", "must be at least 1");
         require(
@@ -305,6 +309,18 @@ impl Recipe {
             "`train.int8_forward` is of ternary and binary layers that read `int8` activations, with one scale a row or a matrix, \
             and the student has none"
         );
+        let of_means = plan.iter().find(|(_, quantizer)| {
+            quantizer.is_some_and(|quantizer| matches!(quantizer.method, Method::Absmean | Method::Twn))
+        });
+        if let (Some((weight, _)), false) = (of_means, self.quant.init == ptq::Method::Rtn) {
+            bail!(
+                "`quant.init` = \"{}\" gives scales to start from, and {} has none of its own: those of `absmean` and `twn` are \
+                computed from the weights, and those of rounded weights are others; give its rule in `[bits]` the method `lsq` \
+                (binary: `elastic`)",
+                self.quant.init.name(),
+                weight.name
+            );
+        }
         let trains_scales = plan.iter().any(|(_, quantizer)| quantizer.is_some_and(|q| q.method.trains_scales()));
         let of_scales = [
             ("train.scale_lr", self.train.scale_lr.is_some()),

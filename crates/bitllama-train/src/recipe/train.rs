@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Train {
-    /// Optimizer steps.
+    /// Optimizer steps; 0, of `distill`, rounds the student (by `quant.init`), evaluates and exports it.
     pub steps: usize,
     /// Rows a forward pass.
     #[serde(default = "defaults::batch_size")]

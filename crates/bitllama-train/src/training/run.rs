@@ -117,20 +117,24 @@ impl Run<'_> {
         };
         let (mut since, mut steps_since) = (Instant::now(), 0);
         let mut newest = None;
-        for step in done + 1..=train.steps {
-            if quant.stage(step) != stage {
-                stage = quant.stage(step);
-                student = self.requantized(&student, stage, &StoredScales::new(), &strength)?;
-                trainer.optimizers.forget_scales(&student, train);
-            }
-            strength.set(quant.strength(step));
-            let report;
-            (student, report) = trainer.step(student, step).map_err(|e| stopped(e, last.as_deref()))?;
-            steps_since += 1;
-            if step % train.log_every == 0 || step == train.steps || step == 1 {
-                let speed = (steps_since * self.recipe.tokens_per_step()) as f64 / since.elapsed().as_secs_f64();
-                monitor.step(step, &report, epoch_of(step, &trainer.rows), speed)?;
-                (since, steps_since) = (Instant::now(), 0);
+        // Without steps there is one evaluation and one checkpoint, of the student as it starts.
+        let first = if train.steps == 0 { 0 } else { done + 1 };
+        for step in first..=train.steps {
+            if step > 0 {
+                if quant.stage(step) != stage {
+                    stage = quant.stage(step);
+                    student = self.requantized(&student, stage, &StoredScales::new(), &strength)?;
+                    trainer.optimizers.forget_scales(&student, train);
+                }
+                strength.set(quant.strength(step));
+                let report;
+                (student, report) = trainer.step(student, step).map_err(|e| stopped(e, last.as_deref()))?;
+                steps_since += 1;
+                if step % train.log_every == 0 || step == train.steps || step == 1 {
+                    let speed = (steps_since * self.recipe.tokens_per_step()) as f64 / since.elapsed().as_secs_f64();
+                    monitor.step(step, &report, epoch_of(step, &trainer.rows), speed)?;
+                    (since, steps_since) = (Instant::now(), 0);
+                }
             }
             let interrupted = interrupt::asked();
             let due = step % train.checkpoint_every == 0 || step == train.steps;

@@ -1,0 +1,193 @@
+//! `grid`: which bits, and at what cost? Schemes, methods and seeds over one recipe, and a report.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use globset::GlobBuilder;
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use crate::grid::child::{self, Ended};
+use crate::grid::config::{Grid, Planned};
+use crate::grid::measure::Reference;
+use crate::grid::results::{Results, Teacher, machine};
+use crate::grid::run::{self, Stage};
+use crate::grid::schedule::{self, Task};
+use crate::grid::{cache, report};
+use crate::training::interrupt;
+
+/// Run schemes, methods and seeds over one recipe, and report which bits cost what
+#[derive(clap::Args)]
+pub struct Args {
+    /// The grid, a TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only runs whose names, such as int4/distill/seed-0, match this glob; the report has all that there are
+    #[arg(long, value_name = "GLOB")]
+    only: Option<String>,
+    /// Runs at a time
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// List the runs with their states, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A grid, recipe, teacher or text that cannot be read; a report that cannot be written. A run that fails is reported, and the
+/// exit code says so, when all others are done.
+pub fn run(args: Args) -> Result<ExitCode> {
+    ensure!(args.jobs > 0, "--jobs must be at least 1");
+    let grid = Grid::read(&args.config)?;
+    let at_grid = || format!("{}", args.config.display());
+    let all = grid.plan().with_context(at_grid)?;
+    let mut failed = IndexMap::new();
+    let mut tasks = Vec::new();
+    let chosen = chosen(args.only.as_deref())?;
+    for planned in all.iter().filter(|planned| chosen(planned)) {
+        match run::stage(planned, &grid.eval) {
+            Ok(stage) => tasks.push(Task { planned, stage, cache: cache::folder(&grid, planned, &all)? }),
+            Err(error) => drop(failed.insert(planned.to_string(), format!("{error:#}"))),
+        }
+    }
+    ensure!(
+        !tasks.is_empty() || !failed.is_empty(),
+        "--only {}: no run has such a name",
+        args.only.unwrap_or_default()
+    );
+    if args.dry_run {
+        for Task { planned, stage, .. } in &tasks {
+            println!("{planned}: {}", named(*stage));
+        }
+        failed.iter().for_each(|(name, why)| println!("{name}: {why}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    interrupt::listen()?;
+    std::fs::create_dir_all(&grid.output).with_context(|| format!("{}", grid.output.display()))?;
+    let (model, device) = (teacher_of(&all).with_context(at_grid)?, bitllama_nn::device(&all[0].recipe.device)?);
+    let start = Instant::now();
+    let mut reference = Reference::open(model, &grid.eval, &device).with_context(at_grid)?;
+    estimate(&args, &grid, &tasks, start.elapsed().as_secs_f64());
+    let done = schedule::run(&grid, &all, &tasks, args.jobs, &mut reference);
+    failed.extend(done.failed);
+
+    let results = results(&args, &grid, &all, failed, reference.teacher)?;
+    report::write(&results, &grid.output)?;
+    println!("{}", report::terminal(&results));
+    println!("all figures: {}", grid.output.join(report::RESULTS).display());
+    for (name, why) in &results.failed {
+        eprintln!("{name} failed: {why}");
+    }
+    Ok(match (done.interrupted, results.failed.is_empty()) {
+        (true, _) => ExitCode::from(interrupt::EXIT_CODE as u8),
+        (_, false) => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// Whether a run's name matches `--only`.
+fn chosen(only: Option<&str>) -> Result<impl Fn(&Planned) -> bool + use<>> {
+    let glob = only.map(|only| GlobBuilder::new(only).build().with_context(|| format!("--only {only}"))).transpose()?;
+    let glob = glob.map(|glob| glob.compile_matcher());
+    Ok(move |planned: &Planned| glob.as_ref().is_none_or(|glob| glob.is_match(planned.to_string())))
+}
+
+fn named(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Training => "to be trained",
+        Stage::Trained => "to be evaluated",
+        Stage::Evaluated => "to be timed",
+        Stage::Finished => "finished",
+    }
+}
+
+/// The one model that all runs learn from.
+fn teacher_of(all: &[Planned]) -> Result<&str> {
+    let mut models = all.iter().filter_map(|planned| Some(planned.recipe.teacher.as_ref()?.model.as_str()));
+    let first = models.next().context("no run has a teacher")?;
+    if let Some(other) = models.find(|model| *model != first) {
+        bail!("runs have different teachers, `{first}` and `{other}`: there is one that all are compared with");
+    }
+    Ok(first)
+}
+
+/// Says how long it is going to take: as long as runs that are finished took for each token, or some steps of the first one that
+/// is not.
+fn estimate(args: &Args, grid: &Grid, tasks: &[Task], evaluation: f64) {
+    let left = |stage: Stage| tasks.iter().filter(move |task| task.stage <= stage);
+    let tokens = |planned: &Planned| (planned.recipe.train.steps * planned.recipe.tokens_per_step()) as f64;
+    let to_train: f64 = left(Stage::Training).map(|task| tokens(task.planned)).sum();
+    let mut known = (0.0, 0.0);
+    for task in tasks.iter().filter(|task| task.stage > Stage::Training) {
+        let spent = run::spent(task.planned);
+        known = (known.0 + spent.seconds, known.1 + tokens(task.planned));
+    }
+    // A run that cannot be timed fails in its own turn.
+    let timed = || {
+        left(Stage::Training).filter(|task| tokens(task.planned) > 0.0).find_map(|task| timed(grid, task.planned).ok())
+    };
+    let a_token = if to_train == 0.0 {
+        Some(0.0)
+    } else if known.1 > 0.0 {
+        Some(known.0 / known.1)
+    } else {
+        timed()
+    };
+    let to_evaluate = left(Stage::Trained).count() as f64 * 2.0 * evaluation;
+    let time = match a_token {
+        Some(a_token) => format!("about {:.0} minutes", ((to_train * a_token + to_evaluate) / 60.0).ceil()),
+        None => "nobody knows how long".to_string(),
+    };
+    eprintln!(
+        "{} runs, {} of them finished; {to_train:.0} tokens to train on: {time}{}",
+        tasks.len(),
+        tasks.iter().filter(|task| task.stage == Stage::Finished).count(),
+        if args.jobs > 1 { " for one at a time" } else { "" }
+    );
+}
+
+/// Seconds a token of a run's steps, by `bench-step`.
+fn timed(grid: &Grid, planned: &Planned) -> Result<f64> {
+    let mut args: Vec<String> = ["bench-step", "--steps", "1", "--json", "--config"].map(String::from).into();
+    args.push(grid.recipe.display().to_string());
+    args.extend(planned.sets.iter().flat_map(|set| ["--set".to_string(), set.clone()]));
+    let Ended::Done(output) = child::run(&args, None, |_| ())? else { bail!("stopped") };
+    let answer: Value = serde_json::from_str(output.trim()).context("what `bench-step` printed")?;
+    answer["median_seconds"]
+        .as_f64()
+        .zip(answer["tokens_per_step"].as_f64())
+        .map(|(seconds, tokens)| seconds / tokens)
+        .context("`bench-step` did not say how long a step takes")
+}
+
+fn results(
+    args: &Args,
+    grid: &Grid,
+    all: &[Planned],
+    failed: IndexMap<String, String>,
+    teacher: Teacher,
+) -> Result<Results> {
+    let (mut cells, mut missing) = (Vec::new(), Vec::new());
+    for planned in all.iter().filter(|planned| !failed.contains_key(&planned.to_string())) {
+        match run::stage(planned, &grid.eval)? {
+            Stage::Finished => cells.push(run::cell(planned)?),
+            _ => missing.push(planned.to_string()),
+        }
+    }
+    let stem = args.config.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(Results {
+        title: grid.title.clone().unwrap_or_else(|| stem.into_owned()),
+        machine: machine(),
+        revision: Some(env!("GIT_REVISION").to_string()).filter(|revision| !revision.is_empty()),
+        command: format!("bitllama-train grid --config {}", args.config.display()),
+        teacher,
+        cells,
+        failed,
+        missing,
+    })
+}

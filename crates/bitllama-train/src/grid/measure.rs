@@ -1,0 +1,101 @@
+//! The figures of a finished run: its artifact as the runtime computes it, beside the teacher.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use bitllama_core::weights::parameter_count;
+use bitllama_formats::Artifact;
+use bitllama_runtime::Decoder;
+use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, compare, perplexity};
+use bitllama_runtime::text::{encode, own_bos};
+use burn::tensor::Device;
+use indexmap::IndexMap;
+
+use super::config::Eval;
+use super::results;
+use crate::evaluate::Scored;
+use crate::models;
+
+/// The teacher with the texts, ready to be compared with.
+pub struct Reference {
+    model: Scored,
+    /// Tokens of each text.
+    texts: IndexMap<String, Vec<u32>>,
+    options: Options,
+    /// What the report says of it.
+    pub teacher: results::Teacher,
+}
+
+impl Reference {
+    /// Opens the model `name` and scores it on all texts.
+    ///
+    /// # Errors
+    /// A model or a text that is missing, damaged or too short.
+    pub fn open(name: &str, eval: &Eval, device: &Device) -> Result<Self> {
+        let loaded = models::load(name, device)?;
+        let (config, tokenizer) = (&loaded.source.config, &loaded.source.tokenizer);
+        ensure!(
+            eval.ctx <= config.max_position_embeddings,
+            "`eval.ctx` = {} is longer than the context of {name}, {} tokens",
+            eval.ctx,
+            config.max_position_embeddings
+        );
+        let bos = own_bos(tokenizer, config.bos_token_id)?;
+        let options = Options { ctx: eval.ctx, chunks: eval.chunks, bos };
+        let mut model = Scored::new(&loaded.llama, device);
+        let (mut texts, mut perplexities) = (IndexMap::new(), IndexMap::new());
+        for (text, path) in &eval.texts {
+            let at = || format!("{}", path.display());
+            let tokens = encode(tokenizer, bos, &fs::read_to_string(path).with_context(at)?)?;
+            let result = perplexity(&mut model, &tokens, options, |_| ()).with_context(at)?;
+            perplexities.insert(text.clone(), result);
+            texts.insert(text.clone(), tokens);
+        }
+        let bytes = loaded.source.weights.stored_bytes();
+        let teacher = results::Teacher {
+            name: name.to_string(),
+            bits_per_weight: bytes as f64 * 8.0 / parameter_count(config) as f64,
+            bytes,
+            texts: perplexities,
+        };
+        Ok(Self { model, texts, options, teacher })
+    }
+
+    /// Chunks of all texts together.
+    pub fn chunks(&self) -> usize {
+        let of = |tokens: &Vec<u32>| {
+            let all = tokens.len() / self.options.ctx;
+            self.options.chunks.map_or(all, |chunks| chunks.min(all))
+        };
+        self.texts.values().map(of).sum()
+    }
+
+    /// An artifact on all texts; `progress` is told of each chunk.
+    ///
+    /// # Errors
+    /// An artifact that is missing, damaged, or of another vocabulary.
+    pub fn compare(&mut self, artifact: &Path, mut progress: impl FnMut()) -> Result<IndexMap<String, Comparison>> {
+        let mut student: Box<dyn LogitModel> = Box::new(Decoder::from_artifact(&Artifact::open(artifact)?)?);
+        let mut all = IndexMap::new();
+        for (text, tokens) in &self.texts {
+            let result = compare(&mut *student, &mut self.model, tokens, self.options, |_| progress())
+                .with_context(|| format!("{} on `{text}`", artifact.display()))?;
+            all.insert(text.clone(), result);
+        }
+        Ok(all)
+    }
+}
+
+/// Bytes of the files in a folder.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn bytes_of(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+        let meta = entry?.metadata()?;
+        bytes += if meta.is_file() { meta.len() } else { 0 };
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,220 @@
+//! One run of a grid: from its recipe to its figures, each stage kept on disk, so that a grid that was killed goes on inside of a run.
+//!
+//! | file | what |
+//! |---|---|
+//! | `recipe.toml` | the resolved recipe, written by `distill` |
+//! | `spent.json` | [`Spent`], while it trains |
+//! | `result.json`, `artifact/` | of `distill`, when it has trained |
+//! | `texts.json` | the artifact on the grid's texts |
+//! | `speed.json` | its speed |
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bitllama_formats::atomic;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::child::{self, Ended};
+use super::config::{Bench, Eval, Planned};
+use super::energy::Energy;
+use super::measure::{Reference, bytes_of};
+use super::results::{Cell, Speed, Training};
+use crate::commands::outcome::Outcome;
+use crate::monitor::Metrics;
+use crate::recipe::{Recipe, load};
+
+/// What training took so far, over all starts of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Spent {
+    /// Of the process.
+    pub seconds: f64,
+    /// `None` without counters.
+    pub joules: Option<f64>,
+}
+
+/// `texts.json`: figures with what they depend on beside the artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OnTexts {
+    /// Tokens a chunk, and how many chunks.
+    ctx: usize,
+    chunks: Option<usize>,
+    /// By the names of the texts.
+    pub texts: indexmap::IndexMap<String, bitllama_runtime::evaluate::Comparison>,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It has no artifact yet.
+    Training,
+    /// It has one, which is not evaluated.
+    Trained,
+    /// Its speed is missing.
+    Evaluated,
+    /// All is there.
+    Finished,
+}
+
+/// The folder of a run.
+pub fn folder(planned: &Planned) -> &Path {
+    &planned.recipe.output
+}
+
+fn artifact(planned: &Planned) -> PathBuf {
+    folder(planned).join("artifact")
+}
+
+/// How far it is.
+///
+/// # Errors
+/// If its folder holds a run of another recipe.
+pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
+    let folder = folder(planned);
+    if let Some(made) = made_with(folder)? {
+        ensure!(
+            comparable(&made)? == comparable(&planned.recipe)?,
+            "{}: made with another recipe than the grid has now; remove that folder or name another `output`",
+            folder.display()
+        );
+    }
+    if read::<Outcome>(folder, "result.json").is_none() {
+        return Ok(Stage::Training);
+    }
+    let of_texts = read::<OnTexts>(folder, "texts.json");
+    if !of_texts.is_some_and(|found| found.is_of(eval)) {
+        return Ok(Stage::Trained);
+    }
+    Ok(if read::<Speed>(folder, "speed.json").is_none() { Stage::Evaluated } else { Stage::Finished })
+}
+
+impl OnTexts {
+    fn is_of(&self, eval: &Eval) -> bool {
+        (self.ctx, self.chunks) == (eval.ctx, eval.chunks) && self.texts.keys().eq(eval.texts.keys())
+    }
+}
+
+/// The recipe that a folder's run was made with, if it has one.
+fn made_with(folder: &Path) -> Result<Option<Recipe>> {
+    let path = folder.join("recipe.toml");
+    if path.is_file() { load::load(&path, &[]).map(Some) } else { Ok(None) }
+}
+
+/// All of a recipe that its figures depend on; a cache of the teacher may come and go with other runs of the grid.
+fn comparable(recipe: &Recipe) -> Result<String> {
+    let mut recipe = recipe.clone();
+    if let Some(teacher) = &mut recipe.teacher {
+        teacher.cache = None;
+    }
+    Ok(toml::to_string(&recipe)?)
+}
+
+fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
+    serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok()
+}
+
+fn write(folder: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    Ok(atomic::write_bytes(&folder.join(name), format!("{:#}\n", serde_json::to_value(value)?).as_bytes())?)
+}
+
+/// What training took so far.
+pub fn spent(planned: &Planned) -> Spent {
+    read(folder(planned), "spent.json").unwrap_or_default()
+}
+
+/// Trains a run to its end, or goes on with it; `progress` is told how many steps it has taken.
+///
+/// # Errors
+/// Its own message.
+pub fn train(
+    grid_recipe: &Path,
+    planned: &Planned,
+    cache: Option<&Path>,
+    threads: Option<usize>,
+    mut progress: impl FnMut(usize),
+) -> Result<Ended> {
+    /// Between notes of what has been spent: as much is lost of it when the grid is killed.
+    const NOTE: Duration = Duration::from_secs(5);
+    let mut args: Vec<String> = ["distill", "--resume", "--json", "--log", "json", "--config"].map(String::from).into();
+    args.push(grid_recipe.display().to_string());
+    let cache = cache.map(|cache| format!("teacher.cache={}", toml::Value::from(cache.display().to_string())));
+    for set in planned.sets.iter().chain(&cache) {
+        args.extend(["--set".to_string(), set.clone()]);
+    }
+    let folder = folder(planned);
+    let earlier = spent(planned);
+    let (start, energy) = (Instant::now(), Energy::now());
+    let note = || -> Result<()> {
+        // Nothing to note of a run that never came as far as its folder.
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        let joules = Energy::now().zip(energy.as_ref()).and_then(|(now, start)| now.since(start));
+        let joules = joules.map(|joules| joules + earlier.joules.unwrap_or_default());
+        write(folder, "spent.json", &Spent { seconds: earlier.seconds + start.elapsed().as_secs_f64(), joules })
+    };
+    let (mut noted, mut failed) = (start, Ok(()));
+    let ended = child::run(&args, threads, |line| {
+        if let Ok(Metrics { step, .. }) = serde_json::from_str(line) {
+            progress(step);
+        }
+        if noted.elapsed() > NOTE && failed.is_ok() {
+            (noted, failed) = (Instant::now(), note());
+        }
+    })?;
+    failed.and_then(|()| note()).with_context(|| format!("{}", folder.display()))?;
+    Ok(ended)
+}
+
+/// Evaluates the artifact of a run that has been trained.
+///
+/// # Errors
+/// Those of [`Reference::compare`].
+pub fn evaluate(planned: &Planned, eval: &Eval, reference: &mut Reference, progress: impl FnMut()) -> Result<()> {
+    let texts = reference.compare(&artifact(planned), progress)?;
+    write(folder(planned), "texts.json", &OnTexts { ctx: eval.ctx, chunks: eval.chunks, texts })
+}
+
+/// Times the artifact of a run, in a process of its own.
+///
+/// # Errors
+/// Its own message.
+pub fn time(planned: &Planned, bench: &Bench) -> Result<Ended> {
+    let Bench { prompt, generate, repetitions } = *bench;
+    let numbers = [("--prompt", prompt), ("--generate", generate), ("--repetitions", repetitions)];
+    let mut args = vec!["speed".to_string(), "--artifact".into(), artifact(planned).display().to_string()];
+    args.extend(numbers.into_iter().flat_map(|(flag, n)| [flag.to_string(), n.to_string()]));
+    let ended = child::run(&args, None, |_| ())?;
+    if let Ended::Done(output) = &ended {
+        let speed: Speed = serde_json::from_str(output.trim()).context("what `speed` printed")?;
+        write(folder(planned), "speed.json", &speed)?;
+    }
+    Ok(ended)
+}
+
+/// The figures of a finished run.
+///
+/// # Errors
+/// If a file of it is missing or damaged.
+pub fn cell(planned: &Planned) -> Result<Cell> {
+    let folder = folder(planned);
+    let missing = |name: &str| format!("{}: missing or damaged", folder.join(name).display());
+    let outcome: Outcome = read(folder, "result.json").with_context(|| missing("result.json"))?;
+    let OnTexts { texts, .. } = read(folder, "texts.json").with_context(|| missing("texts.json"))?;
+    let speed = read(folder, "speed.json").with_context(|| missing("speed.json"))?;
+    let Spent { seconds, joules } = spent(planned);
+    let recipe = &planned.recipe;
+    let tokens = (recipe.train.steps * recipe.tokens_per_step()) as u64;
+    Ok(Cell {
+        scheme: planned.scheme.clone(),
+        method: planned.method.clone(),
+        seed: planned.seed,
+        bits_per_weight: outcome.student.bits_per_weight,
+        artifact_bytes: bytes_of(&artifact(planned))?,
+        texts,
+        speed,
+        training: Training { steps: recipe.train.steps, tokens, seconds, joules },
+    })
+}

@@ -1,0 +1,165 @@
+//! All runs of a grid, some at a time, under one bar.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, anyhow};
+use indexmap::IndexMap;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::cache;
+use super::child::Ended;
+use super::config::{Grid, Planned};
+use super::measure::Reference;
+use super::run::{self, Stage};
+use crate::training::interrupt;
+
+/// A run that is to be made or finished.
+pub struct Task<'a> {
+    /// Which.
+    pub planned: &'a Planned,
+    /// How far it is.
+    pub stage: Stage,
+    /// Where it reads its teacher from, if it shares a cache.
+    pub cache: Option<PathBuf>,
+}
+
+/// How it ended.
+pub struct Done {
+    /// Runs that failed, and why.
+    pub failed: IndexMap<String, String>,
+    /// Whether Ctrl-C stopped it.
+    pub interrupted: bool,
+}
+
+/// What runs share.
+struct Shared<'a> {
+    grid: &'a Grid,
+    all: &'a [Planned],
+    reference: Mutex<&'a mut Reference>,
+    /// Caches that have been filled, or why not.
+    caches: Mutex<HashMap<PathBuf, Arc<Mutex<Option<Result<(), String>>>>>>,
+    failed: Mutex<IndexMap<String, String>>,
+    interrupted: AtomicBool,
+    bar: ProgressBar,
+    /// Of each run's process; all cores if `None`.
+    threads: Option<usize>,
+    /// Tokens of an evaluation's chunk.
+    ctx: u64,
+}
+
+/// Trains and evaluates runs, `jobs` at a time; then times them, one after the other and beside nothing else. A run that fails is
+/// left out.
+pub fn run(grid: &Grid, all: &[Planned], tasks: &[Task], jobs: usize, reference: &mut Reference) -> Done {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let chunks = reference.chunks() as u64;
+    let ctx = grid.eval.ctx as u64;
+    let work = |task: &Task| match task.stage {
+        Stage::Training => tokens(task.planned) + chunks * ctx,
+        Stage::Trained => chunks * ctx,
+        _ => 0,
+    };
+    let bar = ProgressBar::new(tasks.iter().map(work).sum());
+    let style = ProgressStyle::with_template("{bar:30} {percent} %  ETA {eta}  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let shared = Shared {
+        grid,
+        all,
+        reference: Mutex::new(reference),
+        caches: Mutex::default(),
+        failed: Mutex::default(),
+        interrupted: AtomicBool::new(false),
+        bar,
+        threads: (jobs > 1).then_some((cores / jobs).max(1)),
+        ctx,
+    };
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !shared.stopped()) {
+            shared.note(task, shared.train(task));
+        }
+    };
+    std::thread::scope(|scope| (0..jobs.min(tasks.len())).for_each(|_| drop(scope.spawn(worker))));
+    for task in tasks.iter().filter(|task| task.stage < Stage::Finished) {
+        if shared.stopped() {
+            break;
+        }
+        let name = task.planned.to_string();
+        if !locked(&shared.failed).contains_key(&name) {
+            shared.bar.set_message(format!("{name}: speed"));
+            shared.note(task, run::time(task.planned, &grid.bench));
+        }
+    }
+    shared.bar.finish_and_clear();
+    let interrupted = shared.stopped();
+    Done { failed: shared.failed.into_inner().unwrap_or_else(PoisonError::into_inner), interrupted }
+}
+
+fn tokens(planned: &Planned) -> u64 {
+    (planned.recipe.train.steps * planned.recipe.tokens_per_step()) as u64
+}
+
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared<'_> {
+    fn stopped(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed) || interrupt::asked()
+    }
+
+    fn note(&self, task: &Task, ended: Result<Ended>) {
+        match ended {
+            Ok(Ended::Done(_)) => {}
+            Ok(Ended::Interrupted) => self.interrupted.store(true, Ordering::Relaxed),
+            // Ctrl-C reaches the processes of runs as well, and not all of them end in good order.
+            Err(_) if interrupt::asked() => self.interrupted.store(true, Ordering::Relaxed),
+            Err(error) => {
+                let name = task.planned.to_string();
+                self.bar.suspend(|| eprintln!("{name} failed: {error:#}"));
+                locked(&self.failed).insert(name, format!("{error:#}"));
+            }
+        }
+    }
+
+    /// Trains a run if it is not trained, and evaluates it if it is not evaluated.
+    fn train(&self, task: &Task) -> Result<Ended> {
+        let Task { planned, stage, cache } = task;
+        let tell = |what: &str| self.bar.set_message(format!("{planned}: {what}"));
+        if *stage <= Stage::Training {
+            if let Some(cache) = cache {
+                tell("the teacher's cache");
+                self.fill(cache)?;
+            }
+            tell("training");
+            let (mut told, a_step) = (0, planned.recipe.tokens_per_step() as u64);
+            let trained = run::train(&self.grid.recipe, planned, cache.as_deref(), self.threads, |step| {
+                self.bar.inc((step.saturating_sub(told)) as u64 * a_step);
+                told = told.max(step);
+            })?;
+            if let Ended::Interrupted = trained {
+                return Ok(trained);
+            }
+        }
+        if *stage <= Stage::Trained {
+            tell("evaluation");
+            let mut reference = locked(&self.reference);
+            run::evaluate(planned, &self.grid.eval, &mut reference, || self.bar.inc(self.ctx))?;
+        }
+        Ok(Ended::Done(String::new()))
+    }
+
+    /// Fills a cache, once; another run that wants it waits.
+    fn fill(&self, folder: &Path) -> Result<()> {
+        let slot = locked(&self.caches).entry(folder.to_path_buf()).or_default().clone();
+        let mut filled = locked(&slot);
+        let result = filled.get_or_insert_with(|| match cache::fill(self.grid, folder, self.all, self.threads) {
+            Ok(Ended::Done(_)) => Ok(()),
+            Ok(Ended::Interrupted) => Err("stopped".into()),
+            Err(error) => Err(format!("{error:#}")),
+        });
+        result.clone().map_err(|error| anyhow!("{}: {error}", folder.display()))
+    }
+}
