@@ -34,13 +34,15 @@ pub struct Done {
     pub interrupted: bool,
 }
 
+/// What came of a cache: it is filled, or why it is not.
+type Filled = Result<(), String>;
+
 /// What runs share.
 struct Shared<'a> {
     grid: &'a Grid,
     all: &'a [Planned],
     reference: Mutex<&'a mut Reference>,
-    /// Caches that have been filled, or why not.
-    caches: Mutex<HashMap<PathBuf, Arc<Mutex<Option<Result<(), String>>>>>>,
+    caches: Mutex<HashMap<PathBuf, Arc<Mutex<Option<Filled>>>>>,
     failed: Mutex<IndexMap<String, String>>,
     interrupted: AtomicBool,
     bar: ProgressBar,
