@@ -7,7 +7,7 @@ use bitllama_kernels::Isa;
 use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::one_line;
-use bitllama_train::commands::{bench_step, cache_teacher, distill, eval, export, generate_data, quantize};
+use bitllama_train::commands::{bench_step, cache_teacher, distill, eval, export, generate_data, quantize, report};
 use clap::{Parser, Subcommand};
 
 /// Distil a Llama-family model into a low-bit student, evaluate it, export it
@@ -28,6 +28,7 @@ enum Command {
     CacheTeacher(cache_teacher::Args),
     GenerateData(generate_data::Args),
     BenchStep(bench_step::Args),
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +52,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::CacheTeacher(args) => cache_teacher::run(args),
         Command::GenerateData(args) => generate_data::run(args),
         Command::BenchStep(args) => bench_step::run(args),
+        Command::Report(args) => report::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -11,3 +11,4 @@ mod outcome;
 mod prepare;
 pub mod quantize;
 mod recipe_args;
+pub mod report;
