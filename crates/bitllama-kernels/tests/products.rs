@@ -4,6 +4,9 @@ use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme};
 use bitllama_kernels::{Activations, Input, Isa, Matrix, Pool, Precision, Signs, Weight, levels, products};
 use proptest::prelude::*;
 
+/// Of sums in f32, and of activations that the reference rounds in another order of operations.
+const ROUNDING: f64 = 5e-7;
+
 /// Whole numbers that look random, `0 .. limit`.
 fn numbers(seed: u64, limit: u64) -> impl FnMut() -> u64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -38,14 +41,33 @@ fn random_weight(
     .unwrap()
 }
 
-/// `x * weight^T` in f64.
-fn reference(weight: &PackedMatrix, x: &[f64]) -> Vec<f64> {
-    let weights = weight.dequantize();
-    x.chunks_exact(weight.columns())
-        .flat_map(|x| {
-            weights.data.chunks_exact(x.len()).map(move |w| w.iter().zip(x).map(|(w, x)| *w as f64 * x).sum())
-        })
-        .collect()
+/// An element of `x * weight^T` in f64.
+#[derive(Clone, Copy)]
+struct Sum {
+    value: f64,
+    /// The same with all terms positive: what rounding is relative to, however much of the sum cancels out.
+    size: f64,
+    /// The same with scales in place of weights: what an error of levels is relative to.
+    scales: f64,
+}
+
+fn reference(weight: &PackedMatrix, x: &[f64]) -> Vec<Sum> {
+    let (weights, columns, group) = (weight.dequantize(), weight.columns(), weight.group_size());
+    let mut sums = Vec::new();
+    for x in x.chunks_exact(columns) {
+        for (w, scales) in weights.data.chunks_exact(columns).zip(weight.scales().chunks_exact(columns.div_ceil(group)))
+        {
+            let mut sum = Sum { value: 0.0, size: 0.0, scales: 0.0 };
+            for (column, (w, x)) in w.iter().zip(x).enumerate() {
+                let term = f64::from(*w) * x;
+                sum.value += term;
+                sum.size += term.abs();
+                sum.scales += f64::from(scales[column / group].abs()) * x.abs();
+            }
+            sums.push(sum);
+        }
+    }
+    sums
 }
 
 fn product(isa: Isa, precision: Precision, threads: usize, weight: &Matrix, x: &[f32]) -> Vec<f32> {
@@ -57,12 +79,15 @@ fn product(isa: Isa, precision: Precision, threads: usize, weight: &Matrix, x: &
     out
 }
 
-fn close(found: &[f32], expected: &[f64], tolerance: f64) {
+/// Within `rounding` of all terms' sizes, and `levels` of all scales.
+fn close(found: &[f32], expected: &[Sum], rounding: f64, levels: f64) {
     assert_eq!(found.len(), expected.len());
-    let size = expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64;
-    for (found, expected) in found.iter().zip(expected) {
-        let error = (*found as f64 - expected).abs();
-        assert!(error <= tolerance * (size.sqrt() + expected.abs() + 1e-3), "{found} {expected}");
+    for (found, Sum { value, size, scales }) in found.iter().zip(expected) {
+        let error = (f64::from(*found) - value).abs();
+        assert!(
+            error <= rounding * size + levels * scales + 1e-30,
+            "{found} {value}: {error:e} of {size} and {scales}"
+        );
     }
 }
 
@@ -106,8 +131,8 @@ proptest! {
         let weight = Matrix::from(packed.clone());
         let portable = product(Isa::Scalar, Precision::Int8, 1, &weight, &x);
         // Levels of a table are in fixed point, see `levels`.
-        let tolerance = if scheme.table().is_some() { 4e-5 } else { 2e-6 };
-        close(&portable, &reference(&packed, &rounded(&x, shape[1])), tolerance);
+        let of_levels = if scheme.table().is_some() { f64::from(levels::ERROR) } else { 0.0 };
+        close(&portable, &reference(&packed, &rounded(&x, shape[1])), ROUNDING, of_levels);
         for isa in Isa::available() {
             for threads in [1, 2] {
                 let found = product(isa, Precision::Int8, threads, &weight, &x);
@@ -122,9 +147,9 @@ proptest! {
         let x = floats(seed + 3, n * shape[1]);
         let expected = reference(&packed, &x.iter().map(|x| *x as f64).collect::<Vec<_>>());
         for isa in Isa::available() {
-            close(&product(isa, Precision::F32, 2, &Matrix::from(packed.clone()), &x), &expected, 1e-5);
+            close(&product(isa, Precision::F32, 2, &Matrix::from(packed.clone()), &x), &expected, 1e-6, 0.0);
             let full = Matrix::Full(packed.dequantize());
-            close(&product(isa, Precision::F32, 2, &full, &x), &expected, 1e-5);
+            close(&product(isa, Precision::F32, 2, &full, &x), &expected, 1e-6, 0.0);
         }
     }
 
@@ -139,7 +164,7 @@ proptest! {
         }).collect();
         let weight = Matrix::from(packed.clone());
         let portable = product(Isa::Scalar, Precision::Sign, 1, &weight, &x);
-        close(&portable, &reference(&packed, &signs), 1e-6);
+        close(&portable, &reference(&packed, &signs), ROUNDING, 0.0);
         for isa in Isa::available() {
             let found = product(isa, Precision::Sign, 2, &weight, &x);
             prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", isa);
@@ -180,17 +205,9 @@ fn levels_of_a_table_are_off_by_no_more_than_said() {
     let [rows, columns] = [33, 192];
     let packed = random_weight(Scheme::Nf4, [rows, columns], 3, false, 11);
     let x = floats(5, 9 * columns);
-    let rounded = rounded(&x, columns);
-    let expected = reference(&packed, &rounded);
-    let found = product(Isa::best(), Precision::Int8, 1, &Matrix::from(packed.clone()), &x);
-    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        let (token, row) = (index / rows, index % rows);
-        let groups = rounded[token * columns..][..columns].chunks(64).zip(&packed.scales()[row * 3..]);
-        // Each level by as much of its scale, and sums in f32.
-        let size: f64 = groups.map(|(x, scale)| x.iter().map(|x| x.abs()).sum::<f64>() * f64::from(*scale)).sum();
-        let bound = (f64::from(levels::ERROR) + 2f64.powi(-22)) * size;
-        assert!((f64::from(*found) - expected).abs() <= bound, "{found} {expected} {bound}");
-    }
+    let expected = reference(&packed, &rounded(&x, columns));
+    let found = product(Isa::best(), Precision::Int8, 1, &Matrix::from(packed), &x);
+    close(&found, &expected, ROUNDING, f64::from(levels::ERROR));
 }
 
 #[test]

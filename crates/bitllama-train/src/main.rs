@@ -8,7 +8,7 @@ use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::one_line;
 use bitllama_train::commands::{
-    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, speed,
+    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, report, speed,
 };
 use bitllama_train::grid::child::stop_with_stdin;
 use clap::{Parser, Subcommand};
@@ -35,6 +35,7 @@ enum Command {
     GenerateData(generate_data::Args),
     BenchStep(bench_step::Args),
     Grid(grid::Args),
+    Report(report::Args),
     #[command(hide = true)]
     Speed(speed::Args),
 }
@@ -65,6 +66,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::GenerateData(args) => generate_data::run(args),
         Command::BenchStep(args) => bench_step::run(args),
         Command::Grid(args) => return grid::run(args),
+        Command::Report(args) => report::run(args),
         Command::Speed(args) => speed::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)

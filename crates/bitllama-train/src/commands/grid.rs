@@ -8,14 +8,15 @@ use anyhow::{Context, Result, bail, ensure};
 use globset::GlobBuilder;
 use indexmap::IndexMap;
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use crate::grid::child::{self, Ended};
 use crate::grid::config::{Grid, Planned};
 use crate::grid::measure::Reference;
-use crate::grid::results::{Results, Teacher, machine};
+use crate::grid::results::{Other, Results, Teacher, machine};
 use crate::grid::run::{self, Stage};
 use crate::grid::schedule::{self, Task};
-use crate::grid::{cache, report};
+use crate::grid::{cache, others, report};
 use crate::training::interrupt;
 
 /// Run schemes, methods and seeds over one recipe, and report which bits cost what
@@ -45,6 +46,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let grid = Grid::read(&args.config)?;
     let at_grid = || format!("{}", args.config.display());
     let all = grid.plan().with_context(at_grid)?;
+    let others = others::read(&grid)?;
     let mut failed = IndexMap::new();
     let mut tasks = Vec::new();
     let chosen = chosen(args.only.as_deref())?;
@@ -76,10 +78,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let done = schedule::run(&grid, &all, &tasks, args.jobs, &mut reference);
     failed.extend(done.failed);
 
-    let results = results(&args, &grid, &all, failed, reference.teacher)?;
+    let results = results(&args, &grid, &all, failed, reference.teacher, others)?;
     report::write(&results, &grid.output)?;
-    println!("{}", report::terminal(&results));
-    println!("all figures: {}", grid.output.join(report::RESULTS).display());
+    print!("{}", report::terminal(&results));
+    println!("\nreport: {}", grid.output.join(report::PAGE_FILE).display());
     for (name, why) in &results.failed {
         eprintln!("{name} failed: {why}");
     }
@@ -171,6 +173,7 @@ fn results(
     all: &[Planned],
     failed: IndexMap<String, String>,
     teacher: Teacher,
+    others: Vec<Other>,
 ) -> Result<Results> {
     let (mut cells, mut missing) = (Vec::new(), Vec::new());
     for planned in all.iter().filter(|planned| !failed.contains_key(&planned.to_string())) {
@@ -182,6 +185,7 @@ fn results(
     let stem = args.config.file_stem().unwrap_or_default().to_string_lossy();
     Ok(Results {
         title: grid.title.clone().unwrap_or_else(|| stem.into_owned()),
+        date: OffsetDateTime::now_utc().date().to_string(),
         machine: machine(),
         revision: Some(env!("GIT_REVISION").to_string()).filter(|revision| !revision.is_empty()),
         command: format!("bitllama-train grid --config {}", args.config.display()),
@@ -189,5 +193,6 @@ fn results(
         cells,
         failed,
         missing,
+        others,
     })
 }

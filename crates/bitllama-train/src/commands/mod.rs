@@ -12,4 +12,5 @@ pub mod outcome;
 mod prepare;
 pub mod quantize;
 mod recipe_args;
+pub mod report;
 pub mod speed;

@@ -4,6 +4,7 @@
 //! recipe = "recipes/quickstart.toml"     # what every run starts from
 //! output = "runs/grid-quickstart"        # each run in a folder of its own, SCHEME/METHOD/seed-N
 //! seeds = [0, 1, 2]
+//! others = "others.csv"                  # models of other tools, see `grid::others`; none if absent
 //! set = { "train.steps" = 200 }          # keys of the recipe, as --set takes them, for all runs
 //!
 //! [schemes.int4]
@@ -56,6 +57,8 @@ pub struct Grid {
     /// Of data, order and start weights.
     #[serde(default = "defaults::seeds")]
     pub seeds: Vec<u64>,
+    /// Models of other tools to compare with, a CSV.
+    pub others: Option<PathBuf>,
     /// Overrides for all runs.
     #[serde(default)]
     set: Sets,

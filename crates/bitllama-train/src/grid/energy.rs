@@ -1,51 +1,85 @@
 //! What the machine says of the energy it uses: Intel's and AMD's RAPL counters under `/sys/class/powercap`, which Linux may
-//! allow to read.
+//! allow to read, and those of NVIDIA's GPUs, which NVML has from Volta on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use nvml_wrapper::Nvml;
 
 const POWERCAP: &str = "/sys/class/powercap";
 
-/// Counters of processor packages at one moment.
+/// The driver's library, where there is one.
+static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| Nvml::init().ok());
+
+/// Counters of processor packages and GPUs at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Energy {
-    /// Folder, microjoules, and where the counter starts anew.
-    packages: Vec<(PathBuf, u64, u64)>,
+pub struct Energy(Vec<Counter>);
+
+/// Ordered by its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Counter {
+    /// A folder, or a GPU's UUID.
+    name: String,
+    microjoules: u64,
+    /// Where it starts anew, if it does.
+    range: Option<u64>,
 }
 
 impl Energy {
     /// The counters now; `None` where there are none or they may not be read.
     pub fn now() -> Option<Self> {
-        Self::under(POWERCAP.as_ref())
+        let mut counters = packages(POWERCAP.as_ref())?;
+        counters.extend(NVML.as_ref().and_then(gpus).unwrap_or_default());
+        Self::of(counters)
     }
 
-    fn under(folder: &Path) -> Option<Self> {
-        let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
-        let mut packages = Vec::new();
-        for entry in fs::read_dir(folder).ok()?.flatten() {
-            let path = entry.path();
-            // Packages only: what is inside of them (`package-0:core`) is counted with them.
-            let is_package = fs::read_to_string(path.join("name")).is_ok_and(|name| name.starts_with("package-"));
-            if is_package {
-                let (now, range) = (number(path.join("energy_uj"))?, number(path.join("max_energy_range_uj"))?);
-                packages.push((path, now, range));
-            }
-        }
-        packages.sort();
-        (!packages.is_empty()).then_some(Self { packages })
+    fn of(mut counters: Vec<Counter>) -> Option<Self> {
+        counters.sort();
+        (!counters.is_empty()).then_some(Self(counters))
     }
 
-    /// Joules since `earlier`, if the counters started anew once at most.
+    /// Joules since `earlier`, if the counters are the same ones and started anew once at most.
     pub fn since(&self, earlier: &Self) -> Option<f64> {
-        let mut microjoules = 0;
-        for ((path, now, range), (of, before, _)) in self.packages.iter().zip(&earlier.packages) {
-            if path != of {
-                return None;
-            }
-            microjoules += if now >= before { now - before } else { (range - before) + now };
+        if self.0.len() != earlier.0.len() {
+            return None;
         }
-        (self.packages.len() == earlier.packages.len()).then_some(microjoules as f64 / 1e6)
+        let spent = self.0.iter().zip(&earlier.0).map(|(now, before)| match before.microjoules {
+            _ if now.name != before.name => None,
+            from if now.microjoules >= from => Some(now.microjoules - from),
+            from => Some((now.range? - from) + now.microjoules),
+        });
+        spent.sum::<Option<u64>>().map(|microjoules| microjoules as f64 / 1e6)
     }
+}
+
+/// Those of processor packages; none where there are none, `None` where they may not be read.
+fn packages(folder: &Path) -> Option<Vec<Counter>> {
+    let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // Packages only: what is inside of them (`package-0:core`) is counted with them.
+        if fs::read_to_string(path.join("name")).is_ok_and(|name| name.starts_with("package-")) {
+            found.push(Counter {
+                name: path.display().to_string(),
+                microjoules: number(path.join("energy_uj"))?,
+                range: Some(number(path.join("max_energy_range_uj"))?),
+            });
+        }
+    }
+    Some(found)
+}
+
+/// Those of GPUs that have one.
+fn gpus(nvml: &Nvml) -> Option<Vec<Counter>> {
+    let mut found = Vec::new();
+    for index in 0..nvml.device_count().ok()? {
+        let device = nvml.device_by_index(index).ok()?;
+        let (Ok(name), Ok(millijoules)) = (device.uuid(), device.total_energy_consumption()) else { continue };
+        found.push(Counter { name, microjoules: millijoules * 1000, range: None });
+    }
+    Some(found)
 }
 
 #[cfg(test)]
@@ -55,7 +89,8 @@ mod tests {
     #[test]
     fn packages_are_added_up_over_the_end_of_their_range() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Energy::under(folder.path()), None);
+        let read = || Energy::of(packages(folder.path()).unwrap());
+        assert_eq!(read(), None);
         let write = |zone: &str, name: &str, energy: u64| {
             let zone = folder.path().join(zone);
             fs::create_dir_all(&zone).unwrap();
@@ -68,9 +103,11 @@ mod tests {
             write("intel-rapl:0", "package-0", first);
             write("intel-rapl:0:0", "core", 5);
             write("intel-rapl:1", "package-1", second);
-            Energy::under(folder.path()).unwrap()
+            read().unwrap()
         };
         let (before, after) = (set(100_000, 900_000), set(300_000, 100_000));
         assert_eq!(after.since(&before), Some(0.4));
+        fs::remove_dir_all(folder.path().join("intel-rapl:1")).unwrap();
+        assert_eq!(read().unwrap().since(&before), None);
     }
 }

@@ -9,6 +9,7 @@
 //! | [`schedule`] | all runs, some at a time |
 //! | [`measure`] | artifacts beside the teacher |
 //! | [`energy`] | what the machine's counters say |
+//! | [`others`] | models of other tools |
 //! | [`results`] | all figures |
 //! | [`report`] | what is shown of them |
 
@@ -17,6 +18,7 @@ pub mod child;
 pub mod config;
 pub mod energy;
 pub mod measure;
+pub mod others;
 pub mod report;
 pub mod results;
 pub mod run;

@@ -1,4 +1,4 @@
-//! What a grid found out: one [`Cell`] for each of its runs.
+//! What a grid found out: one [`Cell`] for each of its runs, beside models of other tools.
 
 use std::fs;
 
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Results {
     /// The grid file's own name for it.
     pub title: String,
+    /// When the report was made, `2026-11-23`, UTC.
+    pub date: String,
     /// Processor, threads and memory.
     pub machine: String,
     /// Of the code, if known.
@@ -25,6 +27,8 @@ pub struct Results {
     pub failed: IndexMap<String, String>,
     /// Cells that have not run yet.
     pub missing: Vec<String>,
+    /// Models of other tools.
+    pub others: Vec<Other>,
 }
 
 /// The model learned from.
@@ -83,6 +87,37 @@ pub struct Training {
     pub seconds: f64,
     /// Of processors and GPUs in that time, where the machine has counters.
     pub joules: Option<f64>,
+}
+
+/// A model of another tool on one text: a line of the grid's CSV of comparisons. Columns that a tool does not have stay empty.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Other {
+    /// `llama.cpp`.
+    pub tool: String,
+    /// `Q4_K_M`.
+    pub model: String,
+    /// Everything counted.
+    pub bits_per_weight: f64,
+    /// Of the file.
+    pub bytes: u64,
+    /// A name of the grid's texts.
+    pub text: String,
+    /// By llama.cpp's protocol, with the grid's context and chunks.
+    pub perplexity: f64,
+    /// Its standard error.
+    pub perplexity_error: f64,
+    /// KL divergence from the same teacher, nats.
+    pub mean_kld: Option<f64>,
+    /// Its standard error.
+    pub mean_kld_error: Option<f64>,
+    /// Fraction of positions with the teacher's likeliest token.
+    pub same_top: Option<f64>,
+    /// Root mean square of the difference in the probability of the next token, a fraction.
+    pub rms_delta_p: Option<f64>,
+    /// Tokens a second of a prompt.
+    pub prompt_tokens_per_second: Option<f64>,
+    /// Tokens a second one after the other.
+    pub decode_tokens_per_second: Option<f64>,
 }
 
 /// This machine: processor, cores, memory.
