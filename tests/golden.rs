@@ -1,4 +1,5 @@
-//! Logits against `transformers`: `golden/make_hf_models.py` made the models and the figures.
+//! Logits and answers against `transformers`: `golden/make_hf_models.py` made the models and their figures,
+//! `golden/make_task_scores.py` those of the tasks.
 
 mod common;
 
@@ -6,7 +7,8 @@ use std::fs;
 
 use bitllama_core::weights::specs;
 use bitllama_formats::{hf, model};
-use bitllama_runtime::evaluate::LogitModel;
+use bitllama_runtime::evaluate::{LogitModel, Task, TaskFile, answer, log_likelihoods};
+use bitllama_runtime::text::own_bos;
 use bitllama_train::evaluate::Scored;
 use bitllama_train::models::to_device;
 use burn::tensor::Device;
@@ -40,6 +42,39 @@ fn tiny_models_give_the_logits_of_transformers() {
                 let largest = largest_difference(&got.unwrap(), &expected);
                 println!("{name} in {engine}: largest difference {largest:.1e}");
                 assert!(largest <= 1e-3, "{name} in {engine}: {largest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tasks_get_the_answers_of_transformers() {
+    let golden = fs::read(common::root().join("tests/golden/task_scores.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let source = model::open(&common::root().join("models/nano")).unwrap();
+    let bos = own_bos(&source.tokenizer, source.config.bos_token_id).unwrap();
+    let device = Device::flex();
+    let mut burn = Scored::new(&to_device(&source, &device).unwrap(), &device);
+    let mut runtime = bitllama_runtime::Decoder::from_model(&source).unwrap();
+    for name in ["hellaswag", "arc", "piqa", "winogrande", "boolq"] {
+        let path = common::root().join(format!("tests/data/tasks/{name}.jsonl"));
+        let task = Task::read(&TaskFile { layout: None, path }, None).unwrap();
+        assert_eq!(task.layout().name(), name);
+        let questions = task.questions(&source.tokenizer, bos, source.config.max_position_embeddings).unwrap();
+        let golden = &golden[name];
+        let expected = numbers(&golden["log_likelihoods"]);
+        let engines: [(&str, &mut dyn LogitModel); 2] = [("Burn", &mut burn), ("runtime", &mut runtime)];
+        for (engine, model) in engines {
+            let found = questions.iter().flat_map(|question| log_likelihoods(model, &question.choices).unwrap());
+            let found: Vec<f64> = found.collect();
+            assert_eq!(found.len(), expected.len());
+            let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            println!("{name} in {engine}: largest difference {largest:.1e}");
+            assert!(largest <= 1e-3, "{name} in {engine}: {largest}");
+            let score = serde_json::to_value(answer(model, &questions, |_| ()).unwrap()).unwrap();
+            for (field, found) in score.as_object().unwrap() {
+                let (found, expected) = (found.as_f64().unwrap(), golden[field].as_f64().unwrap());
+                assert!((found - expected).abs() < 1e-9, "{name} in {engine}: {field} {found}, {expected} expected");
             }
         }
     }

@@ -83,7 +83,15 @@ fn a_killed_grid_goes_on_inside_of_its_runs() {
     let output = train(&["grid", "--config", whole.to_str().unwrap()]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let table = String::from_utf8(output.stdout).unwrap();
-    assert!(table.contains("int4 rtn") && table.contains("int4 distill") && table.contains("f32 distill"), "{table}");
+    let has =
+        |scheme: &str, method: &str| table.lines().any(|line| line.split_whitespace().take(2).eq([scheme, method]));
+    assert!(has("int4", "rtn") && has("int4", "distill") && has("f32", "distill"), "{table}");
+    for file in ["results.csv", "report.md", "report.html", "perplexity-bits.svg"] {
+        assert!(fs::read_to_string(folder.path().join("whole").join(file)).unwrap().contains("int4"), "{file}");
+    }
+    // The same table without running anything.
+    let report = train(&["report", folder.path().join("whole").to_str().unwrap()]).output().unwrap();
+    assert!(report.status.success() && table.starts_with(&String::from_utf8(report.stdout).unwrap()), "{table}");
     let expected = figures(&folder.path().join("whole"));
     assert_eq!(expected.len(), 5);
     let perplexity = |run: usize| expected[run].1["emma"]["perplexity"].as_f64().unwrap();

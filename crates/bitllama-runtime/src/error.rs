@@ -1,5 +1,7 @@
 //! What can go wrong between a model file and its answer.
 
+use std::path::PathBuf;
+
 /// Result of loading, running or evaluating a model.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -74,6 +76,19 @@ pub enum Error {
     /// Evaluation options that score nothing.
     #[error("{0}")]
     Options(String),
+    /// A choice of a question that cannot be scored.
+    #[error("{0}")]
+    Choice(String),
+    /// A line of a task's file that is no question, or none that can be scored.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// The two models of a comparison do not speak of the same tokens.
     #[error("the student's vocabulary has {student} tokens, the teacher's {teacher}")]
     Vocabularies {

@@ -11,7 +11,7 @@
 //! | [`text`] | text to tokens and back, while they arrive |
 //! | [`mod@generate`] | text generation |
 //! | [`mod@generate_batch`] | several sequences in step, for corpora |
-//! | [`evaluate`] | perplexity and divergence from a teacher, by llama.cpp's protocol |
+//! | [`evaluate`] | perplexity and divergence from a teacher, by llama.cpp's protocol; multiple-choice tasks, by lm-evaluation-harness's |
 //! | [`bench`] | tokens a second, and random models to time |
 //!
 //! A decoder computes on a [`bitllama_kernels::Pool`], the evaluation of its logits on the current rayon pool; results

@@ -270,6 +270,20 @@ impl LogitModel for Decoder {
     fn logits_from(&mut self, tokens: &[u32], first: usize) -> std::result::Result<Vec<f32>, BoxError> {
         Ok(self.forward(tokens, &mut self.new_cache(), LogitsOf::From(first))?)
     }
+
+    fn logits_of_endings(
+        &mut self,
+        beginning: &[u32],
+        endings: &[&[u32]],
+    ) -> std::result::Result<Vec<Vec<f32>>, BoxError> {
+        let mut cache = self.new_cache();
+        self.forward(beginning, &mut cache, LogitsOf::From(beginning.len()))?;
+        let logits = |ending: &&[u32]| {
+            cache.truncate(beginning.len());
+            Ok(self.forward(ending, &mut cache, LogitsOf::All)?)
+        };
+        endings.iter().map(logits).collect()
+    }
 }
 
 impl Layer {

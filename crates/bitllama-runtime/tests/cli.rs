@@ -119,6 +119,39 @@ fn an_artifact_is_run_evaluated_and_described() {
 }
 
 #[test]
+fn tasks_are_answered() {
+    let folder = TempDir::new().unwrap();
+    let path = artifact(folder.path(), Layout::Packed);
+    let text = text_file(folder.path(), &"Though this be madness, yet there is method in't. ".repeat(3));
+    let task = folder.path().join("task.jsonl");
+    let line = |answer| {
+        format!(
+            "{{ \"sentence\": \"So _ is.\", \"option1\": \"it\", \"option2\": \"he\", \"answer\": \"{answer}\" }}\n"
+        )
+    };
+    fs::write(&task, line(1) + &line(2)).unwrap();
+    let task = task.to_str().unwrap();
+    let eval = ["eval", "--artifact", path.to_str().unwrap(), "--task", task];
+    let found = json(&[&eval[..], &["--json"]].concat());
+    assert!(found["perplexity"].is_null() && found["seconds"].is_number(), "{found}");
+    let score = &found["tasks"][0];
+    assert_eq!((&score["task"], &score["file"], &score["questions"]), (&"winogrande".into(), &task.into(), &2.into()));
+    assert_eq!((&score["acc"], &score["acc_error"]), (&0.5.into(), &0.5.into()), "one sentence, both answers");
+    let both = json(&[&eval[..], &["--text", &text, "--ctx", "32", "--limit", "1", "--json"]].concat());
+    assert!(both["perplexity"].is_number() && both["ctx"] == 32 && both["tasks"][0]["questions"] == 1, "{both}");
+    let lines =
+        succeeds(&[&eval[..], &["--task", &format!("winogrande={task}"), "--text", &text, "--ctx", "32"]].concat());
+    assert!(lines.starts_with("perplexity ") && lines.matches("| winogrande |").count() == 2, "{lines}");
+
+    fs::write(task, line(3)).unwrap();
+    let error = fails(&eval);
+    assert!(error.contains("task.jsonl:1: answer 3 is none of the 2 choices, 1 to 2 (layout winogrande)"), "{error}");
+    fs::write(task, line(1).replace("is.", &"is ".repeat(30))).unwrap();
+    let error = fails(&eval);
+    assert!(error.contains("task.jsonl:1: a choice has ") && error.contains("only 64"), "{error}");
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let folder = TempDir::new().unwrap();
     let text = text_file(folder.path(), "some text");

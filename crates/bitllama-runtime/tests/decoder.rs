@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use bitllama_core::weights::WeightSpec;
 use bitllama_core::{ModelConfig, RopeScaling, Scheme, rope};
 use bitllama_formats::StoredWeight;
-use bitllama_runtime::evaluate::{Options, compare, perplexity};
+use bitllama_runtime::evaluate::{LogitModel, Options, compare, perplexity};
 use bitllama_runtime::{Decoder, Error, LogitsOf, Sampling, Stop, generate};
 use testing::{byte_tokenizer, random_weight, tiny_config};
 
@@ -154,6 +154,24 @@ fn only_the_logits_asked_for() {
         let logits = decoder.forward(&TOKENS, &mut decoder.new_cache(), of).unwrap();
         assert_close(&logits, &whole[first * 258..], 1e-4);
     }
+}
+
+#[test]
+fn endings_share_what_stands_in_front_of_them() {
+    let mut decoder = decoder(&tiny_config(), mixed);
+    for split in [0, 1, 7] {
+        let (beginning, rest) = TOKENS.split_at(split);
+        let endings = [rest, &rest[..2], &rest[1..]];
+        let found = decoder.logits_of_endings(beginning, &endings).unwrap();
+        assert_eq!(found.len(), endings.len());
+        for (found, ending) in found.iter().zip(endings) {
+            let alone = decoder.logits_from(&[beginning, ending].concat(), split).unwrap();
+            assert_close(found, &alone, 1e-4);
+        }
+    }
+    assert!(
+        decoder.logits_of_endings(&[1; 60], &[&[2, 3], &[2; 5]]).unwrap_err().to_string().contains("context of 64")
+    );
 }
 
 #[test]

@@ -6,16 +6,24 @@
 //! The protocol: the text's tokens are cut into chunks of `ctx` that do not overlap; what is left over is not used. Each
 //! chunk is a context of its own. Where the tokenizer puts a BOS token in front of a text ([`crate::text::own_bos`]), it
 //! also takes the place of each chunk's first token. The logits of positions `ctx / 2 ..= ctx - 2` are scored against the token that follows each.
+//!
+//! Multiple-choice tasks follow lm-evaluation-harness: [`answer`] scores questions in tokens, [`Task`] reads them from files.
 
+mod choices;
 mod divergence;
+mod layouts;
 mod perplexity;
 mod softmax;
+mod tasks;
 
 use crate::error::BoxError;
 use crate::{Error, Result};
 
+pub use choices::{Choice, Question, TaskScore, answer, log_likelihoods, split};
 pub use divergence::{Comparison, Percentiles, compare};
+pub use layouts::Layout;
 pub use perplexity::{Perplexity, perplexity};
+pub use tasks::{Task, TaskFile, TaskResult, table};
 
 /// A causal language model seen from outside: tokens in, logits out.
 pub trait LogitModel {
@@ -37,6 +45,35 @@ pub trait LogitModel {
         let mut all = self.logits(tokens)?;
         all.drain(..(first * self.vocab_size()).min(all.len()));
         Ok(all)
+    }
+
+    /// Logits of every position of each of `endings`, `[ending, vocab_size]`, in fresh contexts that all begin with
+    /// `beginning`. Worth overriding where the beginning can be computed once for all of them.
+    ///
+    /// # Errors
+    /// As [`LogitModel::logits`].
+    fn logits_of_endings(
+        &mut self,
+        beginning: &[u32],
+        endings: &[&[u32]],
+    ) -> std::result::Result<Vec<Vec<f32>>, BoxError> {
+        endings.iter().map(|ending| self.logits_from(&[beginning, ending].concat(), beginning.len())).collect()
+    }
+}
+
+/// Whether all of `tokens` are in the vocabulary.
+fn check_tokens<'a>(tokens: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
+    match tokens.into_iter().find(|token| **token as usize >= vocab_size) {
+        Some(token) => Err(Error::Token { token: *token, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a model gave as many logits as it was asked for.
+fn check_logits(logits: &[f32], expected: usize) -> Result<()> {
+    match logits.len() == expected {
+        true => Ok(()),
+        false => Err(Error::Model(format!("the model gave {} logits, {expected} were expected", logits.len()).into())),
     }
 }
 
@@ -99,15 +136,9 @@ impl Chunk<'_> {
     /// Logits of the scored positions, `[targets, vocab_size]`.
     fn logits(&self, model: &mut (impl LogitModel + ?Sized)) -> Result<Vec<f32>> {
         let vocab_size = model.vocab_size();
-        if let Some(token) = self.targets.iter().chain(self.input).find(|t| **t as usize >= vocab_size) {
-            return Err(Error::Token { token: *token, vocab_size });
-        }
+        check_tokens(self.targets.iter().chain(self.input), vocab_size)?;
         let mut logits = model.logits_from(self.input, self.first).map_err(Error::Model)?;
-        let expected = (self.input.len() - self.first) * vocab_size;
-        if logits.len() != expected {
-            let message = format!("the model gave {} logits, {expected} were expected", logits.len());
-            return Err(Error::Model(message.into()));
-        }
+        check_logits(&logits, (self.input.len() - self.first) * vocab_size)?;
         logits.truncate(self.targets.len() * vocab_size);
         Ok(logits)
     }

@@ -1,9 +1,8 @@
 //! Perplexity: the exponential of the mean negative log likelihood of a text's tokens.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::softmax::log_softmax;
+use super::softmax::negative_log_likelihoods;
 use super::{LogitModel, Mean, Options, Progress, for_each_chunk};
 use crate::Result;
 
@@ -46,11 +45,7 @@ pub fn perplexity(
     let (mut nll, mut chunks) = (Mean::default(), 0);
     for_each_chunk(tokens, options, |chunk| {
         let logits = chunk.logits(model)?;
-        let scores = logits
-            .par_chunks_exact(vocab_size)
-            .zip(chunk.targets)
-            .map(|(row, target)| Ok(log_softmax(row)?.log_sum_exp - row[*target as usize] as f64));
-        scores.collect::<Result<Vec<f64>>>()?.into_iter().for_each(|score| nll.add(score));
+        negative_log_likelihoods(&logits, vocab_size, chunk.targets)?.into_iter().for_each(|score| nll.add(score));
         chunks += 1;
         progress(chunk.progress(nll.value().exp()));
         Ok(())

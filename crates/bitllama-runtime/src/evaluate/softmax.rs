@@ -1,5 +1,7 @@
 //! Log probabilities of one position.
 
+use rayon::prelude::*;
+
 use crate::{Error, Result};
 
 /// Normalizer of one row of logits.
@@ -27,6 +29,12 @@ pub(super) fn log_softmax(logits: &[f32]) -> Result<LogSoftmax> {
         return Err(Error::NotFinite(format!("their largest is {max}, the sum of their exponentials {sum}")));
     }
     Ok(LogSoftmax { log_sum_exp, top })
+}
+
+/// Negative log likelihood of each of `targets` at its row of `logits`, `[targets, vocab_size]`, in nats.
+pub(super) fn negative_log_likelihoods(logits: &[f32], vocab_size: usize, targets: &[u32]) -> Result<Vec<f64>> {
+    let rows = logits.par_chunks_exact(vocab_size).zip(targets);
+    rows.map(|(row, target)| Ok(log_softmax(row)?.log_sum_exp - row[*target as usize] as f64)).collect()
 }
 
 #[cfg(test)]

@@ -1,38 +1,49 @@
-//! `eval`: perplexity of a model on a text, and its divergence from a teacher.
+//! `eval`: perplexity of a model on a text, its divergence from a teacher, and its answers to multiple-choice tasks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_formats::{Artifact, artifact};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::Decoder;
-use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, Progress, compare, perplexity};
+use bitllama_runtime::evaluate::{
+    Comparison, LogitModel, Options, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore, compare, perplexity,
+    table,
+};
 use bitllama_runtime::text::{encode, own_bos};
 use burn::tensor::Device;
+use serde::Serialize;
 use tokenizers::Tokenizer;
 
 use crate::evaluate::Scored;
 use crate::models;
 
-/// Perplexity of a model on a text, by llama.cpp's protocol
+/// Perplexity of a model on a text, by llama.cpp's protocol, and accuracy on multiple-choice tasks, by lm-evaluation-harness's
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, GGUF file, hub id, checkpoint, folder of a run, or artifact
     #[arg(long)]
     model: String,
     /// The text, a UTF-8 file
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
-    /// Tokens a chunk; chunks do not overlap and the second half of each is scored
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    text: Option<PathBuf>,
+    /// Tokens a chunk of the text; chunks do not overlap and the second half of each is scored
+    #[arg(long, requires = "text", default_value_t = 512)]
     ctx: usize,
-    /// Score the first so many chunks only
-    #[arg(long)]
+    /// Score the first so many chunks of the text only
+    #[arg(long, requires = "text")]
     chunks: Option<usize>,
-    /// Also compare with this model: KL divergence, same top token
-    #[arg(long, value_name = "MODEL")]
+    /// Also compare with this model on the text: KL divergence, same top token
+    #[arg(long, value_name = "MODEL", requires = "text")]
     teacher: Option<String>,
+    /// Multiple-choice questions to answer, a JSONL file with the fields of HellaSwag, ARC, PIQA, WinoGrande or BoolQ; may be
+    /// given several times [layout: told by the fields, or named as in hellaswag=FILE]
+    #[arg(long, value_name = "FILE")]
+    task: Vec<TaskFile>,
+    /// Answer the first so many questions of each task only
+    #[arg(long, requires = "task")]
+    limit: Option<usize>,
     /// Device: flex, ndarray, tch, cuda:N or wgpu (artifacts always run on the CPU)
     #[arg(long, default_value = default_name())]
     device: String,
@@ -48,49 +59,104 @@ struct Subject {
     config: ModelConfig,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    text: Option<OnText>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<TaskResult>,
+}
+
+/// What was found on a text.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OnText {
+    Alone(Perplexity),
+    BesideTeacher(Box<Comparison>),
+}
+
 /// Runs the command.
 ///
 /// # Errors
-/// A model or text that is missing, damaged, too short, or a teacher with another vocabulary.
+/// A model, text or task that is missing, damaged or too short, or a teacher with another vocabulary.
 pub fn run(args: Args) -> Result<()> {
     let device = bitllama_nn::device(&args.device)?;
-    let text = std::fs::read_to_string(&args.text).with_context(|| format!("{}", args.text.display()))?;
-    ensure!(!text.trim().is_empty(), "{}: the text is empty", args.text.display());
+    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, read(path)?))).transpose()?;
+    let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let mut student = subject(&args.model, &device)?;
     let bos = own_bos(&student.tokenizer, student.config.bos_token_id)?;
-    let tokens = encode(&student.tokenizer, bos, &text)?;
-    let options = Options { ctx: args.ctx, chunks: args.chunks, bos };
     let limit = student.config.max_position_embeddings;
-    ensure!(args.ctx <= limit, "--ctx {} is longer than the context of {}, {limit} tokens", args.ctx, args.model);
-    let progress = |p: Progress| eprintln!("[{}/{}] perplexity {:.4}", p.chunk, p.chunks, p.perplexity);
-    let at_text = || format!("{}", args.text.display());
-
-    let Some(teacher) = &args.teacher else {
-        let result = perplexity(&mut *student.model, &tokens, options, progress).with_context(at_text)?;
-        if args.json {
-            println!("{}", serde_json::to_string(&result)?);
-        } else {
-            println!(
-                "perplexity {:.4} ± {:.4} ({} tokens scored)",
-                result.perplexity, result.error, result.tokens_scored
+    let text = match text {
+        Some((path, text)) => {
+            ensure!(
+                args.ctx <= limit,
+                "--ctx {} is longer than the context of {}, {limit} tokens",
+                args.ctx,
+                args.model
             );
+            let options = Options { ctx: args.ctx, chunks: args.chunks, bos };
+            Some(on_text(&args, &mut student, path, &text, options, &device)?)
         }
-        return Ok(());
+        None => None,
     };
-    let mut teacher = subject(teacher, &device)?;
-    ensure!(
-        teacher.tokenizer.get_vocab(true) == student.tokenizer.get_vocab(true),
-        "{} and {} have different tokenizers",
-        args.model,
-        args.teacher.as_deref().unwrap_or_default()
-    );
-    let result = compare(&mut *student.model, &mut *teacher.model, &tokens, options, progress).with_context(at_text)?;
+    let Subject { model, tokenizer, .. } = &mut student;
+    let answer = |task: &Task| task.score(&mut **model, tokenizer, bos, limit, |score| report_answers(task, score));
+    let tasks = tasks.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
     if args.json {
-        println!("{}", serde_json::to_string(&result)?);
-    } else {
-        print(&result);
+        println!("{}", serde_json::to_string(&Report { text, tasks })?);
+        return Ok(());
+    }
+    match text {
+        Some(OnText::Alone(Perplexity { perplexity, error, tokens_scored, .. })) => {
+            println!("perplexity {perplexity:.4} ± {error:.4} ({tokens_scored} tokens scored)");
+        }
+        Some(OnText::BesideTeacher(comparison)) => print(&comparison),
+        None => {}
+    }
+    if !tasks.is_empty() {
+        print!("{}", table(&tasks));
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    ensure!(!text.trim().is_empty(), "{}: the text is empty", path.display());
+    Ok(text)
+}
+
+/// Perplexity on a text, beside the teacher's if there is one.
+fn on_text(
+    args: &Args,
+    student: &mut Subject,
+    path: &Path,
+    text: &str,
+    options: Options,
+    device: &Device,
+) -> Result<OnText> {
+    let tokens = encode(&student.tokenizer, options.bos, text)?;
+    let progress = |p: Progress| eprintln!("[{}/{}] perplexity {:.4}", p.chunk, p.chunks, p.perplexity);
+    let at_text = || format!("{}", path.display());
+    let Some(name) = &args.teacher else {
+        let found = perplexity(&mut *student.model, &tokens, options, progress).with_context(at_text)?;
+        return Ok(OnText::Alone(found));
+    };
+    let mut teacher = subject(name, device)?;
+    ensure!(
+        teacher.tokenizer.get_vocab(true) == student.tokenizer.get_vocab(true),
+        "{} and {name} have different tokenizers",
+        args.model
+    );
+    let found = compare(&mut *student.model, &mut *teacher.model, &tokens, options, progress).with_context(at_text)?;
+    Ok(OnText::BesideTeacher(Box::new(found)))
+}
+
+/// A line for each hundred questions: there may be thousands.
+fn report_answers(task: &Task, TaskScore { questions, acc, .. }: &TaskScore) {
+    if questions % 100 == 0 || *questions == task.len() {
+        eprintln!("[{questions}/{}] {} acc {:.2} %", task.len(), task.layout(), 100.0 * acc);
+    }
 }
 
 /// The figures under the names that llama.cpp's `perplexity` gives them.

@@ -1,35 +1,43 @@
-//! `bitllama eval`: perplexity on a text.
+//! `bitllama eval`: perplexity on a text, accuracy on multiple-choice tasks.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
-use bitllama_runtime::Settings;
-use bitllama_runtime::evaluate::{self, Perplexity, Progress};
+use bitllama_runtime::evaluate::{self, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore};
 use bitllama_runtime::text::{encode, own_bos};
+use bitllama_runtime::{Decoder, Settings};
 use clap::Args;
 use serde::Serialize;
+use tokenizers::Tokenizer;
 
 use crate::source::{self, Quantize, Threads};
 
-/// Perplexity on a text, by llama.cpp's protocol
+/// Perplexity on a text, by llama.cpp's protocol, and accuracy on multiple-choice tasks, by lm-evaluation-harness's
 #[derive(Debug, Args)]
 pub struct Options {
     /// Artifact to evaluate; also a Hugging Face directory or a GGUF file, which run in f32
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
     /// UTF-8 text to predict
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
-    /// Tokens a chunk; the second half of each is scored
-    #[arg(long, value_name = "N", default_value_t = evaluate::Options::default().ctx)]
+    #[arg(long, value_name = "FILE", required_unless_present = "task")]
+    text: Option<PathBuf>,
+    /// Tokens a chunk of the text; the second half of each is scored
+    #[arg(long, value_name = "N", requires = "text", default_value_t = evaluate::Options::default().ctx)]
     ctx: usize,
-    /// Score the first N chunks only
-    #[arg(long, value_name = "N")]
+    /// Score the first N chunks of the text only
+    #[arg(long, value_name = "N", requires = "text")]
     chunks: Option<usize>,
+    /// Multiple-choice questions to answer, a JSONL file with the fields of HellaSwag, ARC, PIQA, WinoGrande or BoolQ; may be
+    /// given several times [layout: told by the fields, or named as in hellaswag=FILE]
+    #[arg(long, value_name = "FILE")]
+    task: Vec<TaskFile>,
+    /// Answer the first N questions of each task only
+    #[arg(long, value_name = "N", requires = "task")]
+    limit: Option<usize>,
     #[command(flatten)]
     quantize: Quantize,
     /// How products see their activations: f32 (exact), int8 (as `run` does) or sign [default: as the artifact was
@@ -51,50 +59,100 @@ pub struct Options {
 #[derive(Serialize)]
 struct Report {
     #[serde(flatten)]
+    text: Option<TextReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<TaskResult>,
+    seconds: f64,
+}
+
+/// The part about the text.
+#[derive(Serialize)]
+struct TextReport {
+    #[serde(flatten)]
     perplexity: Perplexity,
     ctx: usize,
     /// Token in front of each chunk, if the tokenizer has one.
     bos: Option<u32>,
-    seconds: f64,
 }
 
 /// Runs the command.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     options.threads.apply()?;
-    let of_text = || options.text.display().to_string();
     // Before the model: a wrong path should not cost the time to load one.
-    let text = fs::read_to_string(&options.text).with_context(of_text)?;
+    let text = options.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, read(path)?))).transpose()?;
+    let read_task = |file| Task::read(file, options.limit);
+    let tasks = options.task.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
     let settings = source::settings(options.activations, options.kv, Settings::default())?;
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
     let bos = own_bos(&tokenizer, decoder.config().bos_token_id)?;
-    // Not a lone BOS where there is no text.
-    let tokens = if text.is_empty() { Vec::new() } else { encode(&tokenizer, bos, &text).with_context(of_text)? };
-    drop(text);
     let start = std::time::Instant::now();
-    let evaluation = evaluate::Options { ctx: options.ctx, chunks: options.chunks, bos };
-    let perplexity = evaluate::perplexity(&mut decoder, &tokens, evaluation, report_progress).with_context(of_text)?;
+    let text = match text {
+        Some((path, text)) => {
+            let evaluation = evaluate::Options { ctx: options.ctx, chunks: options.chunks, bos };
+            let perplexity = perplexity(&mut decoder, &tokenizer, &text, evaluation);
+            Some(TextReport {
+                perplexity: perplexity.with_context(|| path.display().to_string())?,
+                ctx: options.ctx,
+                bos,
+            })
+        }
+        None => None,
+    };
+    let limit = decoder.config().max_position_embeddings;
+    let answer = |task: &Task| task.score(&mut decoder, &tokenizer, bos, limit, |score| report_answers(task, score));
+    let tasks = tasks.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
     if options.json {
-        let seconds = start.elapsed().as_secs_f64();
-        return crate::print_json(&Report { perplexity, ctx: options.ctx, bos, seconds });
+        return crate::print_json(&Report { text, tasks, seconds: start.elapsed().as_secs_f64() });
     }
-    let Perplexity { perplexity, error, tokens_scored, chunks, .. } = perplexity;
-    writeln!(
-        io::stdout(),
-        "perplexity {perplexity:.4} ± {error:.4} ({tokens_scored} tokens of {chunks} chunks of {})",
-        options.ctx
-    )?;
+    if let Some(TextReport { perplexity: Perplexity { perplexity, error, tokens_scored, chunks, .. }, ctx, .. }) = text
+    {
+        writeln!(
+            io::stdout(),
+            "perplexity {perplexity:.4} ± {error:.4} ({tokens_scored} tokens of {chunks} chunks of {ctx})"
+        )?;
+    }
+    if !tasks.is_empty() {
+        write!(io::stdout(), "{}", evaluate::table(&tasks))?;
+    }
     Ok(())
 }
 
-/// On a terminal one line that changes, else a line a chunk.
-fn report_progress(progress: Progress) {
-    let Progress { chunk, chunks, perplexity } = progress;
+fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+fn perplexity(
+    decoder: &mut Decoder,
+    tokenizer: &Tokenizer,
+    text: &str,
+    options: evaluate::Options,
+) -> bitllama_runtime::Result<Perplexity> {
+    // Not a lone BOS where there is no text.
+    let tokens = if text.is_empty() { Vec::new() } else { encode(tokenizer, options.bos, text)? };
+    evaluate::perplexity(decoder, &tokens, options, report_chunk)
+}
+
+fn report_chunk(Progress { chunk, chunks, perplexity }: Progress) {
+    report_progress(&format!("chunk {chunk}/{chunks}: perplexity {perplexity:.4}"), chunk == chunks);
+}
+
+/// As there may be thousands of questions, not of each where lines stay.
+fn report_answers(task: &Task, TaskScore { questions, acc, .. }: &TaskScore) {
+    let last = *questions == task.len();
+    if last || questions % 100 == 0 || io::stderr().is_terminal() {
+        let line = format!("{} {questions}/{}: acc {:.2} %", task.layout(), task.len(), 100.0 * acc);
+        report_progress(&line, last);
+    }
+}
+
+/// On a terminal one line that changes, else a line each.
+fn report_progress(line: &str, last: bool) {
     let mut stderr = io::stderr().lock();
     let (before, after) = match stderr.is_terminal() {
-        true => ("\r", if chunk == chunks { "\n" } else { "" }),
+        true => ("\r", if last { "\n" } else { "" }),
         false => ("", "\n"),
     };
     // Progress that nobody can read is no failure.
-    let _ = write!(stderr, "{before}chunk {chunk}/{chunks}: perplexity {perplexity:.4}{after}");
+    let _ = write!(stderr, "{before}{line}{after}");
 }

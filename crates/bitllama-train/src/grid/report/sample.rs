@@ -147,7 +147,7 @@ pub fn hostile() -> Results {
     let mut results = results();
     results.title = "<script>alert('t')</script> | x".into();
     results.machine = "a\nb | <script>".into();
-    results.command = "```\n<b>a|b rm".into();
+    results.command = "```\na|b & 'c'".into();
     results.failed.insert(hostile.into(), "<script>\n| no".into());
     for cell in results.cells.iter_mut().take(3) {
         cell.scheme = hostile.into();
