@@ -3,9 +3,11 @@
 
     gguf_models.py --config ../../configs/tinyllama-1.1b.json --type TQ2_0 --cache DIR     # random weights, seed 0
     gguf_models.py --gguf MODEL.gguf --type Q4_0 --cache DIR                               # the weights of a model
+    gguf_models.py --gguf MODEL.gguf --type Q4_K_M --mixture --cache DIR                   # as llama-quantize makes it
 
-Prints one JSON object: the path, its bytes, and how many weights have which type. llama.cpp falls back to another type
-where the columns of a matrix are no multiple of a block, so the type that was asked for is not always the one it gets.
+Prints one JSON object: the path, its bytes, how many weights have which type, and bits per weight with everything
+counted. llama.cpp falls back to another type where the columns of a matrix are no multiple of a block, so the type that
+was asked for is not always the one it gets.
 """
 
 import argparse
@@ -17,8 +19,46 @@ import os
 import pathlib
 import sys
 
-FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ2_0": 37}
+# `llama_ftype` of llama.cpp's `include/llama.h`.
+FTYPES = {
+    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_0": 8, "Q5_1": 9, "Q5_K_S": 16, "Q5_K_M": 17, "Q4_0": 2, "Q4_1": 3,
+    "Q4_K_S": 14, "Q4_K_M": 15, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q2_K": 10, "Q2_K_S": 21, "IQ4_NL": 25, "IQ4_XS": 30,
+    "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31,
+    "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36,
+}
 SEED = 0
+# A log level of llama.cpp.
+ERROR = 4
+
+
+def head_dim_of(config):
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def writer(config, path, file_type):
+    """A GGUF of `path` that has what a Hugging Face `config.json` says, but no vocabulary and no weights."""
+    import gguf
+
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_context_length(config["max_position_embeddings"])
+    out.add_embedding_length(config["hidden_size"])
+    out.add_block_count(config["num_hidden_layers"])
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(config["num_attention_heads"])
+    out.add_head_count_kv(config.get("num_key_value_heads") or config["num_attention_heads"])
+    out.add_key_length(head_dim_of(config))
+    out.add_value_length(head_dim_of(config))
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    out.add_rope_dimension_count(head_dim_of(config))
+    out.add_rope_freq_base(config["rope_theta"])
+    out.add_vocab_size(config["vocab_size"])
+    out.add_file_type(file_type)
+    return out
+
+
+def finish_header(out):
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
 
 
 def write_random(config, path, seed=SEED):
@@ -28,24 +68,11 @@ def write_random(config, path, seed=SEED):
 
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim = head_dim_of(config)
     vocab = config["vocab_size"]
     rng = np.random.default_rng(seed)
 
-    out = gguf.GGUFWriter(path, "llama")
-    out.add_context_length(config["max_position_embeddings"])
-    out.add_embedding_length(hidden)
-    out.add_block_count(config["num_hidden_layers"])
-    out.add_feed_forward_length(ffn)
-    out.add_head_count(heads)
-    out.add_head_count_kv(kv_heads)
-    out.add_key_length(head_dim)
-    out.add_value_length(head_dim)
-    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    out.add_rope_dimension_count(head_dim)
-    out.add_rope_freq_base(config["rope_theta"])
-    out.add_vocab_size(vocab)
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    out = writer(config, path, gguf.LlamaFileType.MOSTLY_F16)
     # The vocabulary is there only because the loader wants one: no text is ever tokenized.
     kinds = gguf.TokenType
     out.add_tokenizer_model("llama")
@@ -73,27 +100,33 @@ def write_random(config, path, seed=SEED):
         add(f"blk.{i}.ffn_gate", ffn, hidden)
         add(f"blk.{i}.ffn_up", ffn, hidden)
         add(f"blk.{i}.ffn_down", hidden, ffn)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
+    finish_header(out)
     out.write_tensors_to_file()
     out.close()
 
 
-def quantize(source, path, kind):
-    """Every matrix of `source` as `kind`, the embeddings too (llama.cpp would keep those in more bits)."""
+def quantize(source, path, kind, mixture=False):
+    """Every matrix of `source` as `kind`, the embeddings too; as a `mixture`, with those and some others in more bits,
+    which is llama.cpp's default."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
-    def no_log(level, text, data):
-        pass
+    errors = []
 
-    llama_cpp.llama_log_set(no_log, ctypes.c_void_p(0))
+    @llama_cpp.llama_log_callback
+    def log(level, text, data):
+        if level == ERROR and text.strip(b"=\n "):
+            errors.append(text.decode(errors="replace").strip())
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FTYPES[kind]
     params.allow_requantize = True
-    params.pure = True
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params)):
-        sys.exit(f"llama.cpp could not make {kind} of {source}")
+    params.pure = not mixture
+    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
+    # `log` ends with this function.
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
+    if failed:
+        sys.exit(f"llama.cpp could not make {kind} of {source}: {errors[-1] if errors else 'it does not say why'}")
 
 
 def keep(path, make):
@@ -109,21 +142,28 @@ def keep(path, make):
     return path
 
 
-def model(kind, cache, config=None, gguf_file=None):
+def name_of(path):
+    """A name that changes with the file."""
+    path = pathlib.Path(path)
+    stat = path.stat()
+    return f"{path.stem}-{hashlib.sha256(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:8]}"
+
+
+def model(kind, cache, config=None, gguf_file=None, mixture=False):
     """The path of a GGUF of `kind`, from `gguf_file` or with random weights in the shape of `config` (paths)."""
     import llama_cpp
 
     cache = pathlib.Path(cache)
     if gguf_file:
         source = pathlib.Path(gguf_file)
-        stat = source.stat()
-        name = f"{source.stem}-{hashlib.sha256(f'{source.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:8]}"
+        name = name_of(source)
     else:
         text = pathlib.Path(config).read_text()
         name = f"{pathlib.Path(config).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         source = keep(cache / f"{name}-random-{SEED}.gguf", lambda path: write_random(json.loads(text), path))
         name += f"-random-{SEED}"
-    return keep(cache / f"{name}-{kind}-{llama_cpp.__version__}.gguf", lambda path: quantize(source, path, kind))
+    shown = f"{kind}-mixture" if mixture else kind
+    return keep(cache / f"{name}-{shown}-{llama_cpp.__version__}.gguf", lambda path: quantize(source, path, kind, mixture))
 
 
 def weights_by_type(path):
@@ -137,16 +177,30 @@ def weights_by_type(path):
     return dict(count.most_common())
 
 
+def bits_per_weight(path):
+    """Of all weights together, norms included."""
+    import gguf
+
+    tensors = gguf.GGUFReader(path).tensors
+    return 8 * sum(int(tensor.n_bytes) for tensor in tensors) / sum(int(tensor.n_elements) for tensor in tensors)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="a Hugging Face config.json: random weights in that shape")
     source.add_argument("--gguf", help="a model in GGUF")
     parser.add_argument("--type", required=True, choices=FTYPES)
+    parser.add_argument("--mixture", action="store_true", help="embeddings and some matrices in more bits, as llama.cpp does by default")
     parser.add_argument("--cache", required=True, help="folder that keeps the files")
     args = parser.parse_args()
-    path = model(args.type, args.cache, args.config, args.gguf)
-    print(json.dumps({"path": str(path), "bytes": path.stat().st_size, "weights": weights_by_type(path)}))
+    path = model(args.type, args.cache, args.config, args.gguf, args.mixture)
+    print(json.dumps({
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "weights": weights_by_type(path),
+        "bits_per_weight": bits_per_weight(path),
+    }))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,10 @@ class Session:
             raise SystemExit("llama_decode failed")
         lc.llama_synchronize(self.context)
 
+    def close(self):
+        lc.llama_free(self.context)
+        lc.llama_model_free(self.model)
+
     def clear(self):
         lc.llama_memory_clear(lc.llama_get_memory(self.context), True)
 
