@@ -9,6 +9,7 @@
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
+//! | [`vectors`] | vectors of f32 by name |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
@@ -24,6 +25,7 @@ mod map;
 pub mod model;
 pub mod npz;
 pub mod scales;
+pub mod vectors;
 
 pub use artifact::{Artifact, StoredWeight};
 pub use error::{Error, Result};

@@ -1,14 +1,13 @@
 //! Trained scales beside the latent weights of a checkpoint: a safetensors file of f32 vectors `NAME.scales` and, where
 //! the weight `NAME` has them, `NAME.zero_points`.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bitllama_core::DenseMatrix;
 use bitllama_core::rounding::{Scales, StoredScales};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::{Error, Result, atomic};
+use crate::{Error, Result, vectors};
 
 const SCALES: &str = ".scales";
 const ZERO_POINTS: &str = ".zero_points";
@@ -18,19 +17,15 @@ const ZERO_POINTS: &str = ".zero_points";
 /// # Errors
 /// If the disk does not take it.
 pub fn write(path: &Path, scales: &StoredScales) -> Result<()> {
-    let bytes = |numbers: &DenseMatrix| -> Vec<u8> { numbers.data.iter().flat_map(|x| x.to_le_bytes()).collect() };
-    let mut vectors = Vec::new();
-    for (name, scales) in scales {
-        vectors.push((format!("{name}{SCALES}"), bytes(&scales.scales)));
-        vectors.extend(scales.zero_points.as_ref().map(|points| (format!("{name}{ZERO_POINTS}"), bytes(points))));
-    }
-    vectors.sort();
-    let views = vectors.iter().map(|(name, bytes)| {
-        let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map_err(|e| Error::invalid(path, e))?;
-        Ok((name.as_str(), view))
-    });
-    let views: Vec<(&str, TensorView)> = views.collect::<Result<_>>()?;
-    atomic::write_bytes(path, &safetensors::serialize(views, None).map_err(|e| Error::invalid(path, e))?)
+    vectors::write(path, named(scales))
+}
+
+/// The vectors of `scales` by the names that they have in files.
+pub fn named(scales: &StoredScales) -> impl Iterator<Item = (String, &[f32])> {
+    scales.iter().flat_map(|(name, Scales { scales, zero_points })| {
+        let points = zero_points.as_ref().map(|points| (format!("{name}{ZERO_POINTS}"), &points.data[..]));
+        [(format!("{name}{SCALES}"), &scales.data[..])].into_iter().chain(points)
+    })
 }
 
 /// Reads what [`write`] wrote.
@@ -38,31 +33,30 @@ pub fn write(path: &Path, scales: &StoredScales) -> Result<()> {
 /// # Errors
 /// [`Error`] if the file is missing, is no safetensors file, or holds anything else.
 pub fn read(path: &Path) -> Result<StoredScales> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| Error::invalid(path, e))?;
-    let vector = |name: &str| {
-        let view = tensors.tensor(name).map_err(|e| Error::invalid(path, e))?;
-        if view.dtype() != Dtype::F32 {
-            return Err(Error::invalid(path, format!("{name} is {:?}, not F32", view.dtype())));
-        }
-        let data = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        Ok(DenseMatrix { data, columns: 1 })
-    };
-    let mut all = StoredScales::new();
-    for key in tensors.names() {
-        if let Some(name) = key.strip_suffix(SCALES) {
-            let points = format!("{name}{ZERO_POINTS}");
-            let zero_points = if tensors.names().contains(&points.as_str()) { Some(vector(&points)?) } else { None };
-            all.insert(name.to_string(), Scales { scales: vector(key)?, zero_points });
-        } else if !key.ends_with(ZERO_POINTS) {
-            return Err(Error::invalid(path, format!("`{key}` is neither scales nor zero points")));
-        }
+    let mut vectors = vectors::read(path)?;
+    let scales = taken(&mut vectors);
+    match vectors.keys().next() {
+        Some(key) => Err(Error::invalid(path, format!("`{key}` is neither scales nor zero points of any"))),
+        None => Ok(scales),
     }
-    Ok(all)
+}
+
+/// Takes the scales out of the vectors of a file.
+pub fn taken(vectors: &mut BTreeMap<String, Vec<f32>>) -> StoredScales {
+    let numbers = |data: Vec<f32>| DenseMatrix { data, columns: 1 };
+    let names: Vec<String> = vectors.keys().filter_map(|key| Some(key.strip_suffix(SCALES)?.to_string())).collect();
+    let of = |name: String| {
+        let scales = numbers(vectors.remove(&format!("{name}{SCALES}"))?);
+        let zero_points = vectors.remove(&format!("{name}{ZERO_POINTS}")).map(numbers);
+        Some((name, Scales { scales, zero_points }))
+    };
+    names.into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -160,7 +160,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     };
     let student = match start {
         None if recipe.quant.init != ptq::Method::Rtn => {
-            let student = initialized(recipe, &student, plan, &mut rows, &device)?;
+            let student = initialized(recipe, &student, plan, &mut rows, &provenance, &device)?;
             let perplexity = run.evaluate(&student)?.perplexity;
             say(args, &format!("after quant.init = \"{}\": perplexity {perplexity:.3}", recipe.quant.init.name()));
             student

@@ -10,13 +10,14 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::grid::cache::Shared;
 use crate::grid::child::{self, Ended};
 use crate::grid::config::{Grid, Planned};
 use crate::grid::measure::Reference;
 use crate::grid::results::{Other, Results, Teacher, machine};
 use crate::grid::run::{self, Stage};
 use crate::grid::schedule::{self, Task};
-use crate::grid::{cache, others, report};
+use crate::grid::{others, report};
 use crate::training::interrupt;
 
 /// Run schemes, methods and seeds over one recipe, and report which bits cost what
@@ -52,7 +53,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let chosen = chosen(args.only.as_deref())?;
     for planned in all.iter().filter(|planned| chosen(planned)) {
         match run::stage(planned, &grid.eval) {
-            Ok(stage) => tasks.push(Task { planned, stage, cache: cache::folder(&grid, planned, &all)? }),
+            Ok(stage) => tasks.push(Task { planned, stage, shared: Shared::of(&grid, planned, &all) }),
             Err(error) => drop(failed.insert(planned.to_string(), format!("{error:#}"))),
         }
     }

@@ -4,8 +4,9 @@ use anyhow::Result;
 use bitllama_core::ModelConfig;
 use bitllama_formats::Model;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::recipe::{Precision, Recipe};
+use crate::recipe::{Precision, Quant, Recipe};
 use crate::teacher_cache::TeacherCache;
 use crate::training::checkpoint::Fingerprint;
 
@@ -45,7 +46,7 @@ pub fn fingerprint(
         ("teacher", provenance["teacher"].clone()),
         ("student", serde_json::to_value(config)?),
         ("bits", json!(recipe.bits)),
-        ("quant", json!(recipe.quant)),
+        ("quant", json!(Quant { cache: None, ..recipe.quant.clone() })),
         ("distill", json!(recipe.distill())),
         ("train.optimizer", json!(train.optimizer)),
         ("eval", protocol(recipe, &provenance["data_sha256"])),
@@ -62,6 +63,23 @@ pub fn fingerprint(
     parts.extend(train.int8_forward.then(|| ("train.int8_forward", json!(true))));
     parts.extend(cache.map(|cache| ("teacher.cache", json!([cache.top_k(), cache.index.dtype]))));
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+}
+
+/// A name for the start that `quant.init` finds by calibration: a hash of all that it depends on.
+///
+/// # Errors
+/// None that a recipe that was read can cause.
+pub fn start(recipe: &Recipe, provenance: &Value) -> Result<String> {
+    let quant = &recipe.quant;
+    let parts = json!([
+        [quant.init.name(), env!("CARGO_PKG_VERSION")],
+        quant.calibration_tokens,
+        rows(recipe, &provenance["data_sha256"]),
+        [&provenance["teacher"], &serde_json::to_value(&recipe.student)?],
+        recipe.bits,
+    ]);
+    let hash = Sha256::digest(serde_json::to_vec(&parts)?);
+    Ok(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What tells the files of a model apart. For a hub id the path is the folder of a commit.

@@ -17,10 +17,12 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 
 use super::cache_teacher::cache_of;
+use super::identity;
 use crate::data::batches::Rows;
 use crate::data::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
+use crate::ptq::kept::kept;
 use crate::ptq::{self, reconstruct};
 use crate::recipe::quant::in_stage;
 use crate::recipe::{Recipe, SubNormInit};
@@ -134,44 +136,50 @@ pub fn student(
 /// some methods other weights found on the first training `rows`.
 ///
 /// # Errors
-/// Those of [`ptq::calibrated`].
+/// Those of [`ptq::calibrated`]; a `quant.cache` that is damaged or cannot be written.
 pub fn initialized(
     recipe: &Recipe,
     student: &Llama,
     plan: &ResolvedPlan,
     rows: &mut Rows,
+    provenance: &Value,
     device: &Device,
 ) -> Result<Llama> {
+    let mut find = || Ok(ptq::starts(plan, rounded(recipe, student, plan, rows, device)?));
+    let (weights, scales) = match recipe.quant.cache.as_ref().filter(|_| recipe.quant.init.calibrates()) {
+        Some(folder) => kept(&folder.join(format!("{}.safetensors", identity::start(recipe, provenance)?)), find)?,
+        None => find()?,
+    };
+    let student = models::rebuilt(student, &weights, &device.clone().autodiff());
+    models::quantized(student, plan, &recipe.activations, &scales)
+}
+
+/// The matrices of the plan, as `quant.init` rounds them.
+fn rounded(
+    recipe: &Recipe,
+    student: &Llama,
+    plan: &ResolvedPlan,
+    rows: &mut Rows,
+    device: &Device,
+) -> Result<HashMap<String, Rounded>> {
     let method = recipe.quant.init;
-    let stored = Weights::of(student);
-    let rounded = if method.calibrates() {
+    if method.calibrates() {
         let rows = calibration_rows(recipe, rows);
         let options = ptq::Options {
             block: reconstruct::Options { seed: recipe.seed, ..Default::default() },
             ..Default::default()
         };
-        ptq::calibrated(
-            method,
-            models::rebuilt(student, &HashMap::new(), device),
-            plan,
-            &rows,
-            options,
-            device,
-            |_, _| (),
-        )?
-    } else {
-        let mut rounded = HashMap::new();
-        for (spec, quantizer) in plan {
-            let Some(quantizer) = quantizer else { continue };
-            let weight = stored.read(spec);
-            let packed = ptq::round(method, quantizer, spec, weight.clone())?;
-            rounded.insert(spec.name.clone(), Rounded { packed, weight });
-        }
-        rounded
-    };
-    let (weights, scales) = ptq::starts(plan, rounded);
-    let student = models::rebuilt(student, &weights, &device.clone().autodiff());
-    models::quantized(student, plan, &recipe.activations, &scales)
+        let plain = models::rebuilt(student, &HashMap::new(), device);
+        return ptq::calibrated(method, plain, plan, &rows, options, device, |_, _| ());
+    }
+    let (stored, mut rounded) = (Weights::of(student), HashMap::new());
+    for (spec, quantizer) in plan {
+        let Some(quantizer) = quantizer else { continue };
+        let weight = stored.read(spec);
+        let packed = ptq::round(method, quantizer, spec, weight.clone())?;
+        rounded.insert(spec.name.clone(), Rounded { packed, weight });
+    }
+    Ok(rounded)
 }
 
 /// The student with the weights of its sub-norms found on the first training `rows`, as `student.sub_norm_init` wants it.

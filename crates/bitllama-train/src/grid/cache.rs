@@ -1,36 +1,72 @@
-//! Which runs of a grid learn from the same teacher on the same rows: they read its distributions from one cache.
+//! What runs of a grid share: distributions of the same teacher on the same rows are computed once, and so are starts that calibration
+//! finds.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::child::{self, Ended};
 use super::config::{Grid, Planned};
 use crate::recipe::Recipe;
 
-/// The folder in which a run finds its teacher's cache, if it shares one with another run.
-pub fn folder(grid: &Grid, planned: &Planned, all: &[Planned]) -> Result<Option<PathBuf>> {
-    let Some(key) = key(&planned.recipe)?.filter(|_| grid.cache_teacher) else { return Ok(None) };
-    let mut sharing = 0;
-    for other in all {
-        sharing += usize::from(self::key(&other.recipe)?.as_ref() == Some(&key));
-    }
-    Ok((sharing > 1).then(|| grid.output.join("teacher-cache").join(key)))
+/// Folders that a run shares with others, if there are others.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shared {
+    /// Its teacher's cache.
+    pub teacher: Option<PathBuf>,
+    /// Starts that calibration found, each in a file.
+    pub starts: Option<PathBuf>,
 }
 
-/// What a cache depends on, shortened; `None` of a run that needs no teacher, or more of it than a cache has.
-fn key(recipe: &Recipe) -> Result<Option<String>> {
+impl Shared {
+    /// What `planned` shares with others of `all`.
+    pub fn of(grid: &Grid, planned: &Planned, all: &[Planned]) -> Self {
+        let others = |key: fn(&Recipe) -> Option<Value>| {
+            let own = key(&planned.recipe)?;
+            let sharing = all.iter().filter(|other| key(&other.recipe).as_ref() == Some(&own)).count();
+            (sharing > 1).then_some(own)
+        };
+        let teacher = others(teacher_key).filter(|_| grid.cache_teacher);
+        Self {
+            teacher: teacher.map(|key| grid.output.join("teacher-cache").join(shortened(&key))),
+            starts: others(start_key).map(|_| grid.output.join("starts")),
+        }
+    }
+
+    /// As `--set` takes it.
+    pub fn sets(&self) -> Vec<String> {
+        let named = [("teacher.cache", &self.teacher), ("quant.cache", &self.starts)];
+        let set = |key, path: &Path| format!("{key}={}", toml::Value::from(path.display().to_string()));
+        named.into_iter().filter_map(|(key, path)| Some(set(key, path.as_ref()?))).collect()
+    }
+}
+
+/// What a teacher's cache depends on; `None` of a run that needs no teacher, or more of it than a cache has.
+fn teacher_key(recipe: &Recipe) -> Option<Value> {
     let distill = recipe.distill();
     let trains = recipe.train.steps > 0 && distill.needs_teacher();
-    let Some(teacher) = recipe.teacher.as_ref().filter(|_| trains) else { return Ok(None) };
+    let teacher = recipe.teacher.as_ref().filter(|_| trains)?;
     if distill.hidden.is_some() || distill.relations.is_some() || teacher.cache.is_some() {
-        return Ok(None);
+        return None;
     }
-    let parts = json!([teacher.model, recipe.student, recipe.data, recipe.seed, distill.temperature, distill.top_k]);
-    let hash = Sha256::digest(serde_json::to_vec(&parts)?);
-    Ok(Some(hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect()))
+    Some(json!([teacher.model, recipe.student, recipe.data, recipe.seed, distill.temperature, distill.top_k]))
+}
+
+/// What a start by calibration depends on; `None` of a run that does not calibrate, or keeps its start elsewhere.
+fn start_key(recipe: &Recipe) -> Option<Value> {
+    let quant = &recipe.quant;
+    if !quant.init.calibrates() || quant.cache.is_some() {
+        return None;
+    }
+    let teacher = recipe.teacher.as_ref().map(|teacher| &teacher.model);
+    let rounding = json!([recipe.bits, quant.init.name(), quant.calibration_tokens]);
+    Some(json!([teacher, recipe.student, recipe.data, recipe.seed, rounding]))
+}
+
+fn shortened(key: &Value) -> String {
+    Sha256::digest(key.to_string()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Fills the cache in `folder` for the runs of `all` that share it; what is there stays.
@@ -42,7 +78,7 @@ pub fn fill(grid: &Grid, folder: &Path, all: &[Planned], threads: Option<usize>)
     for planned in all {
         let rows =
             planned.recipe.train.steps * planned.recipe.train.batch_size * planned.recipe.train.grad_accumulation;
-        let shares = self::folder(grid, planned, all)?.as_deref() == Some(folder);
+        let shares = Shared::of(grid, planned, all).teacher.as_deref() == Some(folder);
         if shares && longest.is_none_or(|(_, most)| rows > most) {
             longest = Some((planned, rows));
         }

@@ -215,7 +215,7 @@ impl Grid {
                 for sets in [&self.set, &scheme.set, &method.set].into_iter().chain(with) {
                     changed.extend(sets.clone());
                 }
-                for key in ["output", "seed", "teacher.cache"] {
+                for key in ["output", "seed", "teacher.cache", "quant.cache"] {
                     if changed.contains_key(key) {
                         bail!("`{key}` is set by the grid itself, not by `set` ({scheme_name}, {method_name})");
                     }

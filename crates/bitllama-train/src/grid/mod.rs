@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`config`] | the file of a grid, and the runs that it asks for |
 //! | [`child`] | runs as processes of their own |
-//! | [`cache`] | the teacher's cache that runs share |
+//! | [`cache`] | what runs share: a teacher's cache, starts |
 //! | [`run`] | one run, stage by stage |
 //! | [`schedule`] | all runs, some at a time |
 //! | [`measure`] | artifacts beside the teacher |

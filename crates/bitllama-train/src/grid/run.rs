@@ -102,12 +102,13 @@ fn made_with(folder: &Path) -> Result<Option<Recipe>> {
     if path.is_file() { load::load(&path, &[]).map(Some) } else { Ok(None) }
 }
 
-/// All of a recipe that its figures depend on; a cache of the teacher may come and go with other runs of the grid.
+/// All of a recipe that its figures depend on; caches may come and go with other runs of the grid.
 fn comparable(recipe: &Recipe) -> Result<String> {
     let mut recipe = recipe.clone();
     if let Some(teacher) = &mut recipe.teacher {
         teacher.cache = None;
     }
+    recipe.quant.cache = None;
     Ok(toml::to_string(&recipe)?)
 }
 
@@ -131,7 +132,7 @@ pub fn spent(planned: &Planned) -> Spent {
 pub fn train(
     grid_recipe: &Path,
     planned: &Planned,
-    cache: Option<&Path>,
+    shared: &[String],
     threads: Option<usize>,
     mut progress: impl FnMut(usize),
 ) -> Result<Ended> {
@@ -139,8 +140,7 @@ pub fn train(
     const NOTE: Duration = Duration::from_secs(5);
     let mut args: Vec<String> = ["distill", "--resume", "--json", "--log", "json", "--config"].map(String::from).into();
     args.push(grid_recipe.display().to_string());
-    let cache = cache.map(|cache| format!("teacher.cache={}", toml::Value::from(cache.display().to_string())));
-    for set in planned.sets.iter().chain(&cache) {
+    for set in planned.sets.iter().chain(shared) {
         args.extend(["--set".to_string(), set.clone()]);
     }
     let folder = folder(planned);

@@ -22,8 +22,8 @@ pub struct Task<'a> {
     pub planned: &'a Planned,
     /// How far it is.
     pub stage: Stage,
-    /// Where it reads its teacher from, if it shares a cache.
-    pub cache: Option<PathBuf>,
+    /// What it shares with other runs.
+    pub shared: cache::Shared,
 }
 
 /// How it ended.
@@ -128,16 +128,16 @@ impl Shared<'_> {
 
     /// Trains a run if it is not trained, and evaluates it if it is not evaluated.
     fn train(&self, task: &Task) -> Result<Ended> {
-        let Task { planned, stage, cache } = task;
+        let Task { planned, stage, shared } = task;
         let tell = |what: &str| self.bar.set_message(format!("{planned}: {what}"));
         if *stage <= Stage::Training {
-            if let Some(cache) = cache {
+            if let Some(cache) = &shared.teacher {
                 tell("the teacher's cache");
                 self.fill(cache)?;
             }
             tell("training");
             let (mut told, a_step) = (0, planned.recipe.tokens_per_step() as u64);
-            let trained = run::train(&self.grid.recipe, planned, cache.as_deref(), self.threads, |step| {
+            let trained = run::train(&self.grid.recipe, planned, &shared.sets(), self.threads, |step| {
                 self.bar.inc((step.saturating_sub(told)) as u64 * a_step);
                 told = told.max(step);
             })?;

@@ -5,6 +5,7 @@
 //! | this one | the methods by name, over all weights of a model |
 //! | [`gptq`] | one matrix by GPTQ |
 //! | [`reconstruct`] | one block trained to give the output that it had |
+//! | [`kept`] | what was found, in a file for other runs |
 //! | [`blocks`] | what the matrices of a block see on calibration text |
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::models::ResolvedPlan;
 
 pub mod blocks;
 pub mod gptq;
+pub mod kept;
 pub mod reconstruct;
 
 use gptq::Rounded;

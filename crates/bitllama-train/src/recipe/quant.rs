@@ -1,5 +1,7 @@
 //! `[quant]`: what the quantizers start from, and when they act.
 
+use std::path::PathBuf;
+
 use bitllama_core::{Quantizer, Scheme};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,9 @@ pub struct Quant {
     pub init: ptq::Method,
     /// Tokens of the training text that it looks at.
     pub calibration_tokens: usize,
+    /// Folder that keeps what `gptq`, `block` or `importance` found, for other runs that start the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// First steps in full precision.
     #[serde(skip_serializing_if = "is_zero")]
     pub delay_steps: usize,
@@ -49,6 +54,7 @@ impl Default for Quant {
         Self {
             init: ptq::Method::Rtn,
             calibration_tokens: 32768,
+            cache: None,
             delay_steps: 0,
             warmup_steps: 0,
             freeze_scales_steps: 0,
