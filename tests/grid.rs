@@ -117,6 +117,11 @@ fn a_killed_grid_goes_on_inside_of_its_runs() {
     // A finished grid has nothing to do, and another recipe is not mixed with what is there.
     let listed = train(&["grid", "--config", killed.to_str().unwrap(), "--dry-run"]).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap().matches(": finished").count(), 5);
+    let other = "\"bits.embed_tokens\" = \"f32\", \"train.lr\" = 1e-9";
+    write(folder.path(), "killed", |text| text.replace("\"bits.embed_tokens\" = \"f32\"", other));
+    let output = train(&["grid", "--config", killed.to_str().unwrap(), "--only", "int4/*"]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && table.contains("f32/distill/seed-0: "), "{table}");
     write(folder.path(), "killed", |text| text.replace("\"train.batch_size\" = 2", "\"train.batch_size\" = 3"));
     let listed = train(&["grid", "--config", killed.to_str().unwrap(), "--dry-run"]).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap().matches("made with another recipe").count(), 5);

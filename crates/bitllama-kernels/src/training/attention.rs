@@ -62,6 +62,12 @@ impl Shape {
         let sees_itself = |(token, first): (usize, &u32)| *first as usize <= token % seq;
         assert!(first.iter().enumerate().all(sees_itself), "a token does not see itself");
     }
+
+    fn check_results(&self, out: &[f32], log_sum_exp: &[f32]) {
+        let queries = self.batch * self.seq * self.heads;
+        assert_eq!(out.len(), queries * self.head_dim, "out is not of this shape");
+        assert_eq!(log_sum_exp.len(), queries, "log_sum_exp is not of this shape");
+    }
 }
 
 /// Attention of every token over those before it and itself.
@@ -90,8 +96,7 @@ pub fn forward(
     log_sum_exp: &mut [f32],
 ) {
     shape.check(qkv, cos, sin, first);
-    assert_eq!(out.len(), shape.batch * shape.seq * shape.heads * shape.head_dim, "out is not of this shape");
-    assert_eq!(log_sum_exp.len(), shape.batch * shape.heads * shape.seq, "log_sum_exp is not of this shape");
+    shape.check_results(out, log_sum_exp);
     forward::run(&Plan::new(isa, shape, qkv, Angles { cos, sin }, first), out, log_sum_exp);
 }
 
@@ -114,9 +119,8 @@ pub fn backward(
     d_qkv: &mut [f32],
 ) {
     shape.check(qkv, cos, sin, first);
-    assert_eq!(out.len(), shape.batch * shape.seq * shape.heads * shape.head_dim, "out is not of this shape");
+    shape.check_results(out, log_sum_exp);
     assert_eq!(out.len(), d_out.len(), "out and d_out differ in length");
-    assert_eq!(log_sum_exp.len(), shape.batch * shape.heads * shape.seq, "log_sum_exp is not of this shape");
     assert_eq!(qkv.len(), d_qkv.len(), "qkv and d_qkv differ in length");
     let plan = Plan::new(isa, shape, qkv, Angles { cos, sin }, first);
     backward::run(&plan, &backward::Known { out, log_sum_exp, d_out }, d_qkv);

@@ -16,6 +16,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
+use crate::data::documents::whole;
 use crate::evaluate::Scored;
 use crate::models;
 
@@ -25,7 +26,7 @@ pub struct Args {
     /// A Hugging Face directory, GGUF file, hub id, checkpoint, folder of a run, or artifact
     #[arg(long)]
     model: String,
-    /// The text, a UTF-8 file
+    /// The text, a UTF-8 file; of a .jsonl file the fields `text` of its lines
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
     /// Tokens a chunk of the text; chunks do not overlap and the second half of each is scored
@@ -82,7 +83,7 @@ enum OnText {
 /// A model, text or task that is missing, damaged or too short, or a teacher with another vocabulary.
 pub fn run(args: Args) -> Result<()> {
     let device = bitllama_nn::device(&args.device)?;
-    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, read(path)?))).transpose()?;
+    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, whole(path)?))).transpose()?;
     let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let mut student = subject(&args.model, &device)?;
     let bos = own_bos(&student.tokenizer, student.config.bos_token_id)?;
@@ -118,12 +119,6 @@ pub fn run(args: Args) -> Result<()> {
         print!("{}", table(&tasks));
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    ensure!(!text.trim().is_empty(), "{}: the text is empty", path.display());
-    Ok(text)
 }
 
 /// Perplexity on a text, beside the teacher's if there is one.

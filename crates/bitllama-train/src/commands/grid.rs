@@ -70,6 +70,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    failed.iter().for_each(|(name, why)| eprintln!("{name} failed: {why}"));
     interrupt::listen()?;
     std::fs::create_dir_all(&grid.output).with_context(|| format!("{}", grid.output.display()))?;
     let (model, device) = (teacher_of(&all).with_context(at_grid)?, bitllama_nn::device(&all[0].recipe.device)?);
@@ -79,13 +80,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let done = schedule::run(&grid, &all, &tasks, args.jobs, &mut reference);
     failed.extend(done.failed);
 
-    let results = results(&args, &grid, &all, failed, reference.teacher, others)?;
+    let results = report::finite(results(&args, &grid, &all, failed, reference.teacher, others))?;
     report::write(&results, &grid.output)?;
     print!("{}", report::terminal(&results));
     println!("\nreport: {}", grid.output.join(report::PAGE_FILE).display());
-    for (name, why) in &results.failed {
-        eprintln!("{name} failed: {why}");
-    }
     Ok(match (done.interrupted, results.failed.is_empty()) {
         (true, _) => ExitCode::from(interrupt::EXIT_CODE as u8),
         (_, false) => ExitCode::FAILURE,
@@ -175,16 +173,26 @@ fn results(
     failed: IndexMap<String, String>,
     teacher: Teacher,
     others: Vec<Other>,
-) -> Result<Results> {
+) -> Results {
     let (mut cells, mut missing) = (Vec::new(), Vec::new());
-    for planned in all.iter().filter(|planned| !failed.contains_key(&planned.to_string())) {
-        match run::stage(planned, &grid.eval)? {
-            Stage::Finished => cells.push(run::cell(planned)?),
-            _ => missing.push(planned.to_string()),
+    for planned in all {
+        let name = planned.to_string();
+        if failed.contains_key(&name) {
+            continue;
+        }
+        // Also of runs that `--only` left out.
+        let cell = run::stage(planned, &grid.eval).and_then(|stage| match stage {
+            Stage::Finished => run::cell(planned).map(Some),
+            _ => Ok(None),
+        });
+        match cell {
+            Ok(Some(cell)) => cells.push(cell),
+            Ok(None) => missing.push(name),
+            Err(error) => missing.push(format!("{name}: {error:#}")),
         }
     }
     let stem = args.config.file_stem().unwrap_or_default().to_string_lossy();
-    Ok(Results {
+    Results {
         title: grid.title.clone().unwrap_or_else(|| stem.into_owned()),
         date: OffsetDateTime::now_utc().date().to_string(),
         machine: machine(),
@@ -195,5 +203,5 @@ fn results(
         failed,
         missing,
         others,
-    })
+    }
 }

@@ -45,8 +45,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 /// # Errors
 /// A JSONL line that is no JSON object or lacks `text_field`, with its number; a file without any text.
 pub fn split(path: &Path, text: &str, text_field: &str, document_start: &[String]) -> Result<Vec<String>> {
-    let is_jsonl = path.extension().is_some_and(|e| e == "jsonl");
-    let mut documents: Vec<String> = if is_jsonl {
+    let mut documents: Vec<String> = if is_jsonl(path) {
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         lines
             .map(|(i, line)| json_text(line, text_field).with_context(|| format!("{}:{}", path.display(), i + 1)))
@@ -57,6 +56,23 @@ pub fn split(path: &Path, text: &str, text_field: &str, document_start: &[String
     documents.retain(|document| !document.trim().is_empty());
     ensure!(!documents.is_empty(), "{}: no text in this file", path.display());
     Ok(documents)
+}
+
+/// A file as evaluations read it: as it is, or of a JSONL file the fields `text` of all lines, a blank line between them.
+///
+/// # Errors
+/// As [`split`]; a file that cannot be read.
+pub fn whole(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let documents = split(path, &text, "text", &[])?;
+    if !is_jsonl(path) {
+        return Ok(text);
+    }
+    Ok(documents.iter().map(|document| document.trim()).collect::<Vec<_>>().join("\n\n"))
+}
+
+fn is_jsonl(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "jsonl")
 }
 
 fn json_text(line: &str, field: &str) -> Result<String> {
@@ -96,6 +112,15 @@ mod tests {
     #[test]
     fn jsonl_lines_are_documents_and_faults_name_the_line() {
         let good = "{\"text\": \"one\"}\n\n{\"text\": \"two\", \"id\": 3}\n";
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            whole(&path).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(write("a.jsonl", good).unwrap(), "one\n\ntwo");
+        assert_eq!(write("a.txt", "one\n").unwrap(), "one\n");
+        assert!(write("b.txt", " \n").unwrap_err().ends_with("b.txt: no text in this file"));
         assert_eq!(split("a.jsonl".as_ref(), good, "text", &[]).unwrap(), ["one", "two"]);
         for bad in [
             "{\"text\": \"one\"}\n{\"body\": 1}\n",

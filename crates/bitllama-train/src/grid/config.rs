@@ -98,7 +98,7 @@ struct Method {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Eval {
-    /// Files by name; the first is the main one in reports.
+    /// Files by name, text or JSONL with fields `text`; the first is the main one in reports.
     pub texts: IndexMap<String, PathBuf>,
     /// Tokens a chunk.
     #[serde(default = "defaults::ctx")]

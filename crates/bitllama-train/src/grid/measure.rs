@@ -14,6 +14,7 @@ use indexmap::IndexMap;
 
 use super::config::Eval;
 use super::results;
+use crate::data::documents::whole;
 use crate::evaluate::Scored;
 use crate::models;
 
@@ -47,7 +48,7 @@ impl Reference {
         let (mut texts, mut perplexities) = (IndexMap::new(), IndexMap::new());
         for (text, path) in &eval.texts {
             let at = || format!("{}", path.display());
-            let tokens = encode(tokenizer, bos, &fs::read_to_string(path).with_context(at)?)?;
+            let tokens = encode(tokenizer, bos, &whole(path)?)?;
             let result = perplexity(&mut model, &tokens, options, |_| ()).with_context(at)?;
             perplexities.insert(text.clone(), result);
             texts.insert(text.clone(), tokens);

@@ -102,13 +102,15 @@ fn made_with(folder: &Path) -> Result<Option<Recipe>> {
     if path.is_file() { load::load(&path, &[]).map(Some) } else { Ok(None) }
 }
 
-/// All of a recipe that its figures depend on; caches may come and go with other runs of the grid.
+/// All of a recipe that its figures depend on; folders may be moved, and caches come and go with other runs of the grid.
 fn comparable(recipe: &Recipe) -> Result<String> {
     let mut recipe = recipe.clone();
     if let Some(teacher) = &mut recipe.teacher {
         teacher.cache = None;
     }
     recipe.quant.cache = None;
+    recipe.output.clear();
+    recipe.data.cache.clear();
     Ok(toml::to_string(&recipe)?)
 }
 
