@@ -114,7 +114,10 @@ fn a_killed_grid_goes_on_inside_of_its_runs() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(figures(&folder.path().join("killed")), expected);
 
-    // A finished grid has nothing to do, and another recipe is not mixed with what is there.
+    // A finished grid has nothing to do, not even without what was trained, and another recipe is not mixed with what is there.
+    for run in ["int4/distill/seed-0", "int4/distill/seed-1", "int4/rtn/seed-0"] {
+        fs::remove_dir_all(folder.path().join("killed").join(run).join("artifact")).unwrap();
+    }
     let listed = train(&["grid", "--config", killed.to_str().unwrap(), "--dry-run"]).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap().matches(": finished").count(), 5);
     let other = "\"bits.embed_tokens\" = \"f32\", \"train.lr\" = 1e-9";
@@ -122,6 +125,9 @@ fn a_killed_grid_goes_on_inside_of_its_runs() {
     let output = train(&["grid", "--config", killed.to_str().unwrap(), "--only", "int4/*"]).output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && table.contains("f32/distill/seed-0: "), "{table}");
+    assert!(
+        figures(&folder.path().join("killed")).iter().eq(expected.iter().filter(|(name, _)| name.contains("int4")))
+    );
     write(folder.path(), "killed", |text| text.replace("\"train.batch_size\" = 2", "\"train.batch_size\" = 3"));
     let listed = train(&["grid", "--config", killed.to_str().unwrap(), "--dry-run"]).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap().matches("made with another recipe").count(), 5);

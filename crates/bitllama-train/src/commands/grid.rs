@@ -14,7 +14,7 @@ use crate::grid::cache::Shared;
 use crate::grid::child::{self, Ended};
 use crate::grid::config::{Grid, Planned};
 use crate::grid::measure::Reference;
-use crate::grid::results::{Other, Results, Teacher, machine};
+use crate::grid::results::{Other, Results, Teacher, machines};
 use crate::grid::run::{self, Stage};
 use crate::grid::schedule::{self, Task};
 use crate::grid::{others, report};
@@ -195,7 +195,7 @@ fn results(
     Results {
         title: grid.title.clone().unwrap_or_else(|| stem.into_owned()),
         date: OffsetDateTime::now_utc().date().to_string(),
-        machine: machine(),
+        machine: machines(&cells),
         revision: Some(env!("GIT_REVISION").to_string()).filter(|revision| !revision.is_empty()),
         command: format!("bitllama-train grid --config {}", args.config.display()),
         teacher,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use bitllama_runtime::evaluate::{Comparison, Perplexity};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 use serde::{Deserialize, Serialize};
 
 /// All of a grid: `results.json`.
@@ -13,7 +13,7 @@ pub struct Results {
     pub title: String,
     /// When the report was made, `2026-11-23`, UTC.
     pub date: String,
-    /// Processor, threads and memory.
+    /// Processor, threads and memory; of all machines that cells were timed on.
     pub machine: String,
     /// Of the code, if known.
     pub revision: Option<String>,
@@ -59,7 +59,10 @@ pub struct Cell {
     pub artifact_bytes: u64,
     /// The artifact as the runtime computes it, beside the teacher, by text.
     pub texts: IndexMap<String, Comparison>,
-    /// How fast the runtime is with it here.
+    /// Where it was timed.
+    #[serde(default)]
+    pub machine: String,
+    /// How fast the runtime is with it there.
     pub speed: Speed,
     /// What it took to make it.
     pub training: Training,
@@ -118,6 +121,13 @@ pub struct Other {
     pub prompt_tokens_per_second: Option<f64>,
     /// Tokens a second one after the other.
     pub decode_tokens_per_second: Option<f64>,
+}
+
+/// All machines that cells were timed on, or this one if there are none.
+pub fn machines(cells: &[Cell]) -> String {
+    let known = cells.iter().map(|cell| cell.machine.as_str()).filter(|machine| !machine.is_empty());
+    let distinct: IndexSet<&str> = known.collect();
+    if distinct.is_empty() { machine() } else { distinct.into_iter().collect::<Vec<_>>().join("; ") }
 }
 
 /// This machine: processor, cores, memory.

@@ -6,7 +6,9 @@
 //! | `spent.json` | [`Spent`], while it trains |
 //! | `result.json`, `artifact/` | of `distill`, when it has trained |
 //! | `texts.json` | the artifact on the grid's texts |
-//! | `speed.json` | its speed |
+//! | `speed.json` | its size and its speed, and on which machine |
+//!
+//! A report needs these files only, so what was trained may be removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use super::child::{self, Ended};
 use super::config::{Bench, Eval, Planned};
 use super::energy::Energy;
 use super::measure::{Reference, bytes_of};
-use super::results::{Cell, Speed, Training};
+use super::results::{Cell, Speed, Training, machine};
 use crate::commands::outcome::Outcome;
 use crate::monitor::Metrics;
 use crate::recipe::{Recipe, load};
@@ -43,6 +45,15 @@ pub struct OnTexts {
     chunks: Option<usize>,
     /// By the names of the texts.
     pub texts: indexmap::IndexMap<String, bitllama_runtime::evaluate::Comparison>,
+}
+
+/// `speed.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Timed {
+    machine: String,
+    artifact_bytes: u64,
+    #[serde(flatten)]
+    speed: Speed,
 }
 
 /// How far a run is.
@@ -87,7 +98,7 @@ pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
     if !of_texts.is_some_and(|found| found.is_of(eval)) {
         return Ok(Stage::Trained);
     }
-    Ok(if read::<Speed>(folder, "speed.json").is_none() { Stage::Evaluated } else { Stage::Finished })
+    Ok(if read::<Timed>(folder, "speed.json").is_none() { Stage::Evaluated } else { Stage::Finished })
 }
 
 impl OnTexts {
@@ -191,7 +202,8 @@ pub fn time(planned: &Planned, bench: &Bench) -> Result<Ended> {
     let ended = child::run(&args, None, |_| ())?;
     if let Ended::Done(output) = &ended {
         let speed: Speed = serde_json::from_str(output.trim()).context("what `speed` printed")?;
-        write(folder(planned), "speed.json", &speed)?;
+        let timed = Timed { machine: machine(), artifact_bytes: bytes_of(&artifact(planned))?, speed };
+        write(folder(planned), "speed.json", &timed)?;
     }
     Ok(ended)
 }
@@ -205,7 +217,8 @@ pub fn cell(planned: &Planned) -> Result<Cell> {
     let missing = |name: &str| format!("{}: missing or damaged", folder.join(name).display());
     let outcome: Outcome = read(folder, "result.json").with_context(|| missing("result.json"))?;
     let OnTexts { texts, .. } = read(folder, "texts.json").with_context(|| missing("texts.json"))?;
-    let speed = read(folder, "speed.json").with_context(|| missing("speed.json"))?;
+    let timed = read(folder, "speed.json").with_context(|| missing("speed.json"))?;
+    let Timed { machine, artifact_bytes, speed } = timed;
     let Spent { seconds, joules } = spent(planned);
     let recipe = &planned.recipe;
     let tokens = (recipe.train.steps * recipe.tokens_per_step()) as u64;
@@ -214,8 +227,9 @@ pub fn cell(planned: &Planned) -> Result<Cell> {
         method: planned.method.clone(),
         seed: planned.seed,
         bits_per_weight: outcome.student.bits_per_weight,
-        artifact_bytes: bytes_of(&artifact(planned))?,
+        artifact_bytes,
         texts,
+        machine,
         speed,
         training: Training { steps: recipe.train.steps, tokens, seconds, joules },
     })

@@ -47,6 +47,8 @@ pub struct Line {
     tokens: Option<u64>,
     seconds: Option<f64>,
     joules: Option<f64>,
+    /// Where it was timed.
+    machine: Option<String>,
 }
 
 /// All of it: commas, quotes where needed.
@@ -123,6 +125,7 @@ fn of_cell(cell: &Cell, text: &str, found: &Comparison) -> Line {
         tokens: Some(cell.training.tokens),
         seconds: Some(cell.training.seconds),
         joules: cell.training.joules,
+        machine: Some(cell.machine.clone()),
     }
 }
 
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn by_the_rfc() {
+    fn names_are_quoted_where_needed() {
         let text = String::from_utf8(csv(&sample::hostile()).unwrap()).unwrap();
         assert!(text.starts_with("kind,scheme,method,seed,text,") && text.ends_with('\n'), "{text}");
         assert!(text.contains(r#","<b>a|b**, ""c""","#), "{text}");

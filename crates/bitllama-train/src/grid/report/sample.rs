@@ -64,6 +64,7 @@ fn cell(scheme: &str, method: &str, seed: u64, bits: f64, decode: f64, gap: f64)
         bits_per_weight: bits,
         artifact_bytes: (WEIGHTS * bits / 8.0) as u64 + 2_104_556,
         texts: TEXTS.iter().map(|(text, teacher)| (text.to_string(), comparison(*teacher, gap))).collect(),
+        machine: "AMD EPYC, 2 cores, 24 GiB, linux".into(),
         speed: Speed {
             prompt: 5.1 * decode * noise(0.05),
             decode: decode * noise(0.05),
