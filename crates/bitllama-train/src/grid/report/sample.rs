@@ -49,6 +49,13 @@ fn comparison(teacher: f64, gap: f64) -> Comparison {
         mean_delta_p_error: 0.001,
         same_top,
         same_top_error: 0.003,
+        // Chunks differ far more than what a student makes of each of them.
+        chunk_nll: (0..96u32)
+            .map(|chunk| {
+                let chunk = chunk as f64;
+                teacher.ln() + 0.3 * (2.4 * chunk).sin() + gap * (1.0 + 0.1 * (1.7 * chunk).cos())
+            })
+            .collect(),
     }
 }
 
@@ -153,7 +160,7 @@ pub fn hostile() -> Results {
     for cell in results.cells.iter_mut().take(3) {
         cell.scheme = hostile.into();
         cell.method = "'m' & [x](y) `z`".into();
-        cell.texts = cell.texts.iter().map(|(text, found)| (format!("{text}|<b>"), *found)).collect();
+        cell.texts = cell.texts.iter().map(|(text, found)| (format!("{text}|<b>"), found.clone())).collect();
     }
     results.others[0].model = hostile.into();
     results.others[0].tool = "<script>".into();
