@@ -1,7 +1,7 @@
 //! `report.html`: one file, without scripts or anything from elsewhere.
 
 use super::pareto::Trade;
-use super::table::{self, BEST, Kind, NAMES, SPREADS, Table};
+use super::table::{self, BEHIND, BEST, Kind, NAMES, SPREADS, Table};
 use super::view::View;
 use super::words::{gaps, words};
 use crate::grid::results::Results;
@@ -43,6 +43,11 @@ pub fn html(results: &Results, view: &View, plots: &[(&str, Trade, String)]) -> 
                 out += &format!("<figure>\n{svg}</figure>\n");
             }
         }
+    }
+    let ranks = table::by_rank(view);
+    if !ranks.rows.is_empty() {
+        out += &format!("<h2>Methods by rank</h2>\n{}", written(&ranks));
+        out += &format!("<p class=\"note\">Behind the best: {}</p>\n", escape(BEHIND));
     }
     for text in &view.texts {
         let details = table::details(view, text);

@@ -1,7 +1,7 @@
 //! `report.md`.
 
 use super::pareto::TRADES;
-use super::table::{self, BEST, NAMES, SPREADS, Table};
+use super::table::{self, BEHIND, BEST, NAMES, SPREADS, Table};
 use super::view::View;
 use super::words::{gaps, words};
 use crate::grid::results::Results;
@@ -34,6 +34,10 @@ pub fn markdown(results: &Results, view: &View) -> String {
         for trade in TRADES {
             out += &format!("\n![{}]({}.svg)\n", trade.title(), trade.file);
         }
+    }
+    let ranks = table::by_rank(view);
+    if !ranks.rows.is_empty() {
+        out += &format!("\n## Methods by rank\n\n{}\nBehind the best: {BEHIND}\n", written(&ranks));
     }
     for text in &view.texts {
         let details = table::details(view, text);
@@ -115,7 +119,7 @@ mod tests {
             assert!(lines[1].starts_with("| --- | --- | ---: |"), "{}", lines[1]);
             tables += 1;
         }
-        assert_eq!(tables, 4);
+        assert_eq!(tables, 5);
         assert!(text.contains("](perplexity-bits.svg)") && text.contains("## Cells failed"));
     }
 

@@ -8,6 +8,7 @@ mod lines;
 mod markdown;
 mod pareto;
 mod plot;
+mod ranking;
 #[cfg(test)]
 mod sample;
 mod table;

@@ -1,6 +1,7 @@
 //! The tables of the report, for whatever writes them out.
 
 use super::format::{bytes, count, duration, figure, number, percent};
+use super::ranking::ranking;
 use super::view::{Entry, OnText, View};
 
 /// A table of plain text, nothing escaped.
@@ -80,6 +81,39 @@ pub fn main(view: &View) -> Table {
         items
     };
     table(view, columns, row)
+}
+
+/// What [`by_rank`] says of itself.
+pub const BEHIND: &str = "how far a perplexity lies above the best one of its scheme, ± its standard error: from the differences in \
+the same chunks of the text, and from the scatter over seeds where a method of the scheme has several. Below twice the error two \
+methods cannot be told apart.";
+
+/// The methods of each scheme by their perplexity on the first text, for schemes with two or more.
+pub fn by_rank(view: &View) -> Table {
+    let mut columns = names();
+    columns.push("seeds".into());
+    for text in &view.texts {
+        columns.extend([format!("perplexity, {text}"), format!("behind the best, %, {text}")]);
+    }
+    let mut rows = Vec::new();
+    for scheme in view.schemes() {
+        let places: Vec<_> = view.texts.iter().map(|text| ranking(view, scheme, text)).collect();
+        let Some(first) = places.first().filter(|first| first.len() > 1) else { continue };
+        for (index, entry) in first.iter().map(|place| place.entry).enumerate() {
+            let mut items =
+                [&entry.scheme, &entry.method, &entry.seeds.to_string()].map(|text| item(text.clone())).to_vec();
+            for (text, places) in view.texts.iter().zip(&places) {
+                let behind = places.iter().find(|place| place.entry == entry).and_then(|place| place.behind);
+                items.push(Item {
+                    text: on_text(entry, text, |on_text| Some(figure(on_text.perplexity))),
+                    best: is_best(view, entry, text),
+                });
+                items.push(item(behind.map_or(NONE.into(), percent)));
+            }
+            rows.push(Row { kind: if index == 0 { Kind::Scheme } else { Kind::Method }, items });
+        }
+    }
+    Table { columns, rows }
 }
 
 /// How far from the teacher on one text: the distribution of the divergence, and differences in probability.
@@ -183,7 +217,7 @@ mod tests {
     #[test]
     fn every_row_has_every_column() {
         let view = View::new(&sample::results());
-        for table in [main(&view), details(&view, "wikitext-2"), costs(&view)] {
+        for table in [main(&view), by_rank(&view), details(&view, "wikitext-2"), costs(&view)] {
             assert!(table.rows.len() > 20);
             assert!(table.rows.iter().all(|row| row.items.len() == table.columns.len()));
         }
@@ -192,8 +226,22 @@ mod tests {
     }
 
     #[test]
+    fn the_best_is_first_and_schemes_with_one_method_have_no_rank() {
+        let view = View::new(&sample::results());
+        let table = by_rank(&view);
+        for (index, row) in table.rows.iter().enumerate() {
+            assert_ne!(row.items[0].text, "f32");
+            assert_eq!(
+                (row.kind == Kind::Scheme, row.items[4].text == NONE),
+                (row.items[3].best, row.items[3].best),
+                "{index}"
+            );
+        }
+    }
+
+    #[test]
     fn of_an_empty_grid_the_teacher_stays() {
-        let table = main(&View::new(&sample::empty()));
-        assert_eq!(table.rows.len(), 1);
+        let view = View::new(&sample::empty());
+        assert_eq!((main(&view).rows.len(), by_rank(&view).rows.len()), (1, 0));
     }
 }

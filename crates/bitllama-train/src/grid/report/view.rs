@@ -59,6 +59,17 @@ pub struct OnText {
     pub mean_delta_p: Option<Figure>,
     /// Of the divergence over positions, each the mean of the runs.
     pub percentiles: Option<Percentiles>,
+    /// Mean negative log likelihood of a run, nats, by seed; empty of what is no run of the grid.
+    pub nll: Vec<f64>,
+    /// The same by chunk, the mean of the runs; empty where it is not known.
+    pub chunk_nll: Vec<f64>,
+}
+
+impl Entry {
+    /// Whether it depends on a seed.
+    pub fn trained(&self) -> bool {
+        self.cost.is_some_and(|cost| cost.steps > 0.0)
+    }
 }
 
 /// What a cell took to make.
@@ -184,6 +195,8 @@ fn of_teacher(teacher: &Teacher) -> Entry {
         rms_delta_p: None,
         mean_delta_p: None,
         percentiles: None,
+        nll: vec![],
+        chunk_nll: vec![],
     };
     Entry {
         scheme: "teacher".into(),
@@ -251,7 +264,18 @@ fn of_comparisons(runs: &[&Comparison]) -> Option<OnText> {
             p99_9: percentile(&|kld| kld.p99_9)?,
             max: percentile(&|kld| kld.max)?,
         }),
+        nll: runs.iter().map(|run| run.student.nll).collect(),
+        chunk_nll: by_chunk(runs),
     })
+}
+
+/// The mean over runs; empty if one of them does not have the same chunks.
+fn by_chunk(runs: &[&Comparison]) -> Vec<f64> {
+    let chunks = runs.first().map_or(0, |run| run.chunk_nll.len());
+    if runs.iter().any(|run| run.chunk_nll.len() != chunks) {
+        return vec![];
+    }
+    (0..chunks).filter_map(|chunk| mean(runs.iter().map(|run| run.chunk_nll[chunk]))).collect()
 }
 
 /// Of one model; its size and speed stand in each of its lines, those of the first count.
@@ -264,6 +288,8 @@ fn of_other(model: String, tool: String, lines: &[&Other]) -> Option<Entry> {
         rms_delta_p: line.rms_delta_p.map(|delta| Figure::new(delta, None)),
         mean_delta_p: None,
         percentiles: None,
+        nll: vec![],
+        chunk_nll: vec![],
     };
     let speed = |value: &dyn Fn(&Other) -> Option<f64>| {
         lines.iter().find_map(|line| value(line)).map(|rate| Figure::new(rate, None))

@@ -2,6 +2,7 @@
 
 use super::format::{above, bytes, count, duration, figure, number, percent, plain, short};
 use super::pareto::{Measure, Point, TRADES, Trade};
+use super::ranking::ranking;
 use super::view::{Entry, Figure, View};
 use crate::grid::results::Results;
 
@@ -37,8 +38,8 @@ pub fn gaps(results: &Results) -> Vec<(&'static str, Vec<String>)> {
 
 /// The best method of a scheme, what it gives and what it costs.
 fn scheme(view: &View, name: &str, text: &str) -> Option<String> {
-    let ranked = view.ranked(name, text);
-    let best = ranked.first()?;
+    let ranked = ranking(view, name, text);
+    let best = ranked.first()?.entry;
     let perplexity = perplexity(best, text)?;
     let mut out = match ranked.len() {
         1 => format!("{} (no other method was measured)", best.method),
@@ -58,17 +59,15 @@ fn scheme(view: &View, name: &str, text: &str) -> Option<String> {
         false => format!(", made in {} without training", duration(cost.seconds)),
     });
     out += ".";
-    if let Some((next, figure_of_next)) = ranked.get(1).and_then(|next| Some((next, self::perplexity(next, text)?))) {
-        let more = 100.0 * (figure_of_next.value / perplexity.value - 1.0);
-        let spread = perplexity.spread.unwrap_or(0.0).hypot(figure_of_next.spread.unwrap_or(0.0));
-        let clear = figure_of_next.value - perplexity.value > spread;
-        let by = if more < 1000.0 { format!("{} % more", short(more)) } else { "far more".into() };
-        out += &format!(
-            " Next is {} with {}, {by}{}.",
-            next.method,
-            figure(figure_of_next),
-            if clear { "" } else { ", which is within the spread of the two" }
-        );
+    if let Some((next, behind)) = ranked.get(1).and_then(|next| Some((next, next.behind?))) {
+        let more =
+            if behind.value < 10.0 { format!("{} % more", short(100.0 * behind.value)) } else { "far more".into() };
+        let doubt = match next.is_clear() {
+            Some(false) => ", which is within twice the error of the difference",
+            _ => "",
+        };
+        let own = self::perplexity(next.entry, text).map_or(String::new(), |own| format!(" with {}", figure(own)));
+        out += &format!(" Next is {}{own}, {more}{doubt}.", next.entry.method);
     }
     for other in &view.texts[1..] {
         if let Some(best_there) = view.ranked(name, other).first().filter(|there| there.method != best.method) {
