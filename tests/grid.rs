@@ -156,6 +156,8 @@ fn what_is_wrong_with_a_grid_is_said_in_one_line() {
         ("seeds = [0, 1]", "sedes = [0, 1]", ":4: unknown key `sedes`; did you mean `seeds`"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "must be different"),
         ("methods = [\"distill\"]", "methods = [\"distil\"]", "names a method `distil` that is not there"),
+        ("methods = [\"distill\"]", "seeds.distil = [0]", "names a method `distil` that is not there"),
+        ("methods = [\"distill\"]", "seeds.distill = []", "must be different, and at least one"),
         ("[schemes.int4]", "[schemes.\"../int4\"]", "part of a folder's name"),
         ("\"train.steps\" = 40", "output = \"x\"", "`output` is set by the grid itself"),
         ("\"train.steps\" = 40", "\"train.stesp\" = 40", "did you mean `steps`"),
@@ -170,4 +172,16 @@ fn what_is_wrong_with_a_grid_is_said_in_one_line() {
     let grid = write(folder.path(), "grid", |text| text);
     let args = ["grid", "--config", grid.to_str().unwrap(), "--only", "int5/*"];
     assert!(failure(&train(&args).output().unwrap()).contains("no run has such a name"));
+}
+
+#[test]
+fn seeds_of_a_method_are_those_beside_the_scheme_if_it_names_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let changed = |text: String| text.replace("with.rtn", "seeds.distill = [7]\nwith.rtn");
+    let grid = write(folder.path(), "grid", changed);
+    let listed = train(&["grid", "--config", grid.to_str().unwrap(), "--dry-run"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let runs: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": to be trained")).collect();
+    let expected = ["int4/rtn/seed-0", "int4/distill/seed-7", "f32/distill/seed-0", "f32/distill/seed-1"];
+    assert_eq!(runs, expected);
 }

@@ -65,8 +65,8 @@ pub fn streaming_bytes() -> usize {
     }
 }
 
-/// Bytes that the system can give without swapping.
-fn available_memory() -> Option<usize> {
+/// Bytes that the system can give without swapping, where Linux tells.
+pub fn available_memory() -> Option<usize> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim_end().parse::<usize>().ok()? << 10)

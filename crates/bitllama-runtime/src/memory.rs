@@ -1,6 +1,8 @@
-//! How much memory this process had at most, where Linux tells.
+//! How much memory there is, and how much this process had at most, where Linux tells.
 
 use std::fs;
+
+pub use bitllama_kernels::bandwidth::available_memory as available;
 
 /// The most memory that this process had since its start or [`reset_peak`], in bytes.
 pub fn peak() -> Option<u64> {

@@ -1,6 +1,7 @@
 //! Burn models behind the evaluation of [`bitllama_runtime::evaluate`], so that perplexity and divergence are
 //! computed by the same code whatever runs the model.
 
+use std::collections::HashMap;
 use std::error::Error;
 
 use bitllama_nn::linear::{Precision, set_precision};
@@ -8,6 +9,8 @@ use bitllama_nn::{Llama, Mask};
 use bitllama_runtime::evaluate::LogitModel;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+
+type Logits = Result<Vec<f32>, Box<dyn Error + Send + Sync>>;
 
 /// A Burn model without gradients, fake-quantized weights rounded once for all contexts.
 pub struct Scored {
@@ -29,10 +32,57 @@ impl LogitModel for Scored {
         self.llama.config.vocab_size
     }
 
-    fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
-        let seq = tokens.len();
-        let logits = self.llama.forward(token_tensor(tokens, 1, &self.device), &Mask::causal(1, seq, &self.device));
+    fn logits(&mut self, tokens: &[u32]) -> Logits {
+        self.logits_from(tokens, 0)
+    }
+
+    fn logits_from(&mut self, tokens: &[u32], first: usize) -> Logits {
+        let (seq, device) = (tokens.len(), &self.device);
+        let (ids, mask) = (token_tensor(tokens, 1, device), Mask::causal(1, seq, device));
+        let (hidden, head) = self.llama.forward_observed(ids, &mask, &mut |_, _, _| ());
+        let logits = head.logits(hidden.slice([0..1, first..seq]));
         Ok(logits.into_data_as::<f32>().try_into_vec()?)
+    }
+}
+
+/// A model that is asked for the same contexts again, as a teacher is for each of its students: keeps its logits as long as there
+/// is room for them.
+pub struct Remembering<M> {
+    model: M,
+    /// By context and first position.
+    known: HashMap<(Vec<u32>, usize), Vec<f32>>,
+    /// Bytes.
+    room: usize,
+}
+
+impl<M: LogitModel> Remembering<M> {
+    /// Keeps `room` bytes of logits at most.
+    pub fn new(model: M, room: usize) -> Self {
+        Self { model, known: HashMap::new(), room }
+    }
+}
+
+impl<M: LogitModel> LogitModel for Remembering<M> {
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Logits {
+        self.logits_from(tokens, 0)
+    }
+
+    fn logits_from(&mut self, tokens: &[u32], first: usize) -> Logits {
+        let context = (tokens.to_vec(), first);
+        if let Some(logits) = self.known.get(&context) {
+            return Ok(logits.clone());
+        }
+        let logits = self.model.logits_from(tokens, first)?;
+        let bytes = size_of_val(logits.as_slice());
+        if bytes <= self.room {
+            self.room -= bytes;
+            self.known.insert(context, logits.clone());
+        }
+        Ok(logits)
     }
 }
 
@@ -40,4 +90,37 @@ impl LogitModel for Scored {
 pub fn token_tensor(tokens: &[u32], rows: usize, device: &Device) -> Tensor<2, Int> {
     let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
     Tensor::from_data(TensorData::new(ids, [rows, tokens.len() / rows]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts how often it is asked; its logits are the tokens.
+    struct Counting(usize);
+
+    impl LogitModel for Counting {
+        fn vocab_size(&self) -> usize {
+            1
+        }
+
+        fn logits(&mut self, tokens: &[u32]) -> Logits {
+            self.0 += 1;
+            Ok(tokens.iter().map(|token| *token as f32).collect())
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_not_computed_again() {
+        // Room for five logits.
+        let mut model = Remembering::new(Counting(0), 20);
+        for _ in 0..3 {
+            assert_eq!(model.logits_from(&[1, 2, 3], 1).unwrap(), [2.0, 3.0]);
+            assert_eq!(model.logits(&[1, 2, 3]).unwrap(), [1.0, 2.0, 3.0]);
+        }
+        assert_eq!(model.model.0, 2);
+        // No room for these.
+        assert_eq!(model.logits(&[4]).unwrap(), model.logits(&[4]).unwrap());
+        assert_eq!(model.model.0, 4);
+    }
 }

@@ -14,6 +14,7 @@
 //! [schemes.f32]
 //! set = { "bits.*" = "f32" }
 //! methods = ["ce"]                       # all of them if absent
+//! seeds.ce = [0]                         # beside this scheme, those of the method if absent
 //!
 //! [methods.rtn]
 //! set = { "train.steps" = 0 }            # rounded, not trained
@@ -84,6 +85,8 @@ struct Scheme {
     methods: Option<Vec<String>>,
     #[serde(default)]
     with: IndexMap<String, Sets>,
+    #[serde(default)]
+    seeds: IndexMap<String, Vec<u64>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -183,7 +186,7 @@ impl Grid {
             ensure!(fits, "`{name}` is to be part of a folder's name: letters, digits, `.`, `_` and `-` only");
         }
         for (name, scheme) in &self.schemes {
-            let named = scheme.methods.iter().flatten().chain(scheme.with.keys());
+            let named = scheme.methods.iter().flatten().chain(scheme.with.keys()).chain(scheme.seeds.keys());
             for method in named {
                 ensure!(
                     self.methods.contains_key(method),
@@ -192,7 +195,8 @@ impl Grid {
             }
         }
         let of_methods = self.methods.values().filter_map(|method| method.seeds.as_ref());
-        for seeds in of_methods.chain([&self.seeds]) {
+        let of_schemes = self.schemes.values().flat_map(|scheme| scheme.seeds.values());
+        for seeds in of_methods.chain(of_schemes).chain([&self.seeds]) {
             let different: BTreeSet<_> = seeds.iter().collect();
             ensure!(!seeds.is_empty() && different.len() == seeds.len(), "`seeds` must be different, and at least one");
         }
@@ -220,7 +224,8 @@ impl Grid {
                         bail!("`{key}` is set by the grid itself, not by `set` ({scheme_name}, {method_name})");
                     }
                 }
-                for seed in method.seeds.as_ref().unwrap_or(&self.seeds) {
+                let seeds = scheme.seeds.get(method_name).or(method.seeds.as_ref());
+                for seed in seeds.unwrap_or(&self.seeds) {
                     all.push(self.planned([scheme_name, method_name], *seed, &changed)?);
                 }
             }

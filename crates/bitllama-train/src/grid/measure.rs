@@ -8,6 +8,7 @@ use bitllama_core::weights::parameter_count;
 use bitllama_formats::Artifact;
 use bitllama_runtime::Decoder;
 use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, compare, perplexity};
+use bitllama_runtime::memory;
 use bitllama_runtime::text::{encode, own_bos};
 use burn::tensor::Device;
 use indexmap::IndexMap;
@@ -15,12 +16,12 @@ use indexmap::IndexMap;
 use super::config::Eval;
 use super::results;
 use crate::data::documents::whole;
-use crate::evaluate::Scored;
+use crate::evaluate::{Remembering, Scored};
 use crate::models;
 
-/// The teacher with the texts, ready to be compared with.
+/// The teacher with the texts, ready to be compared with. Its logits are kept, up to a quarter of the memory that is free.
 pub struct Reference {
-    model: Scored,
+    model: Remembering<Scored>,
     /// Tokens of each text.
     texts: IndexMap<String, Vec<u32>>,
     options: Options,
@@ -44,7 +45,8 @@ impl Reference {
         );
         let bos = own_bos(tokenizer, config.bos_token_id)?;
         let options = Options { ctx: eval.ctx, chunks: eval.chunks, bos };
-        let mut model = Scored::new(&loaded.llama, device);
+        let room = memory::available().map_or(0, |bytes| bytes / 4);
+        let mut model = Remembering::new(Scored::new(&loaded.llama, device), room);
         let (mut texts, mut perplexities) = (IndexMap::new(), IndexMap::new());
         for (text, path) in &eval.texts {
             let at = || format!("{}", path.display());
