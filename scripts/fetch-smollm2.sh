@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, the teacher of recipes/smollm2-135m-ternary.toml.
+# Fetches SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, the teacher of recipes/smollm2-135m-*.toml.
 #
 #   scripts/fetch-smollm2.sh [DIR]        default DIR: models/smollm2-135m-instruct
 #

@@ -2,7 +2,7 @@
 """What a training step costs by itself, with a cached teacher, and with the teacher in memory.
 
     cargo build --release -p bitllama-train
-    python3 experiments/methods/cached_teacher.py recipes/smollm2-135m-ternary.toml [--steps 6] [--rounds 2]
+    python3 experiments/methods/cached_teacher.py experiments/smollm2-ternary-30.toml [--steps 6] [--rounds 2]
 
 Runs the recipe's first steps by turns with `distill.alpha = 1` (cross-entropy alone: the student's own step), with
 `teacher.cache`, and with the teacher; prints medians of the seconds of a step, the first of each run left out.

@@ -6,7 +6,7 @@
     .venv/bin/python experiments/peers/training_step.py [--rounds 3] [--steps 5] [--out FILE.md]
 
 The step is the same on both sides: SmolLM2-135M, 4 rows of 256 tokens, ternary layers with one scale a row, teacher
-forward, full-vocabulary KL and cross-entropy, AdamW. Ours is `recipes/smollm2-135m-ternary.toml`, with real weights,
+forward, full-vocabulary KL and cross-entropy, AdamW. Ours is `experiments/smollm2-ternary-30.toml`, with real weights,
 the embedding left in full precision as on PyTorch's side. Each of `--ours` is a list of overrides with commas between,
 `--set` one for all of them. Each measurement is a process of its own; ratios are taken within a round, and their medians
 printed: machines change their speed from minute to minute.
@@ -48,7 +48,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=5)
-    p.add_argument("--config", default="recipes/smollm2-135m-ternary.toml")
+    p.add_argument("--config", default="experiments/smollm2-ternary-30.toml")
     p.add_argument("--set", action="append", default=["bits.embed_tokens=f32"], help="an override for all of our runs")
     p.add_argument("--ours", nargs="*", default=OURS)
     p.add_argument("--modes", nargs="*", default=PEERS, choices=PEERS)
