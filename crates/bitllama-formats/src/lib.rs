@@ -11,6 +11,7 @@
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
 //! | [`atomic`] | files and folders that exist whole or not at all |
+//! | [`output`] | what this program may replace or remove, and who is writing it |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
 
@@ -24,6 +25,7 @@ pub mod hub;
 mod map;
 pub mod model;
 pub mod npz;
+pub mod output;
 pub mod scales;
 pub mod vectors;
 

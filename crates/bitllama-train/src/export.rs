@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use bitllama_core::weights::specs;
 use bitllama_formats::artifact::{self, Layout};
+use bitllama_formats::output::Kind;
 use bitllama_formats::{Error, StoredWeight, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
@@ -40,8 +41,7 @@ pub fn export(
 /// # Errors
 /// A folder that cannot be written, or holds other things; a weight that `dtype` cannot hold.
 pub fn save_hf(path: &Path, llama: &Llama, tokenizer: &Tokenizer, dtype: hf::Dtype) -> Result<()> {
-    atomic::refuse_foreign(path, hf::CONFIG)?;
-    Ok(atomic::write_folder(path, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
+    Ok(atomic::write_folder(path, Kind::Model, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
 }
 
 /// As [`save_hf`], into a folder that exists.

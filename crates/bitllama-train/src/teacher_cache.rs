@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_formats::atomic;
+use bitllama_formats::output::{Growing, Kind};
 use bitllama_runtime::evaluate::Perplexity;
 use clap::ValueEnum;
 use half::f16;
@@ -152,13 +152,13 @@ impl Index {
         Ok(Some(index))
     }
 
-    /// Writes the index of a folder.
+    /// Writes the index of a folder that exists.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
-        Ok(atomic::write_bytes(&folder.join(INDEX), format!("{:#}\n", serde_json::to_value(self)?).as_bytes())?)
+        let text = format!("{:#}\n", serde_json::to_value(self)?);
+        Ok(Growing::new(folder, Kind::TeacherCache).write(INDEX, text.as_bytes())?)
     }
 
     /// Whether the folder has a shard, whole.
@@ -183,12 +183,17 @@ impl Index {
             }
         }
         bytes.extend(positions.flat_map(|position| position[self.top_k].to_le_bytes()));
-        Ok(atomic::write_bytes(&shard_path(folder, shard), &bytes)?)
+        Ok(Growing::new(folder, Kind::TeacherCache).rewrite(&shard_name(shard), &bytes)?)
     }
 }
 
-fn shard_path(folder: &Path, shard: usize) -> PathBuf {
-    folder.join(format!("rows-{shard:06}.bin"))
+/// The file of a shard.
+pub fn shard_path(folder: &Path, shard: usize) -> PathBuf {
+    folder.join(shard_name(shard))
+}
+
+fn shard_name(shard: usize) -> String {
+    format!("rows-{shard:06}.bin")
 }
 
 /// An open cache.

@@ -14,14 +14,15 @@ use tokenizers::Tokenizer;
 use super::forms::{Cells, FULL, Form, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
 use crate::npz::{self, Dtype, NpzWriter};
+use crate::output::Kind;
 use crate::{Error, Result, atomic};
 
 /// Writes an artifact folder, whole or not at all. `weights` yields every weight of `config`, in any order;
-/// `provenance` goes into the manifest under `provenance`. An artifact that stood there is replaced.
+/// `provenance` goes into the manifest under `provenance`. An artifact that this program wrote there is replaced.
 ///
 /// # Errors
 /// Those of `weights`; [`Error::Io`] if the disk refuses; [`Error::Invalid`] if a weight is missing, there twice or of
-/// another shape, or if `folder` holds files and is no artifact.
+/// another shape, or if `folder` holds anything else.
 pub fn write(
     folder: &Path,
     config: &ModelConfig,
@@ -52,8 +53,7 @@ pub fn write_trained(
         let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
         return Err(Error::invalid(folder, reason));
     }
-    atomic::refuse_foreign(folder, MANIFEST_FILE)?;
-    atomic::write_folder(folder, |temporary| {
+    atomic::write_folder(folder, Kind::Artifact, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);
         let mut entries = HashMap::new();
         atomic::write_file(&npz_path, |file| {

@@ -19,6 +19,7 @@ pub use config::{config_json, parse_config, read_config, write_config};
 #[cfg(feature = "hub")]
 pub(crate) use read::{is_file_name, shards};
 
+use crate::output::Kind;
 use crate::{Error, Model, Result, atomic};
 
 /// The architecture.
@@ -104,11 +105,11 @@ fn parse_tokenizer(bytes: &[u8]) -> Option<tokenizers::Result<Tokenizer>> {
     parsed.ok()
 }
 
-/// Writes a directory that [`open`] and `transformers` read; one that stood there is replaced, and on any error stays as
-/// it was.
+/// Writes a directory that [`open`] and `transformers` read; one that this program wrote there is replaced, and on any error
+/// stays as it was.
 ///
 /// # Errors
-/// Those of [`write_into`].
+/// Those of [`write_into`] and [`atomic::write_folder`].
 pub fn save(
     folder: &Path,
     config: &ModelConfig,
@@ -116,7 +117,7 @@ pub fn save(
     tokenizer: &Tokenizer,
     dtype: Dtype,
 ) -> Result<()> {
-    atomic::write_folder(folder, |temporary| write_into(temporary, config, weights, tokenizer, dtype))
+    atomic::write_folder(folder, Kind::Model, |temporary| write_into(temporary, config, weights, tokenizer, dtype))
 }
 
 /// Writes the files of a model into a folder that exists. Weights may come in any order and are held one at a time.

@@ -1,9 +1,10 @@
 //! `cache-teacher`: the teacher's likeliest tokens of a recipe's training rows, once and on disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_formats::output::{Growing, Kind, claim_growing};
 use bitllama_nn::{Llama, Mask, ops};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use bitllama_runtime::text::own_bos;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::identity::{files, protocol, rows};
+use super::outputs::{apart, caches};
 use super::prepare::sources;
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
@@ -20,7 +22,7 @@ use crate::data::{self, Split};
 use crate::evaluate::{Scored, token_tensor};
 use crate::models::to_device;
 use crate::recipe::Recipe;
-use crate::teacher_cache::{Dtype, Evaluation, INDEX, Index, Likeliest, TeacherCache, tokenizer_sha256};
+use crate::teacher_cache::{Dtype, Evaluation, INDEX, Index, Likeliest, TeacherCache, shard_path, tokenizer_sha256};
 use crate::training::divergence::TeacherSide;
 
 /// Store the teacher's likeliest tokens of a recipe's training rows, so that training needs no teacher in memory
@@ -57,6 +59,8 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{}: name the folder to write: `teacher.cache`", args.recipe.at())
     };
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
+    apart(&folder, &recipe, Some(&args.recipe.config))?;
+    let _claim = claim_growing(&folder, Kind::TeacherCache)?;
     let sources = sources(&recipe, None).with_context(at_recipe)?;
     let Some(teacher) = &sources.teacher else { bail!("{}: there is no `[teacher]`", args.recipe.at()) };
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
@@ -89,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
         teacher: files(teacher),
         evaluation: Evaluation { protocol: protocol(&recipe, &hashes), perplexity },
     };
-    let index = begun(&folder, index, args.overwrite)?;
+    let index = begun(&folder, index, args.overwrite, &kept(&recipe, &folder))?;
     index.write(&folder)?;
 
     let start = Instant::now();
@@ -117,17 +121,34 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The index to go on with in `folder`: the wished one, or that of the folder if it differs in having more rows only.
-fn begun(folder: &Path, wished: Index, overwrite: bool) -> Result<Index> {
-    bitllama_formats::atomic::refuse_foreign(folder, INDEX)?;
-    let Some(found) = Index::read(folder)? else { return Ok(wished) };
+/// Paths in `keep` are not the cache's.
+fn begun(folder: &Path, wished: Index, overwrite: bool, keep: &[PathBuf]) -> Result<Index> {
+    let files = Growing::new(folder, Kind::TeacherCache);
+    let Some(found) = Index::read(folder)? else {
+        return match files.foreign(keep)? {
+            Some(foreign) => Err(foreign.refusal("no cache is begun in its folder").into()),
+            None => Ok(wished),
+        };
+    };
     let rows = found.rows.max(wished.rows);
     if (Index { rows, ..found.clone() }) == (Index { rows, ..wished.clone() }) {
+        if !files.is_recorded() {
+            // Of version 0.1.0, which kept no record.
+            let shards = (0..found.shards()).filter(|shard| found.has_shard(folder, *shard));
+            let shards: Vec<PathBuf> = shards.map(|shard| shard_path(folder, shard)).collect();
+            files.adopt(&[&[INDEX.into()], &shards[..]].concat(), &[])?;
+        }
         return Ok(Index { rows, ..wished });
     }
     let at = folder.display();
     ensure!(overwrite, "{at}: holds a cache with other settings; `--overwrite` replaces it");
-    std::fs::remove_dir_all(folder).with_context(|| format!("{at}"))?;
+    files.clear(keep)?;
     Ok(wished)
+}
+
+/// Other caches of the recipe, should they lie in this one's folder.
+fn kept(recipe: &Recipe, folder: &Path) -> Vec<PathBuf> {
+    caches(recipe).into_iter().filter(|path| path != folder).collect()
 }
 
 fn likeliest(

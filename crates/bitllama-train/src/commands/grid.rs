@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_formats::output::{Kind, claim_growing};
 use globset::GlobBuilder;
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -72,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
     failed.iter().for_each(|(name, why)| eprintln!("{name} failed: {why}"));
     interrupt::listen()?;
-    std::fs::create_dir_all(&grid.output).with_context(|| format!("{}", grid.output.display()))?;
+    let _claim = claim_growing(&grid.output, Kind::Grid)?;
     let (model, device) = (teacher_of(&all).with_context(at_grid)?, bitllama_nn::device(&all[0].recipe.device)?);
     let start = Instant::now();
     let mut reference = Reference::open(model, &grid.eval, &device).with_context(at_grid)?;

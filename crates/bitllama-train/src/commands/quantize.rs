@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
 use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme};
+use bitllama_formats::output::{self, Kind};
 use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::text::{encode, own_bos};
@@ -23,7 +24,7 @@ pub struct Args {
     /// A Hugging Face directory, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// Folder to write; an artifact that is there is replaced
+    /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
     /// Bits of the matrices of all blocks
@@ -164,6 +165,9 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
     let device = bitllama_nn::device(&args.device)?;
     let model = models::open(&args.model)?;
+    let inputs = args.calibration.iter().map(|path| ("--calibration", &**path));
+    output::apart(&args.output, inputs.chain([("--model", &*model.path)]))?;
+    let _claim = output::claim_folder(&args.output, Kind::Artifact)?;
     let plan = plan(&args, &model.config)?;
 
     let mut rounded = match args.method.calibrates() {

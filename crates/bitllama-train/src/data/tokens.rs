@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
-use bitllama_formats::{Error as FormatError, atomic};
+use bitllama_formats::{Error as FormatError, atomic, output};
 use bitllama_runtime::text::own_bos;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,7 @@ impl Corpus {
     pub fn load(sources: &[PathBuf], options: &Data, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self> {
         let vocabulary = tokenizer.to_string(false).map_err(|e| anyhow!("the tokenizer cannot be hashed: {e}"))?;
         let (bos, eos) = (own_bos(tokenizer, config.bos_token_id)?, config.eos_token_ids.first().copied());
+        output::recover(&options.cache)?;
         let mut corpus = Corpus { shards: Vec::new(), documents: Vec::new(), hashes: Vec::new() };
         for file in documents::files(sources)? {
             let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
@@ -163,7 +164,7 @@ fn write_shard(
         bail!("{}: token {token} is outside the model's vocabulary of {vocab_size}", file.display());
     }
     ensure!(!tokens.is_empty(), "{}: no tokens in this file", file.display());
-    std::fs::create_dir_all(cache).with_context(|| format!("{}", cache.display()))?;
+    atomic::create_folders(cache)?;
     let tokens_file = cache.join(format!("{key}.tokens"));
     // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
     atomic::write_file(&tokens_file, |out| {

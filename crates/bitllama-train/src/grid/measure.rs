@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::Artifact;
+use bitllama_formats::output::RECORD;
 use bitllama_runtime::Decoder;
 use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, compare, perplexity};
 use bitllama_runtime::memory;
@@ -90,15 +91,16 @@ impl Reference {
     }
 }
 
-/// Bytes of the files in a folder.
+/// Bytes of the files in a folder, without the record of what was written.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn bytes_of(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
-        let meta = entry?.metadata()?;
-        bytes += if meta.is_file() { meta.len() } else { 0 };
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        bytes += if meta.is_file() && entry.file_name() != RECORD { meta.len() } else { 0 };
     }
     Ok(bytes)
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bitllama_formats::atomic;
+use bitllama_formats::output::{Growing, Kind};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ use super::results::{Cell, Speed, Training, machine};
 use crate::commands::outcome::Outcome;
 use crate::monitor::Metrics;
 use crate::recipe::{Recipe, load};
+
+/// The file of [`Spent`].
+pub const SPENT: &str = "spent.json";
 
 /// What training took so far, over all starts of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -130,12 +134,28 @@ fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
 }
 
 fn write(folder: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    Ok(atomic::write_bytes(&folder.join(name), format!("{:#}\n", serde_json::to_value(value)?).as_bytes())?)
+    let (files, text) = (Growing::new(folder, Kind::Run), format!("{:#}\n", serde_json::to_value(value)?));
+    if !files.is_recorded() {
+        // Of version 0.1.0, which kept no record.
+        let own: [(&str, bool); 3] = [
+            (SPENT, read::<Spent>(folder, SPENT).is_some()),
+            ("texts.json", read::<OnTexts>(folder, "texts.json").is_some()),
+            ("speed.json", read::<Timed>(folder, "speed.json").is_some()),
+        ];
+        let own: Vec<PathBuf> = own.iter().filter(|(_, is_own)| *is_own).map(|(name, _)| name.into()).collect();
+        files.adopt(&own, &[])?;
+    }
+    if name != SPENT {
+        return Ok(files.write(name, text.as_bytes())?);
+    }
+    // Written every few seconds: the record would grow without end.
+    files.log(name)?;
+    Ok(atomic::write_bytes(&folder.join(name), text.as_bytes())?)
 }
 
 /// What training took so far.
 pub fn spent(planned: &Planned) -> Spent {
-    read(folder(planned), "spent.json").unwrap_or_default()
+    read(folder(planned), SPENT).unwrap_or_default()
 }
 
 /// Trains a run to its end, or goes on with it; `progress` is told how many steps it has taken.
@@ -166,7 +186,7 @@ pub fn train(
         }
         let joules = Energy::now().zip(energy.as_ref()).and_then(|(now, start)| now.since(start));
         let joules = joules.map(|joules| joules + earlier.joules.unwrap_or_default());
-        write(folder, "spent.json", &Spent { seconds: earlier.seconds + start.elapsed().as_secs_f64(), joules })
+        write(folder, SPENT, &Spent { seconds: earlier.seconds + start.elapsed().as_secs_f64(), joules })
     };
     let (mut noted, mut failed) = (start, Ok(()));
     let ended = child::run(&args, threads, |line| {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bitllama_core::rounding::StoredScales;
-use bitllama_formats::{scales, vectors};
+use bitllama_formats::{atomic, output, scales, vectors};
 
 /// Weights and trained scales by name, as [`super::starts`] gives them.
 pub type Found = (HashMap<String, Vec<f32>>, StoredScales);
@@ -22,7 +22,8 @@ pub fn kept(path: &Path, find: impl FnOnce() -> Result<Found>) -> Result<Found> 
     }
     let (weights, scales) = find()?;
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        atomic::create_folders(folder)?;
+        output::recover(folder)?;
     }
     let weights_named = weights.iter().map(|(name, weight)| (name.clone(), &weight[..]));
     vectors::write(path, weights_named.chain(scales::named(&scales)))?;

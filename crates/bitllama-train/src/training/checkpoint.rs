@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
+use bitllama_formats::output::{self, Growing, Kind};
 use bitllama_formats::{Error as FormatError, atomic, hf, scales};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
@@ -96,7 +97,8 @@ impl CheckpointState {
     }
 }
 
-/// Writes a checkpoint and removes those that are neither among the newest that the recipe keeps nor the best.
+/// Writes a checkpoint and removes those that are neither among the newest that the recipe keeps nor the best. One that
+/// holds anything that this program did not write stays, under another name if it is in the way.
 ///
 /// # Errors
 /// If the disk does not take it; nothing half-written stays.
@@ -107,8 +109,15 @@ pub fn write(
     trainer: &Trainer,
     tokenizer: &Tokenizer,
 ) -> Result<PathBuf> {
-    let folder = checkpoints.join(format!("step-{:06}", state.step));
-    atomic::write_folder(&folder, |temporary| {
+    let name = format!("step-{:06}", state.step);
+    let folder = checkpoints.join(&name);
+    if let Some(run) = checkpoints.parent() {
+        Growing::new(run, Kind::Run).subfolder(&format!("{FOLDER}/{name}"))?;
+    }
+    if output::foreign(&folder, &[])?.is_some() {
+        output::set_aside(&folder)?;
+    }
+    atomic::write_folder(&folder, Kind::Checkpoint, |temporary| {
         write_hf_into(temporary, model, tokenizer, hf::Dtype::F32)?;
         scales::write(&temporary.join(SCALES), &Weights::of(model).scales())?;
         trainer.optimizers.save(temporary)?;
@@ -123,8 +132,8 @@ pub fn write(
     let all = list(checkpoints)?;
     let best = state.best.map(|best| best.step);
     for (step, old) in all.iter().rev().skip(trainer.recipe.train.keep_checkpoints) {
-        if Some(*step) != best {
-            fs::remove_dir_all(old).with_context(|| format!("{}", old.display()))?;
+        if Some(*step) != best && output::foreign(old, &[])?.is_none() {
+            output::remove_folder(old, Kind::Checkpoint)?;
         }
     }
     Ok(folder)
@@ -203,7 +212,10 @@ pub fn best(checkpoints: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// Checkpoints by step.
-fn list(checkpoints: &Path) -> Result<Vec<(usize, PathBuf)>> {
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn list(checkpoints: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let entries = match fs::read_dir(checkpoints) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

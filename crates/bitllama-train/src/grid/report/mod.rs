@@ -16,10 +16,11 @@ mod terminal;
 mod view;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_formats::atomic::write_bytes;
+use bitllama_formats::atomic;
+use bitllama_formats::output::{Growing, Kind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -38,12 +39,18 @@ pub const PAGE_FILE: &str = "report.html";
 /// is made if it is not there. Each file is whole or as it was, and all are made before the first is written.
 ///
 /// # Errors
-/// A folder that cannot be written.
+/// A folder that cannot be written, or in which a file of these names is not a report's.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
     let files = files(results)?;
-    std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+    atomic::create_folders(folder)?;
+    let growing = Growing::new(folder, Kind::Grid);
+    if !growing.is_recorded() && read(folder).is_ok() {
+        // Of version 0.1.0, which kept no record.
+        let own: Vec<PathBuf> = files.iter().map(|(name, _)| name.into()).collect();
+        growing.adopt(&own, &[])?;
+    }
     for (name, content) in files {
-        write_bytes(&folder.join(name), &content)?;
+        growing.write(&name, &content)?;
     }
     Ok(())
 }
@@ -132,6 +139,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                ".bitllama-record",
                 "kld-bytes.svg",
                 "perplexity-bits.svg",
                 "perplexity-speed.svg",
