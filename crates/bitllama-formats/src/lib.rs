@@ -10,6 +10,7 @@
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
+//! | [`version`] | versions of JSON files |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
@@ -26,6 +27,7 @@ pub mod model;
 pub mod npz;
 pub mod scales;
 pub mod vectors;
+pub mod version;
 
 pub use artifact::{Artifact, StoredWeight};
 pub use error::{Error, Result};
