@@ -10,6 +10,7 @@
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
+//! | [`version`] | versions of JSON files |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //! | [`output`] | what this program may replace or remove, and who is writing it |
 //!
@@ -28,6 +29,7 @@ pub mod npz;
 pub mod output;
 pub mod scales;
 pub mod vectors;
+pub mod version;
 
 pub use artifact::{Artifact, StoredWeight};
 pub use error::{Error, Result};

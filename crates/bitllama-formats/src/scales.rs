@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use bitllama_core::DenseMatrix;
 use bitllama_core::rounding::{Scales, StoredScales};
+use bitllama_core::{DenseMatrix, excerpt};
 
 use crate::{Error, Result, vectors};
 
@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<StoredScales> {
     let mut vectors = vectors::read(path)?;
     let scales = taken(&mut vectors);
     match vectors.keys().next() {
-        Some(key) => Err(Error::invalid(path, format!("`{key}` is neither scales nor zero points of any"))),
+        Some(key) => Err(Error::invalid(path, format!("`{}` is neither scales nor zero points of any", excerpt(key)))),
         None => Ok(scales),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use bitllama_core::excerpt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::{Error, Result, atomic};
@@ -34,7 +35,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut all = BTreeMap::new();
     for (name, view) in tensors.iter() {
         if view.dtype() != Dtype::F32 {
-            return Err(Error::invalid(path, format!("{name} is {:?}, not F32", view.dtype())));
+            return Err(Error::invalid(path, format!("{} is {:?}, not F32", excerpt(name), view.dtype())));
         }
         let data = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         all.insert(name.to_string(), data);

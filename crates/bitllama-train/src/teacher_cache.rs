@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_formats::output::{Growing, Kind};
+use bitllama_formats::version;
 use bitllama_runtime::evaluate::Perplexity;
 use clap::ValueEnum;
 use half::f16;
@@ -26,6 +27,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
+
+/// Version of the layout that this program writes, and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// No cache has so many rows, nor any other count of its index.
+pub const MAX_ROWS: usize = 1 << 31;
 
 /// The file that makes a folder a cache.
 pub const INDEX: &str = "index.json";
@@ -43,7 +49,7 @@ pub enum Dtype {
 /// What a cache holds, and of what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Index {
-    /// Of this layout: 1.
+    /// [`FORMAT_VERSION`].
     pub format_version: u32,
     /// Tokens of each position.
     pub top_k: usize,
@@ -125,6 +131,12 @@ impl Index {
         first..(first + self.rows_per_shard).min(self.rows)
     }
 
+    /// Bytes of the largest shard, if they can be counted.
+    fn checked_shard_bytes(&self) -> Option<usize> {
+        let per_token = self.top_k.checked_mul(self.token_bytes() + self.logarithm_bytes())?.checked_add(4)?;
+        self.rows_per_shard.min(self.rows).checked_mul(self.sequence_length)?.checked_mul(per_token)
+    }
+
     fn shard_bytes(&self, shard: usize) -> usize {
         self.rows_of(shard).len() * self.sequence_length * self.bytes_per_token()
     }
@@ -140,15 +152,19 @@ impl Index {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("{}", path.display())),
         };
-        let index: Self = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
-        let sound = index.format_version == 1
-            && index.top_k > 0
+        let json: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        version::check(&path, &json, FORMAT_VERSION)?;
+        let index: Self = serde_json::from_value(json).with_context(|| format!("{}", path.display()))?;
+        let sound = index.top_k > 0
             && index.top_k < index.vocab_size
             && index.sequence_length > 0
             && index.rows > 0
             && index.rows_per_shard > 0
-            && [index.vocab_size, index.sequence_length, index.rows, index.rows_per_shard].iter().all(|n| *n < 1 << 31);
-        ensure!(sound, "{}: no index of a teacher cache that this version reads", path.display());
+            && [index.vocab_size, index.sequence_length, index.rows, index.rows_per_shard]
+                .iter()
+                .all(|n| *n < MAX_ROWS)
+            && index.checked_shard_bytes().is_some();
+        ensure!(sound, "{}: damaged: its counts are those of no teacher cache", path.display());
         Ok(Some(index))
     }
 
@@ -320,7 +336,7 @@ mod tests {
     fn index(dtype: Dtype, vocab_size: usize) -> Index {
         let perplexity = Perplexity { perplexity: 2.0, error: 0.1, nll: 0.7, tokens_scored: 10, chunks: 1 };
         Index {
-            format_version: 1,
+            format_version: FORMAT_VERSION,
             top_k: 3,
             dtype,
             temperature: 1.0,

@@ -1,7 +1,7 @@
 //! The architecture, read back out of a manifest of any age.
 
 use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, HEAD};
-use bitllama_core::{ModelConfig, RopeScaling};
+use bitllama_core::{ModelConfig, RopeScaling, excerpt};
 use serde_json::Value;
 
 use super::files::Files;
@@ -44,11 +44,15 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         match &architecture[field] {
             Value::Null => {}
             Value::String(value) if value == known => {}
-            other => return Err(format!("architecture.{field} is {other}, only `{known}` is supported")),
+            other => {
+                let other = other.to_string();
+                return Err(format!("architecture.{field} is {}, only `{known}` is supported", excerpt(&other)));
+            }
         }
     }
     if !attention["window_size"].is_null() {
-        return Err(format!("architecture.attention.window_size is {}, not supported", attention["window_size"]));
+        let size = attention["window_size"].to_string();
+        return Err(format!("architecture.attention.window_size is {}, not supported", excerpt(&size)));
     }
     let npz = files.npz.as_ref();
     let whole = |value: &Value, key: &str| whole(value, npz, key);
@@ -140,6 +144,6 @@ fn number(value: &Value, npz: Option<&Npz>, key: &str) -> Result<Option<f64>, St
             let array = npz.array(key).map_err(|e| e.to_string())?;
             array.to_number().map(Some).ok_or_else(|| format!("{key} has the shape {:?}, not one number", array.shape))
         }
-        (other, _) => Err(format!("the manifest holds {other} in place of {key}")),
+        (other, _) => Err(format!("the manifest holds {} in place of {key}", excerpt(&other.to_string()))),
     }
 }

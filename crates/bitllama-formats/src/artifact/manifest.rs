@@ -13,7 +13,7 @@ use super::forms::{Cells, FULL, Form, MEAN, STEPS};
 use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
 /// Of manifest.json; readers of it take ours because we only add to it.
-const FORMAT_VERSION: u32 = 2;
+pub(super) const FORMAT_VERSION: u32 = 2;
 
 /// Of the entry of a matrix: how its inputs were rounded in training. In `quantization`: that of all matrices of the
 /// blocks, `mixed` where they differ. Inputs that were not rounded are [`NOT_ROUNDED`].

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use bitllama_core::weights::{self, FINAL_NORM, Kind, WeightSpec};
-use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme};
+use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme, excerpt};
 use serde_json::Value;
 
 use super::files::{Files, Part};
@@ -105,7 +105,7 @@ impl Files {
             Value::Null => Ok(None),
             Value::String(name) if name == NOT_ROUNDED => Ok(None),
             Value::String(name) => name.parse().map(Some).map_err(|e| format!("{key}: {e}")),
-            other => Err(format!("{key} is {other}, not a name")),
+            other => Err(format!("{key} is {}, not a name", excerpt(&other.to_string()))),
         };
         let mut plan = ActivationPlan::default();
         for spec in weights::specs(config).into_iter().filter(|spec| spec.kind != Kind::Norm) {
@@ -143,9 +143,9 @@ impl Files {
         let strangers: BTreeSet<&str> = in_manifest.chain(in_npz).filter(|name| !known.contains(*name)).collect();
         for name in strangers {
             if name.ends_with(".bias") {
-                return Err(format!("{name}: layers with a bias are not supported"));
+                return Err(format!("{}: layers with a bias are not supported", excerpt(name)));
             }
-            notes.push(format!("{name} has no place in this architecture and is ignored"));
+            notes.push(format!("{} has no place in this architecture and is ignored", excerpt(name)));
         }
         Ok(())
     }
@@ -156,7 +156,8 @@ impl Files {
         if let Some(stated) = stated
             && !stated.iter().map(Value::as_u64).eq(spec.shape.iter().map(|d| Some(*d as u64)))
         {
-            let reason = format!("{name} has the shape {}, {:?} is expected", Value::from(stated.clone()), spec.shape);
+            let stated = Value::from(stated.clone()).to_string();
+            let reason = format!("{name} has the shape {}, {:?} is expected", excerpt(&stated), spec.shape);
             return Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason));
         }
         // Codes come first wherever they are: in full precision there may be a dequantized copy of them.

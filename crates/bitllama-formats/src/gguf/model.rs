@@ -1,7 +1,7 @@
 //! Architecture `llama`: metadata as a config, tensors under Hugging Face's names and in its row order.
 
 use bitllama_core::weights::{self, EMBEDDING, FINAL_NORM, HEAD, WeightSpec};
-use bitllama_core::{ModelConfig, RopeScaling, rope};
+use bitllama_core::{ModelConfig, RopeScaling, excerpt, rope};
 
 use super::{BlockFormat, Gguf, TensorInfo};
 use crate::{Result, WeightSource};
@@ -13,6 +13,7 @@ use crate::{Result, WeightSource};
 pub(super) fn config(file: &Gguf) -> Result<ModelConfig> {
     let architecture = file.required("general.architecture", Gguf::text)?;
     if architecture != "llama" {
+        let architecture = excerpt(architecture);
         return Err(file.invalid(format!("general.architecture = {architecture} is not supported; it must be llama")));
     }
     if file.whole("llama.expert_count")?.unwrap_or(0) > 0 {
@@ -80,6 +81,7 @@ fn linear_scaling(file: &Gguf) -> Result<Option<RopeScaling>> {
         Some("none") => None,
         Some("linear") => Some(file.required("llama.rope.scaling.factor", Gguf::number)?),
         Some(other) => {
+            let other = excerpt(other);
             let reason = format!("llama.rope.scaling.type = {other} is not supported; it must be none or linear");
             return Err(file.invalid(reason));
         }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bitllama_core::excerpt;
 use memmap2::Mmap;
 
 use super::BlockFormat;
@@ -207,13 +208,13 @@ impl Cursor<'_> {
             let kind = self.u32(&key)?;
             let value = self.value(kind, &key)?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(self.invalid(format!("metadata {key} comes twice")));
+                return Err(self.invalid(format!("metadata {} comes twice", excerpt(&key))));
             }
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
             Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n as usize,
-            Some(other) => return Err(self.invalid(format!("general.alignment = {other:?} is no power of two"))),
+            Some(_) => return Err(self.invalid("general.alignment is no power of two up to 2^20")),
         };
         let mut listed = Vec::new();
         for _ in 0..tensor_count {
@@ -224,7 +225,7 @@ impl Cursor<'_> {
         for (name, shape, format_id, offset) in listed {
             let bytes = self.place(&name, &shape, format_id, data, offset)?;
             if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes }).is_some() {
-                return Err(self.invalid(format!("tensor {name} comes twice")));
+                return Err(self.invalid(format!("tensor {} comes twice", excerpt(&name))));
             }
         }
         Ok((metadata, tensors))
@@ -235,13 +236,14 @@ impl Cursor<'_> {
         let name = self.string("a tensor name")?;
         let dimensions = self.u32(&name)?;
         if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+            let name = excerpt(&name);
             return Err(self.invalid(format!("tensor {name} has {dimensions} dimensions, expected 1 to 4")));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64(&name)?;
             let size = usize::try_from(size).ok().filter(|n| *n > 0);
-            shape.push(size.ok_or_else(|| self.invalid(format!("tensor {name} has an empty dimension")))?);
+            shape.push(size.ok_or_else(|| self.invalid(format!("tensor {} has an empty dimension", excerpt(&name))))?);
         }
         shape.reverse();
         let format_id = self.u32(&name)?;
@@ -252,7 +254,7 @@ impl Cursor<'_> {
     /// Bytes of a tensor, which lie within the file.
     fn place(&self, name: &str, shape: &[usize], format_id: u32, data: usize, offset: u64) -> Result<Range<usize>> {
         let beyond = || {
-            let size = self.bytes.len();
+            let (size, name) = (self.bytes.len(), excerpt(name));
             self.invalid(format!("is cut: tensor {name} {shape:?} at offset {offset} ends beyond the {size} bytes"))
         };
         let start = usize::try_from(offset).ok().and_then(|o| data.checked_add(o)).ok_or_else(beyond)?;
@@ -261,7 +263,7 @@ impl Cursor<'_> {
         };
         let columns = shape.last().copied().unwrap_or(1);
         if !columns.is_multiple_of(format.block_len()) {
-            let (format, block) = (format.name(), format.block_len());
+            let (name, format, block) = (excerpt(name), format.name(), format.block_len());
             return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {format}'s {block}")));
         }
         let blocks = shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)).map(|n| n / format.block_len());
@@ -286,7 +288,7 @@ impl Cursor<'_> {
                 let kind = self.u32(key)?;
                 Value::Array(self.values(kind, key)?)
             }
-            _ => return Err(self.invalid(format!("metadata {key} has the unknown type {kind}"))),
+            _ => return Err(self.invalid(format!("metadata {} has the unknown type {kind}", excerpt(key)))),
         })
     }
 
@@ -296,7 +298,10 @@ impl Cursor<'_> {
             2 | 3 => 2,
             4..=6 => 4,
             8 | 10..=12 => 8,
-            _ => return Err(self.invalid(format!("metadata {key} is an array of the unsupported type {kind}"))),
+            _ => {
+                let key = excerpt(key);
+                return Err(self.invalid(format!("metadata {key} is an array of the unsupported type {kind}")));
+            }
         };
         let count = self.count(size, key)?;
         Ok(match kind {
@@ -317,7 +322,8 @@ impl Cursor<'_> {
             5 => i32::from_le_bytes(self.array(key)?).into(),
             10 => {
                 let value = self.u64(key)?;
-                i64::try_from(value).map_err(|_| self.invalid(format!("metadata {key} holds {value}, too large")))?
+                i64::try_from(value)
+                    .map_err(|_| self.invalid(format!("metadata {} holds {value}, too large", excerpt(key))))?
             }
             _ => i64::from_le_bytes(self.array(key)?),
         })
@@ -331,7 +337,7 @@ impl Cursor<'_> {
         match self.array::<1>(key)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => Err(self.invalid(format!("metadata {key} is the bool {other}, expected 0 or 1"))),
+            [other] => Err(self.invalid(format!("metadata {} is the bool {other}, expected 0 or 1", excerpt(key)))),
         }
     }
 
@@ -339,7 +345,7 @@ impl Cursor<'_> {
         let length = self.count(1, what)?;
         let bytes = self.take(length, what)?;
         // Not lossy: two damaged tokens could become the same.
-        String::from_utf8(bytes.to_vec()).map_err(|_| self.invalid(format!("{what} is not UTF-8")))
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.invalid(format!("{} is not UTF-8", excerpt(what))))
     }
 
     /// A count of things of at least `size` bytes each, so many as the rest of the file can hold.
@@ -348,6 +354,7 @@ impl Cursor<'_> {
         let rest = self.bytes.len() - self.position;
         let fits = usize::try_from(count).ok().filter(|n| *n <= rest / size);
         fits.ok_or_else(|| {
+            let what = excerpt(what);
             self.invalid(format!(
                 "is cut or damaged: {what} should be {count} by {size} bytes or more, {rest} are left"
             ))
@@ -372,7 +379,7 @@ impl Cursor<'_> {
         let start = self.position;
         let end = start.checked_add(length).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or_else(|| {
-            let size = self.bytes.len();
+            let (size, what) = (self.bytes.len(), excerpt(what));
             self.invalid(format!("is cut: {what} should take {length} bytes at byte {start}, the file has {size}"))
         })?;
         self.position = end;

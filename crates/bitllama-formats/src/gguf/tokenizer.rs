@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use bitllama_core::excerpt;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
@@ -47,6 +48,7 @@ pub(super) fn tokenizer(file: &Gguf) -> Result<Tokenizer> {
         "gpt2" => byte_level(file, &vocabulary)?,
         "llama" => (sentence_piece(file, &vocabulary)?, true),
         other => {
+            let other = excerpt(other);
             let reason = format!("tokenizer.ggml.model = {other} is not supported; it must be gpt2 or llama");
             return Err(file.invalid(reason));
         }
@@ -75,7 +77,7 @@ impl<'a> Vocabulary<'a> {
         };
         let mut seen = HashSet::with_capacity(tokens.len());
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
-            return Err(file.invalid(format!("tokenizer.ggml.tokens has {twice:?} twice")));
+            return Err(file.invalid(format!("tokenizer.ggml.tokens has `{}` twice", excerpt(twice))));
         }
         let kinds = match file.array("tokenizer.ggml.token_type")? {
             None => vec![NORMAL; tokens.len()],
@@ -106,7 +108,8 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<(Tokenizer, bool)>
     let mut merges = Merges::with_capacity(listed.len());
     for merge in listed {
         let pair = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-        let (left, right) = pair.ok_or_else(|| file.invalid(format!("tokenizer.ggml.merges has {merge:?}")))?;
+        let (left, right) = pair
+            .ok_or_else(|| file.invalid(format!("tokenizer.ggml.merges has `{}`, not two tokens", excerpt(merge))))?;
         merges.push((left.into(), right.into()));
     }
     let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
@@ -134,6 +137,7 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<(Tokenizer, bool)>
         }
         _ => {
             let known = "default, gpt-2, smollm, llama-bpe, qwen2";
+            let pre = excerpt(pre);
             return Err(file.invalid(format!("tokenizer.ggml.pre = {pre} is not supported; supported are {known}")));
         }
     };

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use bitllama_core::{ModelConfig, RopeScaling};
+use bitllama_core::{ModelConfig, RopeScaling, excerpt};
 use serde_json::{Map, Value, json};
 
 use super::{Dtype, read_json, write_json};
@@ -205,11 +205,8 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, name: &str, what: &str) -> Error {
-        let mut value = self.object.get(name).map_or("(absent)".into(), Value::to_string);
-        if value.chars().count() > 60 {
-            value = value.chars().take(60).collect::<String>() + "..";
-        }
-        Error::invalid(self.path, format!("{}{name} = {value} {what}", self.prefix))
+        let value = self.object.get(name).map_or("(absent)".into(), Value::to_string);
+        Error::invalid(self.path, format!("{}{name} = {} {what}", self.prefix, excerpt(&value)))
     }
 
     fn required<T>(&self, name: &str, get: fn(&Self, &str) -> Result<Option<T>>) -> Result<T> {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use bitllama_core::ModelConfig;
 use bitllama_core::weights::{self, HEAD, WeightSpec};
+use bitllama_core::{ModelConfig, excerpt};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata};
@@ -105,8 +105,10 @@ pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for (tensor, file) in map {
         let name = file.as_str().filter(|name| is_file_name(name));
-        let name =
-            name.ok_or_else(|| Error::invalid(index, format!("weight_map.{tensor} = {file} is no file name")))?;
+        let name = name.ok_or_else(|| {
+            let (tensor, file) = (excerpt(tensor), file.to_string());
+            Error::invalid(index, format!("weight_map.{tensor} = {} is no file name", excerpt(&file)))
+        })?;
         names.push(name);
     }
     names.sort_unstable();
@@ -141,7 +143,8 @@ impl MappedFile {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<(Dtype, &[u8])>> {
         let Some(info) = self.header.info(name) else { return Ok(None) };
         if info.shape != shape {
-            let reason = format!("tensor {name} has shape {:?}, expected {shape:?} by {CONFIG}", info.shape);
+            let found = format!("{:?}", info.shape);
+            let reason = format!("tensor {name} has shape {}, expected {shape:?} by {CONFIG}", excerpt(&found));
             return Err(Error::invalid(&self.path, reason));
         }
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {

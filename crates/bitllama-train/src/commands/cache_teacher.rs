@@ -22,7 +22,9 @@ use crate::data::{self, Split};
 use crate::evaluate::{Scored, token_tensor};
 use crate::models::to_device;
 use crate::recipe::Recipe;
-use crate::teacher_cache::{Dtype, Evaluation, INDEX, Index, Likeliest, TeacherCache, shard_path, tokenizer_sha256};
+use crate::teacher_cache::{
+    Dtype, Evaluation, FORMAT_VERSION, INDEX, Index, Likeliest, MAX_ROWS, TeacherCache, shard_path, tokenizer_sha256,
+};
 use crate::training::divergence::TeacherSide;
 
 /// Store the teacher's likeliest tokens of a recipe's training rows, so that training needs no teacher in memory
@@ -79,14 +81,20 @@ pub fn run(args: Args) -> Result<()> {
     let perplexity = perplexity(&mut Scored::new(&llama, &device), &valid.all_tokens(), options, |_| {})
         .context("evaluation of the held-out documents")?;
     let sequence_length = recipe.data.sequence_length;
+    let needed = rows_needed(&recipe);
+    ensure!(
+        needed < MAX_ROWS,
+        "{}: train.steps, train.batch_size and train.grad_accumulation ask for {needed} rows, a cache has fewer than {MAX_ROWS}",
+        args.recipe.at()
+    );
     let index = Index {
-        format_version: 1,
+        format_version: FORMAT_VERSION,
         top_k,
         dtype: args.dtype,
         temperature: recipe.distill().temperature,
         vocab_size: sources.config.vocab_size,
         sequence_length,
-        rows: rows_needed(&recipe),
+        rows: needed,
         rows_per_shard: (SHARD_POSITIONS / sequence_length).max(1),
         tokenizer_sha256: tokenizer_sha256(&sources.tokenizer)?,
         data: self::rows(&recipe, &hashes),

@@ -103,6 +103,8 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let _claim = claim_growing(&recipe.output, Kind::Run)?;
     let start = earlier_run(args, recipe)?;
     let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
+    let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
+    dry_run::ensure_memory(recipe, &sources.plan, &sources.config, teacher_config).with_context(at_recipe)?;
     let student = student(recipe, &sources, start.as_ref(), &device).with_context(at_recipe)?;
     let (teacher, tokenizer, plan) = (&sources.teacher, &sources.tokenizer, &sources.plan);
     let config = sources.config.clone();

@@ -7,10 +7,10 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
-use bitllama_runtime::{Decoder, Sampling};
+use bitllama_runtime::{Decoder, KvCache, Sampler, Sampling, memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ use tokenizers::Tokenizer;
 
 use super::corpus::{Corpus, Document};
 use crate::{models, seeded};
+
+/// More documents at once make no machine faster.
+const MAX_BATCH: usize = 1 << 16;
 
 /// Let a model write a corpus to train on, by sampling
 #[derive(clap::Args)]
@@ -81,7 +84,7 @@ struct Origin {
 /// A model that is missing or damaged, settings out of range, a file that was made with others or cannot be written.
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens must be at least 1");
-    ensure!(args.batch > 0, "--batch must be at least 1");
+    ensure!((1..=MAX_BATCH).contains(&args.batch), "--batch {} is not between 1 and {MAX_BATCH}", args.batch);
     let model = models::open(&args.model)?;
     output::apart(&args.output, [("--model", &*model.path)])?;
     let _claim = output::claim_file(&args.output)?;
@@ -91,6 +94,8 @@ pub fn run(args: Args) -> Result<()> {
         "--length {} is not between 2 and the model's context of {limit} tokens",
         args.length
     );
+    memory::ensure(args.batch as u128 * KvCache::bytes_at_most(&model.config, args.length), 1)
+        .with_context(|| format!("--batch {} documents of --length {}", args.batch, args.length))?;
     let origin = Origin {
         model: args.model.clone(),
         model_bytes: model.weights.stored_bytes(),
@@ -102,6 +107,9 @@ pub fn run(args: Args) -> Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
+    let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
+    // Before a file that they would not fill is made or replaced.
+    Sampler::new(sampling(args.seed))?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
     let starts = first_tokens(tokenizer, &model.config.eos_token_ids)?;
@@ -116,13 +124,7 @@ pub fn run(args: Args) -> Result<()> {
             .map(|document| {
                 let mut rng = seeded(args.seed, "document", document as u64);
                 let first = starts[rng.random_range(0..starts.len())];
-                let sampling = Sampling {
-                    temperature: args.temperature,
-                    top_k: args.top_k,
-                    top_p: args.top_p,
-                    seed: rng.random(),
-                };
-                Start { tokens: vec![first], sampling, greedy: args.greedy }
+                Start { tokens: vec![first], sampling: sampling(rng.random()), greedy: args.greedy }
             })
             .collect();
         let mut documents = Vec::new();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
-use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme};
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme, excerpt};
 use bitllama_formats::output::{self, Kind};
 use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
 use bitllama_nn::device::default_name;
@@ -278,8 +278,9 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
         rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule(None))));
     }
     for rule in &args.rule {
-        let (glob, scheme) = rule.split_once('=').with_context(|| format!("--rule {rule}: expected GLOB=SCHEME"))?;
-        let scheme: Rule = scheme.parse().with_context(|| format!("--rule {rule}"))?;
+        let (glob, scheme) =
+            rule.split_once('=').with_context(|| format!("--rule {}: expected GLOB=SCHEME", excerpt(rule)))?;
+        let scheme: Rule = scheme.parse().with_context(|| format!("--rule {}", excerpt(rule)))?;
         rules.push((glob.to_string(), Rule(scheme.0.map(with_groups))));
     }
     let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?.resolve(config);

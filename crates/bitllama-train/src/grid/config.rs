@@ -36,6 +36,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use bitllama_core::excerpt;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use toml::Value;
@@ -183,14 +184,19 @@ impl Grid {
         for name in self.schemes.keys().chain(self.methods.keys()).chain(self.eval.texts.keys()) {
             let fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             let fits = name.chars().all(fit) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
-            ensure!(fits, "`{name}` is to be part of a folder's name: letters, digits, `.`, `_` and `-` only");
+            ensure!(
+                fits,
+                "`{}` is to be part of a folder's name: letters, digits, `.`, `_` and `-` only",
+                excerpt(name)
+            );
         }
         for (name, scheme) in &self.schemes {
             let named = scheme.methods.iter().flatten().chain(scheme.with.keys()).chain(scheme.seeds.keys());
             for method in named {
                 ensure!(
                     self.methods.contains_key(method),
-                    "`schemes.{name}` names a method `{method}` that is not there"
+                    "`schemes.{name}` names a method `{}` that is not there",
+                    excerpt(method)
                 );
             }
         }

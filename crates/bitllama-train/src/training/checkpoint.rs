@@ -10,13 +10,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
 use bitllama_formats::output::{self, Growing, Kind};
-use bitllama_formats::{Error as FormatError, atomic, hf, scales};
+use bitllama_formats::{Error as FormatError, atomic, hf, scales, version};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
 use burn::module::Module;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::states::Projections;
@@ -31,9 +32,15 @@ const STATE: &str = "state.json";
 const SCALES: &str = "scales.safetensors";
 const PROJECTIONS: &str = "projections.bpk";
 
+/// Version of the checkpoints that this program writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
 /// The state of a run after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
+    /// [`FORMAT_VERSION`]; 1 in checkpoints of release 0.1.0, which did not say it.
+    #[serde(default = "first_version")]
+    pub format_version: u32,
     /// Steps taken.
     pub step: usize,
     /// Perplexity of the held-out documents, if it was evaluated at this step.
@@ -52,8 +59,12 @@ pub struct CheckpointState {
     pub fingerprint: Fingerprint,
 }
 
+fn first_version() -> u32 {
+    1
+}
+
 /// Names and values of all that the next batch, the loss and the meaning of the weights depend on.
-pub type Fingerprint = BTreeMap<String, serde_json::Value>;
+pub type Fingerprint = BTreeMap<String, Value>;
 
 /// The best evaluation so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -75,7 +86,9 @@ impl CheckpointState {
             return Ok(None);
         }
         let bytes = fs::read(&path).with_context(|| format!("{}", path.display()))?;
-        let state = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        let json: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        version::check(&path, &json, FORMAT_VERSION)?;
+        let state = serde_json::from_value(json).with_context(|| format!("{}", path.display()))?;
         Ok(Some(state))
     }
 

@@ -163,6 +163,7 @@ impl Run<'_> {
                 return Err(stopped(anyhow!("step {step}: the weights are not finite"), last.as_deref()));
             }
             let state = CheckpointState {
+                format_version: checkpoint::FORMAT_VERSION,
                 step,
                 perplexity: result.map(|r| r.perplexity),
                 best,

@@ -54,8 +54,8 @@ fn damaged_manifests_are_refused_with_a_reason() {
     assert!(gone.contains("embedding.weight is not there"), "{gone}");
     let shape = refused(Layout::Packed, |m| m["model_config"]["vocab_size"] = json!(12));
     assert!(shape.contains("embedding.weight has the shape [11,13], [12, 13] is expected"), "{shape}");
-    let layers = refused(Layout::Packed, |m| m["model_config"]["num_hidden_layers"] = json!(10_000_000));
-    assert!(layers.contains("10000000 layers"), "{layers}");
+    let layers = refused(Layout::Packed, |m| m["model_config"]["num_hidden_layers"] = json!(4_000));
+    assert!(layers.contains("4000 layers"), "{layers}");
     let field = refused(Layout::Packed, |m| m["model_config"]["head_dim"] = json!("two"));
     assert!(field.contains("model_config"), "{field}");
     let bias = refused(Layout::Packed, |m| m["weights"]["transformer.layers.0.self_attn.q_proj.bias"] = json!({}));

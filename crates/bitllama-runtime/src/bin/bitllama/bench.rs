@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, Scheme};
+use bitllama_core::{ModelConfig, Scheme, excerpt};
 use bitllama_formats::hf;
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Pool, Precision};
@@ -176,7 +176,7 @@ fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
     let path = PathBuf::from(shape);
     if !path.is_file() {
         let names = known.map(|(name, _)| format!("`{name}`")).join(", ");
-        bail!("--shape {shape}: no such file, nor one of {names}");
+        bail!("--shape {}: no such file, nor one of {names}", excerpt(shape));
     }
     Ok(hf::read_config(&path)?)
 }

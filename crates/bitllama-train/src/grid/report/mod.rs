@@ -19,12 +19,13 @@ mod words;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_formats::atomic;
 use bitllama_formats::output::{Growing, Kind};
+use bitllama_formats::{atomic, version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::results::Results;
+use super::results::{FORMAT_VERSION, Results};
 use pareto::{TRADES, Trade};
 use view::View;
 
@@ -62,7 +63,10 @@ pub fn write(results: &Results, folder: &Path) -> Result<()> {
 pub fn read(folder: &Path) -> Result<Results> {
     let path = folder.join(RESULTS_FILE);
     let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: not the results of a grid", path.display()))
+    let none = || format!("{}: not the results of a grid", path.display());
+    let json: Value = serde_json::from_str(&text).with_context(none)?;
+    version::check(&path, &json, FORMAT_VERSION)?;
+    serde_json::from_value(json).with_context(none)
 }
 
 /// Names and contents.
