@@ -42,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    bitllama_formats::notes::listen(|remark| eprintln!("note: {remark}"));
     let cli = Cli::parse();
     if cli.stop_with_stdin {
         stop_with_stdin();

@@ -30,6 +30,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    bitllama_formats::notes::listen(|remark| _ = writeln!(io::stderr(), "note: {remark}"));
     let result = match Cli::parse().command {
         Command::Bench(options) => bench::run(&options),
         Command::Run(options) => run::run(&options),
