@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use bitllama_core::excerpt;
 use serde_json::Value;
 
 use super::forms::{FORMS, FULL};
@@ -143,6 +144,6 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let below = path.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
     match below && !name.is_empty() && !name.contains(['\\', ':']) {
         true => Ok(folder.join(path)),
-        false => Err(format!("the path `{name}` leads out of the folder")),
+        false => Err(format!("the path `{}` leads out of the folder", excerpt(name))),
     }
 }
