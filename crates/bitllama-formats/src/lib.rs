@@ -11,6 +11,7 @@
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
 //! | [`version`] | versions of JSON files |
+//! | [`notes`] | remarks of readers to the user |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //! | [`output`] | what this program may replace or remove, and who is writing it |
 //!
@@ -19,12 +20,14 @@
 pub mod artifact;
 pub mod atomic;
 mod error;
+mod finite;
 pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod map;
 pub mod model;
+pub mod notes;
 pub mod npz;
 pub mod output;
 pub mod scales;

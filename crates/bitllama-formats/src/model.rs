@@ -13,7 +13,8 @@ pub trait WeightSource: Send + Sync {
     /// One weight in f32, row-major, of `spec.shape`.
     ///
     /// # Errors
-    /// [`Error`] if the file lacks the weight, holds it in another shape, or ends before it does.
+    /// [`Error`] if the file lacks the weight, holds it in another shape, ends before it does, or has a value in it that is
+    /// infinite or NaN.
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>>;
 
     /// Bytes that all weights take in the file.

@@ -7,16 +7,18 @@ use std::path::Path;
 use bitllama_core::excerpt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::{Error, Result, atomic};
+use crate::{Error, Result, atomic, finite};
 
 /// Writes `vectors` to `path`, whole or not at all.
 ///
 /// # Errors
-/// If the disk does not take it.
+/// If the disk does not take it, or a value is infinite or NaN.
 pub fn write<'a>(path: &Path, vectors: impl IntoIterator<Item = (String, &'a [f32])>) -> Result<()> {
-    let bytes = |numbers: &[f32]| -> Vec<u8> { numbers.iter().flat_map(|x| x.to_le_bytes()).collect() };
-    let vectors: BTreeMap<String, Vec<u8>> =
-        vectors.into_iter().map(|(name, numbers)| (name, bytes(numbers))).collect();
+    let bytes = |(name, numbers): (String, &[f32])| {
+        refuse_fault(path, &name, numbers)?;
+        Ok((name, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()))
+    };
+    let vectors: BTreeMap<String, Vec<u8>> = vectors.into_iter().map(bytes).collect::<Result<_>>()?;
     let views = vectors.iter().map(|(name, bytes)| {
         let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map_err(|e| Error::invalid(path, e))?;
         Ok((name.as_str(), view))
@@ -28,7 +30,8 @@ pub fn write<'a>(path: &Path, vectors: impl IntoIterator<Item = (String, &'a [f3
 /// Reads what [`write`] wrote.
 ///
 /// # Errors
-/// [`Error`] if the file is missing, is no safetensors file, or holds numbers of another type.
+/// [`Error`] if the file is missing, is no safetensors file, or holds numbers of another type or a value that is infinite or
+/// NaN.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| Error::invalid(path, e))?;
@@ -37,8 +40,16 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
         if view.dtype() != Dtype::F32 {
             return Err(Error::invalid(path, format!("{} is {:?}, not F32", excerpt(name), view.dtype())));
         }
-        let data = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let data: Vec<f32> = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        refuse_fault(path, name, &data)?;
         all.insert(name.to_string(), data);
     }
     Ok(all)
+}
+
+fn refuse_fault(path: &Path, name: &str, numbers: &[f32]) -> Result<()> {
+    match finite::fault(&[numbers.len()], numbers) {
+        Some(fault) => Err(Error::invalid(path, format!("{} {fault}", excerpt(name)))),
+        None => Ok(()),
+    }
 }

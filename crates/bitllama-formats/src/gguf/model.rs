@@ -4,7 +4,7 @@ use bitllama_core::weights::{self, EMBEDDING, FINAL_NORM, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, RopeScaling, excerpt, rope};
 
 use super::{BlockFormat, Gguf, TensorInfo};
-use crate::{Result, WeightSource};
+use crate::{Error, Result, WeightSource, finite};
 
 /// Reads the config. The vocabulary is as large as the embedding.
 ///
@@ -157,6 +157,9 @@ impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
         let (name, tensor) = self.find(spec)?;
         let values = values(&self.file, &name, tensor)?;
+        if let Some(fault) = finite::fault(&spec.shape, &values) {
+            return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
+        }
         Ok(if spec.name.ends_with("self_attn.q_proj.weight") || spec.name.ends_with("self_attn.k_proj.weight") {
             rows_of_half_rotation(&values, spec.shape[1], self.config.head_dim)
         } else {

@@ -4,6 +4,7 @@
 //! and everything built on it can open them.
 
 mod config;
+mod mapped;
 mod read;
 mod write;
 
@@ -70,8 +71,8 @@ impl Dtype {
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
 /// missing or has another shape than the config says.
 pub fn open(folder: &Path) -> Result<Model> {
-    let config = read_config(&folder.join(CONFIG))?;
-    let weights = read::Weights::open(folder, &config)?;
+    let mut config = read_config(&folder.join(CONFIG))?;
+    let weights = read::Weights::open(folder, &mut config)?;
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
     Ok(Model { path: folder.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
 }
@@ -124,7 +125,7 @@ pub fn save(
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Invalid`] if a weight of `config` is missing, comes twice, has a wrong number of values, or
-/// has a finite value that `dtype` cannot hold.
+/// has a value that is infinite, NaN, or beyond what `dtype` can hold.
 pub fn write_into(
     folder: &Path,
     config: &ModelConfig,
