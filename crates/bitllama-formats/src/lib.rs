@@ -10,12 +10,15 @@
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
+//! | [`tokenizer`] | `tokenizer.json`, read with distrust |
+//! | [`companions`] | the files beside it, such as a chat template |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
 
 pub mod artifact;
 pub mod atomic;
+pub mod companions;
 mod error;
 pub mod gguf;
 pub mod hf;
@@ -25,8 +28,10 @@ mod map;
 pub mod model;
 pub mod npz;
 pub mod scales;
+pub mod tokenizer;
 pub mod vectors;
 
 pub use artifact::{Artifact, StoredWeight};
+pub use companions::{Companions, TokenizerFiles};
 pub use error::{Error, Result};
 pub use model::{Model, WeightSource};

@@ -9,9 +9,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use bitllama_formats::atomic;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
+use bitllama_runtime::text::decode;
 use bitllama_runtime::{Decoder, Sampling};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
@@ -111,7 +112,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let (mut done, mut tokens) = begun(&args, &origin)?;
     let (found, tokenizer) = (tokens, &model.tokenizer);
-    let starts = first_tokens(tokenizer, &model.config.eos_token_ids)?;
+    let starts = first_tokens(tokenizer, model.config.end_tokens())?;
     let decoder = Decoder::from_model(&model)?;
 
     let mut file = OpenOptions::new().append(true).open(&args.output).with_context(|| at(&args.output))?;
@@ -135,7 +136,7 @@ pub fn run(args: Args) -> Result<()> {
             .collect();
         let mut lines = Vec::new();
         for written in generate_batch(&decoder, &group, args.length)? {
-            let text = tokenizer.decode(&written, true).map_err(|e| anyhow!("tokenizer: {e}"))?;
+            let text = decode(tokenizer, &written)?;
             serde_json::to_writer(&mut lines, &Document { text, tokens: written.len() })?;
             lines.push(b'\n');
             tokens += written.len();
@@ -209,8 +210,8 @@ fn begun(args: &Args, origin: &Origin) -> Result<(usize, usize)> {
 }
 
 /// Tokens that a document may start with: those that have a text and are no special tokens.
-fn first_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<Vec<u32>> {
-    let mut special: Vec<u32> = eos.to_vec();
+fn first_tokens(tokenizer: &Tokenizer, ends: impl Iterator<Item = u32>) -> Result<Vec<u32>> {
+    let mut special: Vec<u32> = ends.collect();
     special.extend(tokenizer.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
     let mut tokens: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(|id| !special.contains(id)).collect();
     tokens.sort_unstable();

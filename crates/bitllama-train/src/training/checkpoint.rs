@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
-use bitllama_formats::{Error as FormatError, atomic, hf, scales};
+use bitllama_formats::{Error as FormatError, TokenizerFiles, atomic, hf, scales};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
 use burn::module::Module;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use tokenizers::Tokenizer;
 
 use super::states::Projections;
 use super::step::Trainer;
@@ -105,7 +104,7 @@ pub fn write(
     state: &CheckpointState,
     model: &Llama,
     trainer: &Trainer,
-    tokenizer: &Tokenizer,
+    tokenizer: TokenizerFiles,
 ) -> Result<PathBuf> {
     let folder = checkpoints.join(format!("step-{:06}", state.step));
     atomic::write_folder(&folder, |temporary| {
