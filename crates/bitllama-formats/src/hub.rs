@@ -15,11 +15,9 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::hf::{CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, is_file_name, shards};
-use crate::{Error, Result, gguf};
+use crate::hf::{CONFIG, INDEX, TOKENIZER, WEIGHTS, is_file_name, shards};
+use crate::{Error, Result, companions, gguf};
 
-/// What is fetched beside config, weights and tokenizer where a model has it.
-const OPTIONAL: [&str; 2] = [TOKENIZER_CONFIG, "generation_config.json"];
 /// How often a file is asked for before a cut connection is an error.
 const ATTEMPTS: u32 = 4;
 /// Pause after the first cut; twice as long after the second, and so on.
@@ -200,7 +198,7 @@ impl<'a> Session<'a> {
     fn files(&self) -> Result<Vec<PathBuf>> {
         let config = self.required(CONFIG, "; one GGUF file is asked for as org/name:FILE.gguf")?;
         let mut files = vec![config, self.required(TOKENIZER, "")?];
-        for name in OPTIONAL {
+        for name in companions::NAMES {
             files.extend(self.get(name)?);
         }
         if let Some(weights) = self.get(WEIGHTS)? {

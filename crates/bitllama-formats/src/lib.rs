@@ -10,6 +10,8 @@
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
+//! | [`tokenizer`] | `tokenizer.json`, read with distrust |
+//! | [`companions`] | the files beside it, such as a chat template |
 //! | [`version`] | versions of JSON files |
 //! | [`notes`] | remarks of readers to the user |
 //! | [`atomic`] | files and folders that exist whole or not at all |
@@ -19,6 +21,7 @@
 
 pub mod artifact;
 pub mod atomic;
+pub mod companions;
 mod error;
 mod finite;
 pub mod gguf;
@@ -31,9 +34,11 @@ pub mod notes;
 pub mod npz;
 pub mod output;
 pub mod scales;
+pub mod tokenizer;
 pub mod vectors;
 pub mod version;
 
 pub use artifact::{Artifact, StoredWeight};
+pub use companions::{Companions, TokenizerFiles};
 pub use error::{Error, Result};
 pub use model::{Model, WeightSource};

@@ -6,6 +6,7 @@ use bitllama_core::ModelConfig;
 use bitllama_core::weights::WeightSpec;
 use tokenizers::Tokenizer;
 
+use crate::companions::{Companions, TokenizerFiles};
 use crate::{Error, Result, gguf, hf};
 
 /// Weights that are read on demand, one at a time, so that a file larger than memory can be gone through.
@@ -32,8 +33,17 @@ pub struct Model {
     pub config: ModelConfig,
     /// Tokenizer, no larger than the vocabulary of `config`.
     pub tokenizer: Tokenizer,
+    /// Files that belong to the tokenizer.
+    pub companions: Companions,
     /// Weights by name.
     pub weights: Box<dyn WeightSource>,
+}
+
+impl Model {
+    /// The tokenizer with its companions.
+    pub fn tokenizer_files(&self) -> TokenizerFiles<'_> {
+        TokenizerFiles { tokenizer: &self.tokenizer, companions: Some(&self.companions) }
+    }
 }
 
 /// Opens a Hugging Face directory or a GGUF file.

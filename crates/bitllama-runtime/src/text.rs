@@ -1,29 +1,40 @@
 //! Text to tokens, and tokens back to text while they arrive.
 
+use bitllama_formats::tokenizer::guarded;
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
 
-/// Tokens of `text` with `bos` in front, if there is one; only once where the tokenizer puts it there itself.
+/// Tokens of `text` with `bos` in front, if there is one; only once where the text itself begins with it.
+///
+/// Nothing comes behind the text, even where the tokenizer's template has an EOS or a separator there: a text that is scored
+/// or continued has no end yet.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+/// [`Error::Tokenizer`] if the tokenizer refuses the text, or panics.
 pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode_fast(text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    let encoding = guarded(|| tokenizer.encode_fast(text, false)).map_err(Error::Tokenizer)?;
     let ids = encoding.get_ids();
     Ok(bos.filter(|bos| ids.first() != Some(bos)).into_iter().chain(ids.iter().copied()).collect())
 }
 
-/// `bos` if the tokenizer puts it in front of a text by itself, else none.
+/// The token that the tokenizer puts in front of a text by itself, if any.
 ///
-/// This is what evaluation asks for: llama.cpp's `perplexity` uses a BOS only where the model's tokenizer has one
-/// (`add_bos_token`), and a config may well name a BOS that the model never saw in front of a text.
+/// It alone decides in training, evaluation and generation, as in llama.cpp (`add_bos_token`) and `transformers` (the template
+/// in `tokenizer.json`): a config may name a BOS that the model never saw in front of a text, another one, or none.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] if the tokenizer fails.
-pub fn own_bos(tokenizer: &Tokenizer, bos: Option<u32>) -> Result<Option<u32>> {
-    let front = encode(tokenizer, None, "a")?.first().copied();
-    Ok(bos.filter(|bos| front == Some(*bos)))
+/// [`Error::Tokenizer`] if the tokenizer fails, or puts several tokens there.
+pub fn own_bos(tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    bitllama_formats::tokenizer::own_bos(tokenizer).map_err(Error::Tokenizer)
+}
+
+/// The text of `tokens`; special ones have none.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer cannot decode, or panics.
+pub fn decode(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
+    guarded(|| tokenizer.decode(tokens, true)).map_err(Error::Tokenizer)
 }
 
 /// Text that is whole so far, out of tokens that may end in the middle of a character.
@@ -81,8 +92,8 @@ impl<'a> TextStream<'a> {
 
     /// The text of the context, and of the context with the tokens not yet emitted.
     fn texts(&self) -> Result<(String, String)> {
-        let decode = |tokens: &[u32]| self.tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()));
-        Ok((decode(&self.tokens[self.context..self.emitted])?, decode(&self.tokens[self.context..])?))
+        let text = |tokens: &[u32]| decode(self.tokenizer, tokens);
+        Ok((text(&self.tokens[self.context..self.emitted])?, text(&self.tokens[self.context..])?))
     }
 }
 
@@ -147,13 +158,16 @@ mod tests {
     #[test]
     fn only_a_tokenizer_with_a_template_has_a_bos_of_its_own() {
         let mut tokenizer = byte_tokenizer();
-        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), None);
-        let mut template = TemplateProcessing::builder();
-        let template = template.try_single("<s> $A").unwrap().special_tokens(vec![("<s>", 256)]).build().unwrap();
-        tokenizer.with_post_processor(Some(template));
-        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), Some(256));
-        assert_eq!(own_bos(&tokenizer, Some(257)).unwrap(), None);
-        assert_eq!(own_bos(&tokenizer, None).unwrap(), None);
-        assert_eq!(encode(&tokenizer, Some(256), "ab").unwrap().len(), 3);
+        assert_eq!(own_bos(&tokenizer).unwrap(), None);
+        let mut with = |template: &str| {
+            let specials = vec![("<s>", 256), ("</s>", 257)];
+            let template = TemplateProcessing::builder().try_single(template).unwrap().special_tokens(specials).build();
+            tokenizer.with_post_processor(Some(template.unwrap()));
+            (own_bos(&tokenizer), encode(&tokenizer, Some(256), "ab").unwrap().len())
+        };
+        assert!(matches!(with("<s> $A"), (Ok(Some(256)), 3)));
+        assert!(matches!(with("<s> $A </s>"), (Ok(Some(256)), 3)), "no EOS behind a text that goes on");
+        assert!(matches!(with("$A </s>"), (Ok(None), 3)));
+        assert!(with("<s> </s> $A").0.unwrap_err().to_string().contains("2 tokens in front of a text"));
     }
 }

@@ -143,6 +143,7 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         sub_norm: files.has(&artifact_name(&format!("layers.0.{}.weight", BLOCK_SUB_NORMS[0]))),
         bos_token_id: None,
         eos_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
     })
 }
 

@@ -9,14 +9,16 @@ use std::path::Path;
 use bitllama_core::weights::{self, FINAL_NORM, Kind, WeightSpec};
 use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme, excerpt};
 use serde_json::Value;
+use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
 use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
 use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
+use crate::companions::END_NAMES;
 use crate::npz::{Dtype, Npz};
-use crate::{Error, Result, finite, hf};
+use crate::{Companions, Error, Result, finite, hf};
 
 /// Where a weight is and what it is.
 pub(super) struct Located {
@@ -57,7 +59,7 @@ impl Artifact {
         };
         files.refuse_row_major()?;
         let mut notes = Vec::new();
-        let config = config::read(&files.manifest, &files, &mut notes)
+        let mut config = config::read(&files.manifest, &files, &mut notes)
             .map_err(|reason| Error::invalid(&manifest_path, reason))?;
         files.check_names(&config, &mut notes).map_err(|reason| Error::invalid(&manifest_path, reason))?;
         let weights: Vec<Located> =
@@ -73,9 +75,17 @@ impl Artifact {
             let reason = format!("{tokens} tokens, but the model's vocab_size is {}", config.vocab_size);
             return Err(Error::invalid(&tokenizer_path, reason));
         }
+        let companions = if lone_npz { Companions::default() } else { Companions::read(&files.folder)? };
+        if let Some(tokenizer) = &tokenizer {
+            companions.complete(&mut config, tokenizer)?;
+            if config.end_tokens().next().is_none() && files.manifest.get("model_config").is_none() {
+                ends_by_name(&mut config, tokenizer, &mut notes);
+            }
+        }
         let activations = files.activations(&config).map_err(|reason| Error::invalid(&manifest_path, reason))?;
         let manifest = files.manifest.clone();
-        Ok(Self { path: path.to_path_buf(), config, activations, tokenizer, manifest, notes, weights, files })
+        let path = path.to_path_buf();
+        Ok(Self { path, config, activations, tokenizer, companions, manifest, notes, weights, files })
     }
 
     /// One weight. The bytes of panels stay in the memory map, unread: [`Artifact::verify`] looks into them.
@@ -94,6 +104,18 @@ impl Artifact {
                 };
                 Err(Error::invalid(&self.path, format!("{} {found}, {:?} is expected", spec.name, spec.shape)))
             }
+        }
+    }
+}
+
+/// Manifests of the older tools do not tell what ends a text, but the names of special tokens do.
+fn ends_by_name(config: &mut ModelConfig, tokenizer: &Tokenizer, notes: &mut Vec<String>) {
+    let added = tokenizer.get_added_tokens_decoder();
+    for name in END_NAMES {
+        let id = tokenizer.token_to_id(name).filter(|id| added.get(id).is_some_and(|token| token.special));
+        if let Some(id) = id.filter(|id| (*id as usize) < config.vocab_size) {
+            config.add_end(id);
+            notes.push(format!("the manifest does not tell what ends a text; {name} is taken to"));
         }
     }
 }

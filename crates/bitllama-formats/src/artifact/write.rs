@@ -9,13 +9,12 @@ use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{self, WeightSpec};
 use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
 
 use super::forms::{Cells, FULL, Form, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
 use crate::npz::{self, Dtype, NpzWriter};
 use crate::output::Kind;
-use crate::{Error, Result, atomic, finite};
+use crate::{Error, Result, TokenizerFiles, atomic, finite};
 
 /// Writes an artifact folder, whole or not at all. `weights` yields every weight of `config`, in any order;
 /// `provenance` goes into the manifest under `provenance`. An artifact that this program wrote there is replaced.
@@ -23,11 +22,11 @@ use crate::{Error, Result, atomic, finite};
 /// # Errors
 /// Those of `weights`; [`Error::Io`] if the disk refuses; [`Error::Invalid`] if a weight is missing, there twice, of
 /// another shape or not finite, or if `folder` holds anything else.
-pub fn write(
+pub fn write<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     layout: Layout,
     provenance: Value,
 ) -> Result<()> {
@@ -39,15 +38,16 @@ pub fn write(
 ///
 /// # Errors
 /// As [`write`].
-pub fn write_trained(
+pub fn write_trained<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
     activations: &ActivationPlan,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     layout: Layout,
     provenance: Value,
 ) -> Result<()> {
+    let files = tokenizer.into();
     config.validate().map_err(|e| Error::invalid(folder, e))?;
     if config.sub_norm && layout == Layout::V2 {
         let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
@@ -88,8 +88,9 @@ pub fn write_trained(
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::invalid(&path, e))?;
         write_file(&path, |file| writeln!(file, "{text}"))?;
         let path = temporary.join(TOKENIZER_FILE);
-        let text = tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
-        write_file(&path, |file| file.write_all(text.as_bytes()))
+        let text = files.tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
+        write_file(&path, |file| file.write_all(text.as_bytes()))?;
+        files.write_companions(temporary, config)
     })
 }
 

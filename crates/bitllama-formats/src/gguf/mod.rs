@@ -7,6 +7,7 @@
 mod blocks;
 mod model;
 mod reader;
+mod special;
 mod split;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub fn open(path: &Path) -> Result<Model> {
     let file = Gguf::open(path)?;
     let config = model::config(&file)?;
     let tokenizer = tokenizer::tokenizer(&file)?;
+    let companions = special::companions(&file, &config, &tokenizer)?;
     let weights = model::Weights::new(file, config.clone())?;
-    Ok(Model { path: path.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
+    Ok(Model { path: path.to_path_buf(), config, tokenizer, companions, weights: Box::new(weights) })
 }

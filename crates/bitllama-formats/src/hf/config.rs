@@ -62,6 +62,7 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
         sub_norm: family == Family::BitNet,
         bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: fields.tokens("eos_token_id")?,
+        end_token_ids: Vec::new(),
     };
     config.validate().map_err(|e| Error::invalid(path, e))?;
     Ok(config)

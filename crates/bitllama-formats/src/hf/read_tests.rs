@@ -29,6 +29,7 @@ fn config(tied: bool) -> ModelConfig {
         sub_norm: false,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
     }
 }
 

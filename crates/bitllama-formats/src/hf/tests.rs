@@ -6,7 +6,10 @@ use bitllama_core::weights::specs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use tokenizers::Tokenizer;
+
 use super::*;
+use crate::companions::TOKENIZER_CONFIG;
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -25,6 +28,7 @@ fn tiny() -> ModelConfig {
         sub_norm: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
+        end_token_ids: Vec::new(),
     }
 }
 

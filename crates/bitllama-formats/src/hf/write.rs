@@ -1,4 +1,4 @@
-//! One safetensors file, written weight by weight, and what `transformers` asks for beside `tokenizer.json`.
+//! One safetensors file, written weight by weight.
 
 use std::collections::HashMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -8,10 +8,8 @@ use bitllama_core::ModelConfig;
 use bitllama_core::weights::{self, HEAD, WeightSpec};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
-use serde_json::json;
-use tokenizers::Tokenizer;
 
-use super::{Dtype, write_json};
+use super::Dtype;
 use crate::{Error, Result, atomic, finite};
 
 /// Writes all weights of `config`. The header follows from the config alone, so each weight goes to its place as it comes.
@@ -97,20 +95,4 @@ fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
         }
     }
     Some(bytes)
-}
-
-/// The least from which `AutoTokenizer` loads `tokenizer.json`.
-pub(super) fn tokenizer_config(path: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
-    let mut json = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_position_embeddings,
-        "clean_up_tokenization_spaces": false,
-    });
-    let bos = config.bos_token_id;
-    for (key, id) in [("bos_token", bos), ("eos_token", config.eos_token_ids.first().copied())] {
-        if let Some(token) = id.and_then(|id| tokenizer.id_to_token(id)) {
-            json[key] = token.into();
-        }
-    }
-    write_json(path, &json)
 }

@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<()> {
         "--top-k {top_k}: the vocabulary has {} tokens",
         sources.config.vocab_size
     );
-    let bos = own_bos(&sources.tokenizer, sources.config.bos_token_id)?;
+    let bos = own_bos(&sources.tokenizer)?;
     let options = Options { ctx: recipe.eval_ctx(), chunks: recipe.eval.chunks, bos };
     let perplexity = perplexity(&mut Scored::new(&llama, &device), &valid.all_tokens(), options, |_| {})
         .context("evaluation of the held-out documents")?;

@@ -146,9 +146,9 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         projections,
         device: &tracked,
         plan,
-        tokenizer,
+        tokenizer: sources.tokenizer_files(),
         valid: &valid.all_tokens(),
-        eval_bos: own_bos(tokenizer, config.bos_token_id)?,
+        eval_bos: own_bos(tokenizer)?,
         log: args.log,
         fingerprint,
     };

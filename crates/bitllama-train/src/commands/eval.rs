@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<()> {
     let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, whole(path)?))).transpose()?;
     let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let mut student = subject(&args.model, &device)?;
-    let bos = own_bos(&student.tokenizer, student.config.bos_token_id)?;
+    let bos = own_bos(&student.tokenizer).with_context(|| args.model.clone())?;
     let limit = student.config.max_position_embeddings;
     let text = match text {
         Some((path, text)) => {

@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
+use bitllama_runtime::text::decode;
 use bitllama_runtime::{Decoder, KvCache, Sampler, Sampling, memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
@@ -112,7 +113,7 @@ pub fn run(args: Args) -> Result<()> {
     Sampler::new(sampling(args.seed))?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
-    let starts = first_tokens(tokenizer, &model.config.eos_token_ids)?;
+    let starts = first_tokens(tokenizer, model.config.end_tokens())?;
     let decoder = Decoder::from_model(&model)?;
 
     let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
@@ -129,7 +130,7 @@ pub fn run(args: Args) -> Result<()> {
             .collect();
         let mut documents = Vec::new();
         for written in generate_batch(&decoder, &group, args.length)? {
-            let text = tokenizer.decode(&written, true).map_err(|e| anyhow!("tokenizer: {e}"))?;
+            let text = decode(tokenizer, &written)?;
             documents.push(Document { text, tokens: written.len() });
         }
         corpus.append(&documents)?;
@@ -151,8 +152,8 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Tokens that a document may start with: those that have a text and are no special tokens.
-fn first_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<Vec<u32>> {
-    let mut special: Vec<u32> = eos.to_vec();
+fn first_tokens(tokenizer: &Tokenizer, ends: impl Iterator<Item = u32>) -> Result<Vec<u32>> {
+    let mut special: Vec<u32> = ends.collect();
     special.extend(tokenizer.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
     let mut tokens: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(|id| !special.contains(id)).collect();
     tokens.sort_unstable();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
-use bitllama_formats::{Model, hf};
+use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
 use bitllama_nn::weights::{Weights, narrowed};
@@ -44,10 +44,19 @@ pub struct Sources {
     layers: Vec<usize>,
     /// The student's tokenizer.
     pub tokenizer: Tokenizer,
+    /// Files that belong to it.
+    companions: Companions,
     /// The student's bit plan.
     pub plan: ResolvedPlan,
     /// Whether sub-norms have been put in whose weights are to be found ([`with_calibrated_sub_norms`]).
     pub calibrate_sub_norms: bool,
+}
+
+impl Sources {
+    /// The student's tokenizer with its companions.
+    pub fn tokenizer_files(&self) -> TokenizerFiles<'_> {
+        TokenizerFiles { tokenizer: &self.tokenizer, companions: Some(&self.companions) }
+    }
 }
 
 /// Opens what a recipe names. With `resumed`, the student's weights are those of that folder.
@@ -69,19 +78,20 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
     };
-    let (mut config, layers, tokenizer) = match (start.as_ref(), &recipe.student.config, &teacher) {
+    let (mut config, layers, tokenizer, companions) = match (start.as_ref(), &recipe.student.config, &teacher) {
         (Some(model), _, _) if resumed.is_some() => {
             let all = (0..model.config.num_hidden_layers).collect();
-            (model.config.clone(), all, model.tokenizer.clone())
+            (model.config.clone(), all, model.tokenizer.clone(), model.companions.clone())
         }
         (Some(model), _, _) | (None, None, Some(model)) => {
             let (config, layers) = recipe.student.shape(&model.config)?;
-            (config, layers, model.tokenizer.clone())
+            (config, layers, model.tokenizer.clone(), model.companions.clone())
         }
         (None, Some(path), _) => {
-            let config = hf::read_config(path)?;
-            let tokenizer = tokenizer(recipe, &config, teacher.as_ref())?;
-            (config, Vec::new(), tokenizer)
+            let mut config = hf::read_config(path)?;
+            let (tokenizer, companions) = tokenizer(recipe, &config, teacher.as_ref())?;
+            companions.complete(&mut config, &tokenizer)?;
+            (config, Vec::new(), tokenizer, companions)
         }
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
@@ -99,7 +109,7 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
     let calibrate_sub_norms = inserted && init == SubNormInit::Calibrated;
     config.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&config)?;
-    Ok(Sources { teacher, start, config, layers, tokenizer, plan, calibrate_sub_norms })
+    Ok(Sources { teacher, start, config, layers, tokenizer, companions, plan, calibrate_sub_norms })
 }
 
 /// The student of a run, with autodiff and fake-quantized: as it starts, or as the checkpoint `resumed` has it.
@@ -288,11 +298,12 @@ fn same_architecture(a: &ModelConfig, b: &ModelConfig) -> bool {
         && a.rope_theta == b.rope_theta
 }
 
-fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> Result<Tokenizer> {
-    let tokenizer = match (&recipe.student.tokenizer, teacher) {
-        (Some(path), _) => hf::read_tokenizer(path)?,
-        (None, Some(teacher)) => teacher.tokenizer.clone(),
-        (None, None) => train_tokenizer(recipe, config)?,
+/// The tokenizer of a student made from a `config`: its own with what lies beside it, the teacher's, or a new one.
+fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> Result<(Tokenizer, Companions)> {
+    let (tokenizer, companions) = match (&recipe.student.tokenizer, teacher) {
+        (Some(path), _) => (hf::read_tokenizer(path)?, Companions::read(path.parent().unwrap_or(Path::new("")))?),
+        (None, Some(teacher)) => (teacher.tokenizer.clone(), teacher.companions.clone()),
+        (None, None) => (train_tokenizer(recipe, config)?, Companions::default()),
     };
     let tokens = tokenizer.get_vocab_size(true);
     ensure!(
@@ -300,7 +311,7 @@ fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> 
         "the tokenizer has {tokens} tokens, more than the vocab_size of {} in student.config",
         config.vocab_size
     );
-    Ok(tokenizer)
+    Ok((tokenizer, companions))
 }
 
 /// Byte-level BPE (as GPT-2's) on the text of `data.train`, held-out documents included, with one special token that

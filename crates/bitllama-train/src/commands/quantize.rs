@@ -230,7 +230,14 @@ pub fn run(args: Args) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });
-    artifact::write(&args.output, &model.config, weights, &model.tokenizer, artifact::Layout::Packed, provenance)?;
+    artifact::write(
+        &args.output,
+        &model.config,
+        weights,
+        model.tokenizer_files(),
+        artifact::Layout::Packed,
+        provenance,
+    )?;
     let (size, seconds) = (StoredSize::of(&plan), start.elapsed().as_secs_f64());
     if args.json {
         let result = json!({
@@ -291,7 +298,7 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
 fn calibration_rows(args: &Args, model: &Model) -> Result<Vec<Vec<u32>>> {
     let (ctx, limit) = (args.calibration_ctx, model.config.max_position_embeddings);
     ensure!(ctx > 0 && ctx <= limit, "--calibration-ctx {ctx} is not within the model's context of {limit} tokens");
-    let bos = own_bos(&model.tokenizer, model.config.bos_token_id)?;
+    let bos = own_bos(&model.tokenizer)?;
     let mut tokens = Vec::new();
     for path in &args.calibration {
         tokens.extend(tokens_of(path, model, bos)?);

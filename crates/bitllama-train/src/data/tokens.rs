@@ -11,8 +11,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_formats::{Error as FormatError, atomic, output};
-use bitllama_runtime::text::own_bos;
+use bitllama_runtime::text::{encode as encode_text, own_bos};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
@@ -43,13 +44,13 @@ struct ShardIndex {
 
 impl Corpus {
     /// Tokenizes `sources`, or finds their tokens in `options.cache`. Each document ends with the
-    /// model's EOS token, and begins with its BOS where the tokenizer puts one in front by itself.
+    /// tokenizer's EOS (the first of `eos_token_ids`), and begins with the BOS that the tokenizer puts in front by itself, if any.
     ///
     /// # Errors
     /// A source that cannot be read or holds no text, with its path; a cache that cannot be written.
     pub fn load(sources: &[PathBuf], options: &Data, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self> {
         let vocabulary = tokenizer.to_string(false).map_err(|e| anyhow!("the tokenizer cannot be hashed: {e}"))?;
-        let (bos, eos) = (own_bos(tokenizer, config.bos_token_id)?, config.eos_token_ids.first().copied());
+        let (bos, eos) = (own_bos(tokenizer)?, config.eos_token_ids.first().copied());
         output::recover(&options.cache)?;
         let mut corpus = Corpus { shards: Vec::new(), documents: Vec::new(), hashes: Vec::new() };
         for file in documents::files(sources)? {
@@ -137,9 +138,9 @@ fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Res
     let mut tokens = Vec::with_capacity(documents.len());
     // In pieces: until its ids are taken, an encoding is many times larger than the text.
     for piece in documents.chunks(1000) {
-        let encodings = tokenizer.encode_batch_fast(piece.to_vec(), false);
-        let encodings = encodings.map_err(|e| anyhow!("{}: cannot be tokenized: {e}", file.display()))?;
-        tokens.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
+        let encoded = piece.par_iter().map(|document| encode_text(tokenizer, None, document));
+        let encoded: Result<Vec<_>, _> = encoded.collect();
+        tokens.extend(encoded.with_context(|| format!("{}: cannot be tokenized", file.display()))?);
     }
     Ok(tokens)
 }

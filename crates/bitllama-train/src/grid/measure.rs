@@ -44,7 +44,7 @@ impl Reference {
             eval.ctx,
             config.max_position_embeddings
         );
-        let bos = own_bos(tokenizer, config.bos_token_id)?;
+        let bos = own_bos(tokenizer)?;
         let options = Options { ctx: eval.ctx, chunks: eval.chunks, bos };
         let room = memory::available().map_or(0, |bytes| bytes / 4);
         let mut model = Remembering::new(Scored::new(&loaded.llama, device), room);

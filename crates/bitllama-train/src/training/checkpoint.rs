@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
 use bitllama_formats::output::{self, Growing, Kind};
-use bitllama_formats::{Error as FormatError, atomic, hf, scales, version};
+use bitllama_formats::{Error as FormatError, TokenizerFiles, atomic, hf, scales, version};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
@@ -18,7 +18,6 @@ use burn::module::Module;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokenizers::Tokenizer;
 
 use super::states::Projections;
 use super::step::Trainer;
@@ -120,7 +119,7 @@ pub fn write(
     state: &CheckpointState,
     model: &Llama,
     trainer: &Trainer,
-    tokenizer: &Tokenizer,
+    tokenizer: TokenizerFiles,
 ) -> Result<PathBuf> {
     let name = format!("step-{:06}", state.step);
     let folder = checkpoints.join(&name);

@@ -42,6 +42,7 @@ fn config(tied: bool) -> ModelConfig {
         sub_norm: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2, 3],
+        end_token_ids: Vec::new(),
     }
 }
 

@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let settings = source::settings(options.activations, options.kv, Settings::default())?;
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
-    let bos = own_bos(&tokenizer, decoder.config().bos_token_id)?;
+    let bos = own_bos(&tokenizer).with_context(|| options.artifact.display().to_string())?;
     let start = std::time::Instant::now();
     let text = match text {
         Some((path, text)) => {
