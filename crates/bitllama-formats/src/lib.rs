@@ -14,6 +14,8 @@
 //! | [`companions`] | the files beside it, such as a chat template |
 //! | [`version`] | versions of JSON files |
 //! | [`notes`] | remarks of readers to the user |
+//! | [`identity`] | what tells models apart: a hash of their content |
+//! | [`checksums`] | SHA-256 of files, and whether a folder is as it was written |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //! | [`output`] | what this program may replace or remove, and who is writing it |
 //!
@@ -21,6 +23,7 @@
 
 pub mod artifact;
 pub mod atomic;
+pub mod checksums;
 pub mod companions;
 mod error;
 mod finite;
@@ -28,6 +31,7 @@ pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod identity;
 mod map;
 pub mod model;
 pub mod notes;

@@ -58,12 +58,20 @@ pub fn open(path: &Path) -> Result<Model> {
     } else {
         return Err(Error::invalid(path, "no such model directory or GGUF file"));
     };
-    let tokens = model.tokenizer.get_vocab_size(true);
-    if tokens > model.config.vocab_size {
-        return Err(Error::invalid(
-            path,
-            format!("the tokenizer has {tokens} tokens, but the model's vocab_size is {}", model.config.vocab_size),
-        ));
+    match beyond(&model.tokenizer, model.config.vocab_size) {
+        Some(reason) => Err(Error::invalid(path, format!("the tokenizer has {reason}"))),
+        None => Ok(model),
     }
-    Ok(model)
+}
+
+/// The reason why a tokenizer is too large for a vocabulary, if it is: it has more tokens, or an id beyond the last.
+pub fn beyond(tokenizer: &Tokenizer, vocab_size: usize) -> Option<String> {
+    let vocabulary = tokenizer.get_vocab(true);
+    if vocabulary.len() > vocab_size {
+        return Some(format!("{} tokens, but the model's vocab_size is {vocab_size}", vocabulary.len()));
+    }
+    // Ids may have gaps.
+    let (token, id) = vocabulary.into_iter().max_by_key(|(_, id)| *id).filter(|(_, id)| *id as usize >= vocab_size)?;
+    let token: String = token.chars().take(60).collect();
+    Some(format!("the token {token:?} of id {id}, but the model's vocab_size is {vocab_size}"))
 }

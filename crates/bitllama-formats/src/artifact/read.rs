@@ -17,6 +17,7 @@ use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::companions::END_NAMES;
+use crate::model::beyond;
 use crate::npz::{Dtype, Npz};
 use crate::{Companions, Error, Result, finite, hf};
 
@@ -69,10 +70,7 @@ impl Artifact {
             true => Some(hf::read_tokenizer(&tokenizer_path)?),
             false => None,
         };
-        if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.get_vocab_size(true))
-            && tokens > config.vocab_size
-        {
-            let reason = format!("{tokens} tokens, but the model's vocab_size is {}", config.vocab_size);
+        if let Some(reason) = tokenizer.as_ref().and_then(|tokenizer| beyond(tokenizer, config.vocab_size)) {
             return Err(Error::invalid(&tokenizer_path, reason));
         }
         let companions = if lone_npz { Companions::default() } else { Companions::read(&files.folder)? };

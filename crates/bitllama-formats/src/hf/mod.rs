@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::tokenizer::read as read_tokenizer;
 pub use config::{config_json, parse_config, read_config, write_config};
 #[cfg(feature = "hub")]
-pub(crate) use read::{is_file_name, shards};
+pub(crate) use read::is_file_name;
+pub(crate) use read::shards;
 
 use crate::companions::{Companions, TokenizerFiles};
 use crate::output::Kind;
