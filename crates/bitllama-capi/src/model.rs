@@ -8,6 +8,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use bitllama_kernels::Pool;
+use bitllama_runtime::evaluate::check_tokens;
 use bitllama_runtime::model::Settings;
 use bitllama_runtime::{Decoder, Error, KvCache, LogitsOf, Sequence, one_line, text};
 use tokenizers::Tokenizer;
@@ -180,10 +181,7 @@ pub unsafe extern "C" fn bitllama_decode(
         // SAFETY: as promised by the caller.
         let (model, tokens) = unsafe { (loaded(model)?, input("tokens", tokens, n)?) };
         check("text", text, capacity)?;
-        let vocab_size = model.decoder.config().vocab_size;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(Error::Token { token: *token, vocab_size }.into());
-        }
+        check_tokens(tokens, model.decoder.config().vocab_size)?;
         let found = text::decode(&model.tokenizer, tokens)?;
         let len = found.len();
         if len < capacity {

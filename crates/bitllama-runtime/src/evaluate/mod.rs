@@ -61,8 +61,11 @@ pub trait LogitModel {
     }
 }
 
-/// Whether all of `tokens` are in the vocabulary.
-fn check_tokens<'a>(tokens: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
+/// Makes sure that all of `tokens` are in the vocabulary: the check in front of everything that looks tokens up.
+///
+/// # Errors
+/// [`Error::Token`] with the first one that is not.
+pub fn check_tokens<'a>(tokens: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
     match tokens.into_iter().find(|token| **token as usize >= vocab_size) {
         Some(token) => Err(Error::Token { token: *token, vocab_size }),
         None => Ok(()),

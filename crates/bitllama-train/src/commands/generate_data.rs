@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use bitllama_formats::identity::Identity;
 use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
 use bitllama_runtime::text::decode;
@@ -70,6 +71,7 @@ pub struct Args {
 struct Origin {
     model: String,
     model_bytes: u64,
+    model_sha256: Option<String>,
     length: usize,
     batch: usize,
     greedy: usize,
@@ -100,6 +102,7 @@ pub fn run(args: Args) -> Result<()> {
     let origin = Origin {
         model: args.model.clone(),
         model_bytes: model.weights.stored_bytes(),
+        model_sha256: Identity::of(&model)?.sha256,
         length: args.length,
         batch: args.batch,
         greedy: args.greedy,

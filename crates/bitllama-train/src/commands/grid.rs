@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::grid::cache::Shared;
 use crate::grid::child::{self, Ended};
-use crate::grid::config::{Grid, Planned};
+use crate::grid::config::{Grid, Planned, identify};
 use crate::grid::measure::Reference;
 use crate::grid::results::{FORMAT_VERSION, Other, Results, Teacher, machines};
 use crate::grid::run::{self, Stage};
@@ -48,7 +48,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.jobs > 0, "--jobs must be at least 1");
     let grid = Grid::read(&args.config)?;
     let at_grid = || format!("{}", args.config.display());
-    let all = grid.plan().with_context(at_grid)?;
+    let mut all = grid.plan().with_context(at_grid)?;
+    identify(&mut all).with_context(at_grid)?;
     let others = others::read(&grid)?;
     let mut failed = IndexMap::new();
     let mut tasks = Vec::new();

@@ -146,7 +146,7 @@ pub fn student(
 /// some methods other weights found on the first training `rows`.
 ///
 /// # Errors
-/// Those of [`ptq::calibrated`]; a `quant.cache` that is damaged or cannot be written.
+/// Those of [`ptq::calibrated`]; a `quant.cache` that cannot be written.
 pub fn initialized(
     recipe: &Recipe,
     student: &Llama,
@@ -157,7 +157,9 @@ pub fn initialized(
 ) -> Result<Llama> {
     let mut find = || Ok(ptq::starts(plan, rounded(recipe, student, plan, rows, device)?));
     let (weights, scales) = match recipe.quant.cache.as_ref().filter(|_| recipe.quant.init.calibrates()) {
-        Some(folder) => kept(&folder.join(format!("{}.safetensors", identity::start(recipe, provenance)?)), find)?,
+        Some(folder) => {
+            kept(&folder.join(format!("{}.safetensors", identity::start(recipe, provenance, &student.config)?)), find)?
+        }
         None => find()?,
     };
     let student = models::rebuilt(student, &weights, &device.clone().autodiff());
@@ -233,7 +235,7 @@ impl Lesson {
     /// Those of [`cache_of`].
     pub fn cache(recipe: &Recipe, sources: &Sources, provenance: &Value) -> Result<Option<TeacherCache>> {
         match sources.teacher.is_some() && recipe.distill().needs_teacher() {
-            true => cache_of(recipe, &sources.tokenizer, provenance),
+            true => cache_of(recipe, &sources.tokenizer, &sources.config, provenance),
             false => Ok(None),
         }
     }
@@ -279,10 +281,10 @@ pub fn compared(recipe: &Recipe, sources: &Sources, tracked: &Device) -> Result<
     Ok((compared, projections))
 }
 
-/// The checkpoint that `--resume` goes on from, if the run has one.
+/// The checkpoint that `--resume` goes on from, if the run has one: the newest that is not damaged.
 ///
 /// # Errors
-/// If its state cannot be read.
+/// Those of [`checkpoint::newest`].
 pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
     let checkpoints = recipe.output.join(checkpoint::FOLDER);
     let Some(folder) = checkpoint::newest(&checkpoints)? else { return Ok(None) };
@@ -305,12 +307,9 @@ fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> 
         (None, Some(teacher)) => (teacher.tokenizer.clone(), teacher.companions.clone()),
         (None, None) => (train_tokenizer(recipe, config)?, Companions::default()),
     };
-    let tokens = tokenizer.get_vocab_size(true);
-    ensure!(
-        tokens <= config.vocab_size,
-        "the tokenizer has {tokens} tokens, more than the vocab_size of {} in student.config",
-        config.vocab_size
-    );
+    if let Some(reason) = bitllama_formats::model::beyond(&tokenizer, config.vocab_size) {
+        bail!("student.config: the tokenizer has {reason}");
+    }
     Ok((tokenizer, companions))
 }
 

@@ -1,7 +1,8 @@
 //! Documents to tokens. Each source file becomes one shard in the cache, named by the hash of everything its tokens
 //! depend on, so that it is tokenized once and a changed file is noticed.
 //!
-//! A shard is `KEY.tokens` (u32, one document after the other) and `KEY.json` (document lengths).
+//! A shard is `KEY.tokens` (u32, one document after the other) and `KEY.json` (document lengths, and a checksum of both). One that
+//! is damaged, or has no checksum as those of version 0.1.0, is made anew.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
-use bitllama_formats::{Error as FormatError, atomic, output};
+use bitllama_formats::{Error as FormatError, atomic, checksums, output};
 use bitllama_runtime::text::{encode as encode_text, own_bos};
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -40,6 +41,8 @@ struct Shard {
 struct ShardIndex {
     source: String,
     document_lengths: Vec<usize>,
+    /// [`checksum`].
+    sha256: String,
 }
 
 impl Corpus {
@@ -66,12 +69,12 @@ impl Corpus {
                 hash.update(part);
             }
             let key: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
-            let (shard, lengths) = match open_shard(&options.cache, &key) {
+            let (shard, lengths) = match open_shard(&options.cache, &key, config.vocab_size) {
                 Some(found) => found,
                 None => {
                     let encodings = encode(&file, &text, options, tokenizer)?;
                     write_shard(&options.cache, &key, &file, encodings, [bos, eos], config.vocab_size)?;
-                    open_shard(&options.cache, &key)
+                    open_shard(&options.cache, &key, config.vocab_size)
                         .with_context(|| format!("{}: the token cache cannot be read back", options.cache.display()))?
                 }
             };
@@ -119,8 +122,16 @@ impl Shard {
     }
 }
 
-/// A shard and its document lengths, if the cache has it whole.
-fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
+/// SHA-256 of what a shard holds.
+fn checksum(tokens: &[u32], document_lengths: &[usize]) -> String {
+    let mut hash = Sha256::new();
+    document_lengths.iter().for_each(|length| hash.update((*length as u64).to_le_bytes()));
+    hash.update(bytemuck::cast_slice::<u32, u8>(tokens));
+    checksums::hex(&hash.finalize())
+}
+
+/// A shard and its document lengths, if the cache has it as it was written and all its tokens are in the vocabulary.
+fn open_shard(cache: &Path, key: &str, vocab_size: usize) -> Option<(Shard, Vec<usize>)> {
     let index: ShardIndex = serde_json::from_slice(&std::fs::read(cache.join(format!("{key}.json"))).ok()?).ok()?;
     let file = File::open(cache.join(format!("{key}.tokens"))).ok()?;
     let total = index.document_lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
@@ -129,7 +140,10 @@ fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
     }
     // SAFETY: shards are written under another name and renamed, never changed in place.
     let map = if total > 0 { Some(unsafe { Mmap::map(&file) }.ok()?) } else { None };
-    Some((Shard { map }, index.document_lengths))
+    let shard = Shard { map };
+    let known = shard.tokens().iter().all(|token| (*token as usize) < vocab_size);
+    (known && checksum(shard.tokens(), &index.document_lengths) == index.sha256)
+        .then_some((shard, index.document_lengths))
 }
 
 /// The tokens of each document of a file.
@@ -171,7 +185,8 @@ fn write_shard(
     atomic::write_file(&tokens_file, |out| {
         out.write_all(bytemuck::cast_slice(&tokens)).map_err(FormatError::io(&tokens_file))
     })?;
-    let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths })?;
+    let sha256 = checksum(&tokens, &document_lengths);
+    let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths, sha256 })?;
     atomic::write_bytes(&cache.join(format!("{key}.json")), &index)?;
     Ok(())
 }
@@ -244,5 +259,29 @@ pub(crate) mod tests {
         // A shard that a kill or a full disk cut short is made anew.
         fs::write(cache.join(format!("{key}.tokens")), [0; 6]).unwrap();
         assert_eq!(load(folder.path()).unwrap().document(0), [998, 1, 2, 4, EOS]);
+
+        // So is one with a token or a length changed, of the same size; or without a checksum.
+        let (tokens, index) = (cache.join(format!("{key}.tokens")), cache.join(format!("{key}.json")));
+        let spoiled = |path: &Path, from: &str, to: &str| {
+            let text = fs::read(path).unwrap();
+            let at = text.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+            fs::write(path, [&text[..at], to.as_bytes(), &text[at + from.len()..]].concat()).unwrap();
+            assert_eq!(load(folder.path()).unwrap().document(0), [998, 1, 2, 4, EOS], "{from}");
+        };
+        spoiled(&tokens, "\x02", "\x03");
+        spoiled(&index, "[5]", "[4]");
+        spoiled(&index, "\"sha256\"", "\"sha512\"");
+    }
+
+    #[test]
+    fn tokens_of_a_larger_vocabulary_are_not_taken_from_the_cache() {
+        let (folder, _) = corpus("# \n1 2 997\n");
+        let options = format!("train = []\ndocument_start = [\"#\"]\ncache = {:?}", folder.path().join("cache"));
+        // The tokenizer and the text are those of the shard, so its key is too.
+        let smaller = ModelConfig { vocab_size: 998, ..config() };
+        let load =
+            Corpus::load(&[folder.path().join("text.txt")], &toml::from_str(&options).unwrap(), &tokenizer(), &smaller);
+        let message = load.err().unwrap().to_string();
+        assert!(message.contains("token 998 is outside the model's vocabulary of 998"), "{message}");
     }
 }

@@ -37,10 +37,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::excerpt;
+use bitllama_formats::identity::Identity;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use toml::Value;
 
+use crate::models;
 use crate::recipe::{Recipe, load};
 
 /// Overrides of a recipe, by key.
@@ -154,6 +156,33 @@ pub struct Planned {
     pub sets: Vec<String>,
     /// The recipe with that.
     pub recipe: Recipe,
+    /// Its teacher and the model that its student starts from, as [`identify`] finds them; `None` where a model is not at hand.
+    pub models: [Option<Identity>; 2],
+}
+
+/// The names of the models of a recipe: the teacher's, and that of the student's start.
+pub fn model_names(recipe: &Recipe) -> [Option<&str>; 2] {
+    [recipe.teacher.as_ref().map(|teacher| teacher.model.as_str()), recipe.student.model.as_deref()]
+}
+
+/// Finds the identities of all models of a grid, each once. Models of the hub stay as they are in its cache, and go by their names.
+///
+/// # Errors
+/// A model that is there and cannot be read.
+pub fn identify(all: &mut [Planned]) -> Result<()> {
+    let mut known: IndexMap<String, Identity> = IndexMap::new();
+    for planned in all {
+        for (name, found) in model_names(&planned.recipe).into_iter().zip(&mut planned.models) {
+            let Some(name) = name.filter(|name| Path::new(name).exists()) else { continue };
+            let identity = match known.get(name) {
+                Some(identity) => identity.clone(),
+                None => Identity::of(&models::open(name)?)?,
+            };
+            known.insert(name.to_string(), identity.clone());
+            *found = Some(identity);
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Planned {
@@ -250,6 +279,6 @@ impl Grid {
         ensure!(recipe.teacher.is_some(), "{}: a grid needs a `[teacher]`", self.recipe.display());
         ensure!(!recipe.bits.is_empty(), "{folder}: no bit plan; `bits` is to be set by the recipe or its scheme");
         recipe.check_device().with_context(|| folder.clone())?;
-        Ok(Planned { scheme: scheme.clone(), method: method.clone(), seed, sets, recipe })
+        Ok(Planned { scheme: scheme.clone(), method: method.clone(), seed, sets, recipe, models: [None, None] })
     }
 }
