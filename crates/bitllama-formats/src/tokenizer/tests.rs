@@ -106,7 +106,7 @@ fn hostile_files_are_refused_at_once() {
         ("not JSON", b"{".to_vec()),
         ("not UTF-8", b"{\"a\": \"\xff\"}".to_vec()),
         ("not a JSON object", b"[1]".to_vec()),
-        ("not JSON: recursion limit", "[".repeat(100_000).into_bytes()),
+        ("not a JSON object", format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes()),
         ("model nests 100 lists and objects", deep()),
         ("panicked", b"{\"model\": 1}".to_vec()),
         ("model", b"{}".to_vec()),
@@ -174,12 +174,16 @@ fn hostile_files_are_refused_at_once() {
         ("makes tokens of", unknown.to_string().into_bytes()),
         ("model.dropout = 0.1", dropout.to_string().into_bytes()),
     ];
+    let mut wrong = Vec::new();
     for (words, bytes) in cases {
         let start = Instant::now();
-        let message = parse(&bytes).expect_err(words);
-        assert!(message.contains(words) && !message.contains('\n') && message.len() < 400, "{words}: {message}");
-        assert!(start.elapsed() < Duration::from_secs(3), "{words}: {:?}", start.elapsed());
+        let found = parse(&bytes).err().unwrap_or("it was read".into());
+        let one_line = !found.contains('\n') && found.len() < 400;
+        if !found.contains(words) || !one_line || start.elapsed() > Duration::from_secs(3) {
+            wrong.push(format!("{words}: {found}, {:?}", start.elapsed()));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
