@@ -216,7 +216,9 @@ fn a_kill_at_any_step_of_a_run_leaves_nothing_foreign() {
 fn a_kill_at_any_step_of_a_removal_leaves_the_folder_whole_or_gone() {
     at_every_step(
         |root| write_model(&root.join("model"), "old").unwrap(),
-        |root| if root.join("model").exists() { remove_folder(&root.join("model"), Kind::Model) } else { recover(root) },
+        |root| {
+            if root.join("model").exists() { remove_folder(&root.join("model"), Kind::Model) } else { recover(root) }
+        },
         |root, restarted| {
             let found = model(&root.join("model"));
             assert!(found.is_none() || (found.unwrap() == "old" && !restarted));
