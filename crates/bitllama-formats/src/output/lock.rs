@@ -10,11 +10,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
 use super::disk;
 use crate::{Error, Result};
+
+/// What a process that was killed may take to end, with those that it started: so long a second writer waits.
+const GRACE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// Ends the name of every lock file.
 pub(super) const SUFFIX: &str = "lock~";
@@ -54,10 +58,17 @@ impl Lock {
     /// # Errors
     /// If another process or thread holds it: who, and since when.
     pub(super) fn take(path: &Path, output: &Path) -> Result<Self> {
-        Self::try_take(path)?.map_err(|holder| {
-            let reason = format!("{holder} is writing here; wait until it ends, or name another output");
-            Error::invalid(output, reason)
-        })
+        let start = Instant::now();
+        loop {
+            match Self::try_take(path)? {
+                Ok(lock) => return Ok(lock),
+                Err(_) if start.elapsed() < GRACE => std::thread::sleep(GRACE / 20),
+                Err(holder) => {
+                    let reason = format!("{holder} is writing here; wait until it ends, or name another output");
+                    return Err(Error::invalid(output, reason));
+                }
+            }
+        }
     }
 
     /// As [`Lock::take`]; the holder, if there is one.

@@ -156,6 +156,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_users_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (results, page) = (sample::results(), folder.path().join("report.md"));
+        std::fs::write(&page, "mine").unwrap();
+        let error = format!("{:#}", write(&results, folder.path()).unwrap_err());
+        assert!(error.contains("report.md: not on record as written by this program"), "{error}");
+        assert_eq!(std::fs::read(&page).unwrap(), b"mine");
+        std::fs::remove_file(&page).unwrap();
+        write(&results, folder.path()).unwrap();
+        // A report of version 0.1.0, which kept no record, is one by its results.
+        std::fs::remove_file(folder.path().join(".bitllama-record")).unwrap();
+        write(&results, folder.path()).unwrap();
+    }
+
+    #[test]
     fn what_is_not_finite_has_failed() {
         let folder = tempfile::tempdir().unwrap();
         let mut results = sample::results();
