@@ -107,9 +107,9 @@ fn of_directory(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         "scales.safetensors",
     ];
     let index = folder.join(hf::INDEX);
-    let shards = if index.is_file() { hf::shards(folder, &index)? } else { Vec::new() };
+    let shards = if index.is_file() { hf::shards(&index)? } else { Vec::new() };
     let mut files: Vec<PathBuf> = DECIDING.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect();
-    files.extend(shards);
+    files.extend(shards.iter().map(|name| folder.join(name)));
     files.sort();
     files.dedup();
     Ok(files.into_iter().map(|path| (file_name(&path), path)).collect())
