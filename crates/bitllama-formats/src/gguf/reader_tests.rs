@@ -246,11 +246,11 @@ fn parts_that_make_no_model_are_refused() {
     expected(&twice, "m-00001-of-00002.gguf as well");
     let missing = error(|[_, second]| drop(second.tensors.pop()));
     expected(&missing, "split.tensors.count = 11, but the 2 parts have 10 tensors");
-    let other = error(|[_, second]| drop(second.set("split.no", 2, vec![0, 0])));
+    let other = error(|[_, second]| _ = second.set("split.no", 2, vec![0, 0]));
     expected(&other, "m-00002-of-00002.gguf: is not the part of m-00001-of-00002.gguf that its name says");
-    let whole = error(|[_, second]| drop(second.remove("split.count")));
+    let whole = error(|[_, second]| _ = second.remove("split.count"));
     expected(&whole, "is not the part of m-00001-of-00002.gguf that its name says");
-    let beyond = error(|[first, _]| drop(first.set("split.no", 2, vec![2, 0])));
+    let beyond = error(|[first, _]| _ = first.set("split.no", 2, vec![2, 0]));
     expected(&beyond, "split.no = 2 is no part of split.count = 2");
 
     let [first, _] = parts(4);
