@@ -145,7 +145,6 @@ fn tensor_names(name: &str) -> [String; 2] {
 }
 
 /// The files that an index names, each once.
-#[cfg(feature = "hub")]
 pub(crate) fn shards(index: &Path) -> Result<Vec<String>> {
     Ok(shard_names(&weight_map(index)?).into_iter().map(str::to_string).collect())
 }
