@@ -39,8 +39,8 @@ pub mod notes;
 pub mod npz;
 pub mod output;
 pub mod scales;
-pub mod tokenizer;
 pub mod text;
+pub mod tokenizer;
 pub mod vectors;
 pub mod version;
 

@@ -4,12 +4,10 @@ use std::fmt;
 use std::io::BufRead;
 use std::path::Path;
 
+use bitllama_core::excerpt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::{Error, Result};
-
-/// Longest piece of a file that an error repeats, in characters.
-const ECHO: usize = 60;
 
 /// Fields that an error lists.
 const LISTED: usize = 8;
@@ -82,16 +80,7 @@ pub(super) fn array<E: From<Error>>(
 /// A JSON error without its place, which is told by other means.
 fn cause(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    cut(text.rsplit_once(" at line ").map_or(&text[..], |(cause, _)| cause))
-}
-
-/// The beginning of a text from a file, fit for one line.
-fn cut(text: &str) -> String {
-    let mut shown: String = text.chars().take(ECHO).flat_map(char::escape_debug).collect();
-    if text.chars().nth(ECHO).is_some() {
-        shown.push('…');
-    }
-    shown
+    excerpt(text.rsplit_once(" at line ").map_or(&text[..], |(cause, _)| cause)).into_owned()
 }
 
 /// Text of one value, or the reason why it has none.
@@ -192,11 +181,11 @@ impl<'de> Visitor<'de> for Value<'_> {
             map.next_value::<IgnoredAny>()?;
             fields += 1;
             if names.len() < LISTED {
-                names.push(format!("`{}`", cut(&name)));
+                names.push(format!("`{}`", excerpt(&name)));
             }
             chat = chat.or(["messages", "conversations"].into_iter().find(|chat| *chat == name));
         }
-        let field = cut(self.field.unwrap_or_default());
+        let field = excerpt(self.field.unwrap_or_default());
         let advice = "name the one that has the text with --text-field, or data.text_field in a recipe";
         Ok(Given::Object(match (found, chat) {
             (Some(_), _) if twice => Err(format!("field `{field}` stands here twice")),
