@@ -130,7 +130,8 @@ pub unsafe extern "C" fn bitllama_is_eos(model: *const Model, token: u32) -> c_i
 }
 
 /// The tokens of `text` (UTF-8), with the one in front that the tokenizer puts there by itself. If `bos` is not 0, the
-/// model's BOS token comes first even where the tokenizer puts none.
+/// model's BOS token comes first even where the tokenizer puts none. Control tokens that the text spells, like `</s>`, are
+/// read as such.
 ///
 /// Returns how many tokens there are, and writes them to `tokens` if that is no more than `capacity`; call with a
 /// `capacity` of 0 to learn the number. Fails with `BITLLAMA_ERROR_INVALID_ARGUMENT`, `BITLLAMA_ERROR_TOKENIZER` or

@@ -9,6 +9,7 @@
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
+//! | [`text`] | text files and folders to documents |
 //! | [`vectors`] | vectors of f32 by name |
 //! | [`tokenizer`] | `tokenizer.json`, read with distrust |
 //! | [`companions`] | the files beside it, such as a chat template |
@@ -38,6 +39,7 @@ pub mod notes;
 pub mod npz;
 pub mod output;
 pub mod scales;
+pub mod text;
 pub mod tokenizer;
 pub mod vectors;
 pub mod version;

@@ -1,9 +1,19 @@
 //! Text to tokens, and tokens back to text while they arrive.
 
+use std::ops::ControlFlow;
+
 use bitllama_formats::tokenizer::guarded;
+use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
+
+mod reading;
+mod spelling;
+mod windows;
+
+pub use reading::Reading;
+pub use spelling::for_corpus;
 
 /// Tokens of `text` with `bos` in front, if there is one; only once where the text itself begins with it.
 ///
@@ -13,9 +23,57 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Tokenizer`] if the tokenizer refuses the text, or panics.
 pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec<u32>> {
-    let encoding = guarded(|| tokenizer.encode_fast(text, false)).map_err(Error::Tokenizer)?;
-    let ids = encoding.get_ids();
-    Ok(bos.filter(|bos| ids.first() != Some(bos)).into_iter().chain(ids.iter().copied()).collect())
+    encode_start(tokenizer, bos, text, usize::MAX)
+}
+
+/// The first tokens of [`encode`], `wanted` or some more, if the text has them; what stands behind them is hardly looked at.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn encode_start(tokenizer: &Tokenizer, bos: Option<u32>, text: &str, wanted: usize) -> Result<Vec<u32>> {
+    let mut tokens = Vec::new();
+    let mut begun = false;
+    windows::for_ids(tokenizer, text, windows::Sizes::USUAL, &mut |ids| {
+        if !begun && !ids.is_empty() {
+            begun = true;
+            tokens.extend(bos.filter(|bos| ids.first() != Some(bos)));
+        }
+        tokens.extend_from_slice(ids);
+        if tokens.len() < wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    if !begun {
+        tokens.extend(bos);
+    }
+    Ok(tokens)
+}
+
+/// Gives the tokens of a document to `each`, in pieces and without any around them, until it wants no more. Memory beyond
+/// the document's is bounded.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn for_tokens(
+    tokenizer: &Tokenizer,
+    document: &str,
+    mut each: impl FnMut(&[u32]) -> ControlFlow<()>,
+) -> Result<()> {
+    windows::for_ids(tokenizer, document, windows::Sizes::USUAL, &mut each)
+}
+
+/// The tokens of several documents, as [`for_tokens`] gives them.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses a text.
+pub fn tokens_of_all(tokenizer: &Tokenizer, documents: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
+    let tokens = |document: &str| {
+        let mut tokens = Vec::new();
+        for_tokens(tokenizer, document, |ids| {
+            tokens.extend_from_slice(ids);
+            ControlFlow::Continue(())
+        })?;
+        Ok(tokens)
+    };
+    documents.par_iter().map(|document| tokens(document.as_ref())).collect()
 }
 
 /// The token that the tokenizer puts in front of a text by itself, if any.

@@ -91,6 +91,13 @@ pub struct Options {
     pub bos: Option<u32>,
 }
 
+impl Options {
+    /// Tokens that are looked at, at most.
+    pub fn tokens(&self) -> usize {
+        self.chunks.map_or(usize::MAX, |chunks| chunks.saturating_mul(self.ctx))
+    }
+}
+
 impl Default for Options {
     /// llama.cpp's context of 512 tokens, all chunks, no BOS.
     fn default() -> Self {

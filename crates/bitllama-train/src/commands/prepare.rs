@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
+use bitllama_formats::text::files;
 use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
@@ -19,7 +20,7 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 use super::cache_teacher::cache_of;
 use super::identity;
 use crate::data::batches::Rows;
-use crate::data::documents;
+use crate::data::documents::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::kept::kept;
@@ -317,9 +318,11 @@ fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> 
 /// ends documents.
 fn train_tokenizer(recipe: &Recipe, config: &ModelConfig) -> Result<Tokenizer> {
     let mut texts = Vec::new();
-    for file in documents::files(&recipe.data.train)? {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        texts.extend(documents::split(&file, &text, &recipe.data.text_field, &recipe.data.document_start)?);
+    for file in files(&recipe.data.train)? {
+        documents(&file, &recipe.data, |document| {
+            texts.push(document.to_string());
+            Ok(())
+        })?;
     }
     ensure!(
         config.eos_token_ids == [0] && config.bos_token_id.is_none_or(|bos| bos == 0),

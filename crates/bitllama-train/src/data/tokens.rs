@@ -5,22 +5,29 @@
 //! is damaged, or has no checksum as those of version 0.1.0, is made anew.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 use bitllama_core::ModelConfig;
+use bitllama_formats::text::{Kind, files};
 use bitllama_formats::{Error as FormatError, atomic, checksums, output};
-use bitllama_runtime::text::{encode as encode_text, own_bos};
+use bitllama_runtime::text::{for_corpus, for_tokens, own_bos, tokens_of_all};
 use memmap2::Mmap;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use super::documents;
+use super::documents::documents;
 use crate::recipe::Data;
+
+/// Part of a shard's key: to be counted up when the same text comes to other tokens than before.
+const VERSION: &str = "tokens 2";
+
+/// Bytes of documents that are tokenized together; larger documents are written while they are tokenized.
+const BATCH: usize = 1 << 20;
 
 /// Tokenized documents.
 #[derive(Clone)]
@@ -56,24 +63,15 @@ impl Corpus {
         let (bos, eos) = (own_bos(tokenizer)?, config.eos_token_ids.first().copied());
         output::recover(&options.cache)?;
         let mut corpus = Corpus { shards: Vec::new(), documents: Vec::new(), hashes: Vec::new() };
-        for file in documents::files(sources)? {
-            let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-            let mut hash = Sha256::new();
-            for part in [
-                vocabulary.as_bytes(),
-                format!("{bos:?} {eos:?}").as_bytes(),
-                format!("{:?} {:?} {:?}", file.extension(), options.text_field, options.document_start).as_bytes(),
-                text.as_bytes(),
-            ] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
-            }
-            let key: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+        let tokenizer = for_corpus(tokenizer, options.parse_special)?;
+        for file in files(sources)? {
+            let reading = (Kind::of(&file)?, &options.text_field, &options.document_start, options.parse_special);
+            let parts = [VERSION, &vocabulary, &format!("{bos:?} {eos:?}"), &format!("{reading:?}")];
+            let key = key(parts, &file).with_context(|| format!("{}", file.display()))?;
             let (shard, lengths) = match open_shard(&options.cache, &key, config.vocab_size) {
                 Some(found) => found,
                 None => {
-                    let encodings = encode(&file, &text, options, tokenizer)?;
-                    write_shard(&options.cache, &key, &file, encodings, [bos, eos], config.vocab_size)?;
+                    write_shard(&options.cache, &key, &file, options, &tokenizer, [bos, eos], config.vocab_size)?;
                     open_shard(&options.cache, &key, config.vocab_size)
                         .with_context(|| format!("{}: the token cache cannot be read back", options.cache.display()))?
                 }
@@ -125,8 +123,13 @@ impl Shard {
 /// SHA-256 of what a shard holds.
 fn checksum(tokens: &[u32], document_lengths: &[usize]) -> String {
     let mut hash = Sha256::new();
-    document_lengths.iter().for_each(|length| hash.update((*length as u64).to_le_bytes()));
     hash.update(bytemuck::cast_slice::<u32, u8>(tokens));
+    with_lengths(hash, document_lengths)
+}
+
+/// The end of [`checksum`]: `hash` has the tokens.
+fn with_lengths(mut hash: Sha256, document_lengths: &[usize]) -> String {
+    document_lengths.iter().for_each(|length| hash.update((*length as u64).to_le_bytes()));
     checksums::hex(&hash.finalize())
 }
 
@@ -146,48 +149,120 @@ fn open_shard(cache: &Path, key: &str, vocab_size: usize) -> Option<(Shard, Vec<
         .then_some((shard, index.document_lengths))
 }
 
-/// The tokens of each document of a file.
-fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let documents = documents::split(file, text, &options.text_field, &options.document_start)?;
-    let mut tokens = Vec::with_capacity(documents.len());
-    // In pieces: until its ids are taken, an encoding is many times larger than the text.
-    for piece in documents.chunks(1000) {
-        let encoded = piece.par_iter().map(|document| encode_text(tokenizer, None, document));
-        let encoded: Result<Vec<_>, _> = encoded.collect();
-        tokens.extend(encoded.with_context(|| format!("{}: cannot be tokenized", file.display()))?);
+/// Hash of `parts` and of the content of a file.
+fn key(parts: [&str; 4], file: &Path) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
-    Ok(tokens)
+    std::io::copy(&mut File::open(file)?, &mut hash)?;
+    Ok(hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect())
 }
 
 fn write_shard(
     cache: &Path,
     key: &str,
     file: &Path,
-    documents: Vec<Vec<u32>>,
-    [bos, eos]: [Option<u32>; 2],
+    options: &Data,
+    tokenizer: &Tokenizer,
+    around: [Option<u32>; 2],
     vocab_size: usize,
 ) -> Result<()> {
-    let (mut tokens, mut document_lengths) = (Vec::new(), Vec::new());
-    for document in documents {
-        let start = tokens.len();
-        tokens.extend(bos);
-        tokens.extend_from_slice(&document);
-        tokens.extend(eos);
-        document_lengths.push(tokens.len() - start);
-    }
-    if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab_size) {
-        bail!("{}: token {token} is outside the model's vocabulary of {vocab_size}", file.display());
-    }
-    ensure!(!tokens.is_empty(), "{}: no tokens in this file", file.display());
     atomic::create_folders(cache)?;
-    let tokens_file = cache.join(format!("{key}.tokens"));
-    // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
-    atomic::write_file(&tokens_file, |out| {
-        out.write_all(bytemuck::cast_slice(&tokens)).map_err(FormatError::io(&tokens_file))
-    })?;
-    let sha256 = checksum(&tokens, &document_lengths);
+    let path = cache.join(format!("{key}.tokens"));
+    let (mut document_lengths, mut hash, mut failed) = (Vec::new(), Sha256::new(), None);
+    let written = atomic::write_file(&path, |out| {
+        let (lengths, hash) = (&mut document_lengths, &mut hash);
+        let mut shard = ShardWriter { out, path: &path, source: file, vocab_size, document_lengths: lengths, hash };
+        let filled = fill(&mut shard, options, tokenizer, around);
+        // Under this name for `write_file` to undo; the error with its causes comes out below.
+        filled.map_err(|error| {
+            let told = FormatError::invalid(file, format!("{error:#}"));
+            failed = Some(error);
+            told
+        })
+    });
+    match failed {
+        Some(error) => return Err(error),
+        None => written?,
+    }
+    let sha256 = with_lengths(hash, &document_lengths);
     let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths, sha256 })?;
     atomic::write_bytes(&cache.join(format!("{key}.json")), &index)?;
+    Ok(())
+}
+
+/// A shard's file of tokens, being written.
+struct ShardWriter<'a> {
+    out: &'a mut BufWriter<File>,
+    path: &'a Path,
+    source: &'a Path,
+    vocab_size: usize,
+    document_lengths: &'a mut Vec<usize>,
+    /// Of the tokens so far.
+    hash: &'a mut Sha256,
+}
+
+impl ShardWriter<'_> {
+    /// Writes tokens of the last document.
+    fn add(&mut self, tokens: &[u32]) -> Result<(), FormatError> {
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocab_size) {
+            let reason = format!("token {token} is outside the model's vocabulary of {}", self.vocab_size);
+            return Err(FormatError::invalid(self.source, reason));
+        }
+        // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
+        let bytes: &[u8] = bytemuck::cast_slice(tokens);
+        self.out.write_all(bytes).map_err(FormatError::io(self.path))?;
+        self.hash.update(bytes);
+        if let Some(length) = self.document_lengths.last_mut() {
+            *length += tokens.len();
+        }
+        Ok(())
+    }
+}
+
+/// Tokenizes the documents of the shard's source. Of `around`, the first stands in front of each and the second behind it.
+fn fill(shard: &mut ShardWriter, options: &Data, tokenizer: &Tokenizer, around: [Option<u32>; 2]) -> Result<()> {
+    let [bos, eos] = around.map(|token| token.map(|token| vec![token]).unwrap_or_default());
+    let refused = |source: &Path, error| anyhow!("{}: cannot be tokenized: {error}", source.display());
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    let write = |shard: &mut ShardWriter, batch: &mut Vec<String>| {
+        for tokens in tokens_of_all(tokenizer, batch).map_err(|e| refused(shard.source, e))? {
+            shard.document_lengths.push(0);
+            [&bos, &tokens, &eos].into_iter().try_for_each(|tokens| shard.add(tokens))?;
+        }
+        batch.clear();
+        Ok::<_, anyhow::Error>(())
+    };
+    documents(shard.source, options, |document| {
+        if document.len() < BATCH {
+            batch.push(document.to_string());
+            bytes += document.len();
+            if bytes < BATCH {
+                return Ok(());
+            }
+        }
+        write(shard, &mut batch)?;
+        bytes = 0;
+        if document.len() >= BATCH {
+            shard.document_lengths.push(0);
+            shard.add(&bos)?;
+            let mut written = Ok(());
+            let told = for_tokens(tokenizer, document, |tokens| {
+                written = shard.add(tokens);
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            told.map_err(|e| refused(shard.source, e))?;
+            written?;
+            shard.add(&eos)?;
+        }
+        Ok(())
+    })?;
+    write(shard, &mut batch)?;
+    if shard.document_lengths.iter().all(|length| *length == 0) {
+        return Err(FormatError::invalid(shard.source, "no tokens in this file").into());
+    }
     Ok(())
 }
 

@@ -25,6 +25,7 @@
 //!
 //! [eval]                                 # by llama.cpp's protocol
 //! texts = { emma = "data/emma.txt" }
+//! text_field = "text"                    # of JSON objects in them
 //! ctx = 128                              # 512 if absent
 //! chunks = 20                            # all if absent
 //! ```
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::excerpt;
 use bitllama_formats::identity::Identity;
+use bitllama_runtime::text::Reading;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use toml::Value;
@@ -104,13 +106,25 @@ struct Method {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Eval {
-    /// Files by name, text or JSONL with fields `text`; the first is the main one in reports.
+    /// Files or folders of text by name; the first is the main one in reports.
     pub texts: IndexMap<String, PathBuf>,
+    /// Field of a JSON object that has the text; `text` if absent.
+    text_field: Option<String>,
+    /// Control tokens that a text spells, like `</s>`, are read as such and not as text.
+    #[serde(default)]
+    parse_special: bool,
     /// Tokens a chunk.
     #[serde(default = "defaults::ctx")]
     pub ctx: usize,
     /// The first so many chunks only.
     pub chunks: Option<usize>,
+}
+
+impl Eval {
+    /// How the texts are read.
+    pub fn reading(&self) -> Reading {
+        Reading { text_field: self.text_field.clone(), parse_special: self.parse_special }
+    }
 }
 
 /// `[bench]`
