@@ -129,10 +129,16 @@ fn hostile_files_are_refused_at_once() {
             "its normalizer takes",
             with("normalizer", json!({ "type": "Precompiled", "precompiled_charsmap": "A".repeat(5 << 20) })),
         ),
+        ("its normalizer is neither an object nor null", with("normalizer", json!(vec![json!([0]); 100_000]))),
+        (
+            "its normalizer takes",
+            with("normalizer", json!({ "type": "Sequence", "normalizers": vec![json!([0]); 100_000] })),
+        ),
         ("the pre_tokenizer makes", with("pre_tokenizer", chain("pretokenizers", bytes.clone(), 40))),
         ("the pre_tokenizer fails", with("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 }))),
         ("cannot be built", with("pre_tokenizer", split("["))),
         ("its pre_tokenizer takes", with("pre_tokenizer", split(&"a|".repeat(1 << 18)))),
+        ("the pre_tokenizer has a pattern of 20000 bytes", with("pre_tokenizer", split(&"a|".repeat(10_000)))),
         (
             "the decoder makes",
             with(
