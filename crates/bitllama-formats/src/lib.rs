@@ -10,6 +10,7 @@
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`vectors`] | vectors of f32 by name |
+//! | [`json`] | small JSON files |
 //! | [`version`] | versions of JSON files |
 //! | [`atomic`] | files and folders that exist whole or not at all |
 //!
@@ -22,6 +23,7 @@ pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod json;
 mod map;
 pub mod model;
 pub mod npz;

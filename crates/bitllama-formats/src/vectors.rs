@@ -9,6 +9,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::{Error, Result, atomic};
 
+/// Longest header of a safetensors file that is read. What is made of a header takes up to eight times its bytes, and those of
+/// published files have less than a tenth of this.
+pub(crate) const MAX_HEADER: usize = 10_000_000;
+
 /// Writes `vectors` to `path`, whole or not at all.
 ///
 /// # Errors
@@ -31,6 +35,13 @@ pub fn write<'a>(path: &Path, vectors: impl IntoIterator<Item = (String, &'a [f3
 /// [`Error`] if the file is missing, is no safetensors file, or holds numbers of another type.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
+    let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    if header > MAX_HEADER as u64 {
+        return Err(Error::invalid(
+            path,
+            format!("the header takes {header} bytes, more than any file's of this kind"),
+        ));
+    }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| Error::invalid(path, e))?;
     let mut all = BTreeMap::new();
     for (name, view) in tensors.iter() {

@@ -75,7 +75,15 @@ impl<'a> Vocabulary<'a> {
         let Array::Strings(tokens) = file.required("tokenizer.ggml.tokens", Gguf::array)? else {
             return Err(file.invalid("metadata tokenizer.ggml.tokens is no list of strings"));
         };
-        let mut seen = HashSet::with_capacity(tokens.len());
+        // Before anything is made of them: rows of the embedding are in the file, tokens may be of no length.
+        let rows = file.tensor("token_embd.weight").map_or(usize::MAX, |embedding| embedding.shape[0]);
+        if tokens.len() > rows {
+            let tokens = tokens.len();
+            return Err(
+                file.invalid(format!("the tokenizer has {tokens} tokens, but the model's vocab_size is {rows}"))
+            );
+        }
+        let mut seen = HashSet::new();
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
             return Err(file.invalid(format!("tokenizer.ggml.tokens has `{}` twice", excerpt(twice))));
         }

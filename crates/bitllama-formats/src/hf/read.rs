@@ -8,8 +8,9 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata};
 
-use super::{CONFIG, INDEX, WEIGHTS, read_json};
-use crate::{Error, Result, WeightSource};
+use super::{CONFIG, INDEX, WEIGHTS};
+use crate::vectors::MAX_HEADER;
+use crate::{Error, Result, WeightSource, json};
 
 /// The weights of a directory.
 pub(super) struct Weights {
@@ -99,7 +100,7 @@ impl WeightSource for Weights {
 
 /// The files that an index names, each once.
 pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let json = read_json(index)?;
+    let json = json::read(index)?;
     let map = json.get("weight_map").and_then(|m| m.as_object());
     let map = map.ok_or_else(|| Error::invalid(index, "has no object weight_map"))?;
     let mut names = Vec::new();
@@ -131,6 +132,9 @@ impl MappedFile {
             length.ok_or_else(|| invalid(format!("is {size} bytes long, a safetensors file has at least 8")))?;
         let data = usize::try_from(length).ok().and_then(|n| n.checked_add(8)).filter(|end| *end <= size);
         let data = data.ok_or_else(|| invalid(format!("the header takes {length} bytes, the file has only {size}")))?;
+        if data > MAX_HEADER {
+            return Err(invalid(format!("the header takes {length} bytes, more than any model's")));
+        }
         let header: Metadata =
             serde_json::from_slice(&map[8..data]).map_err(|e| invalid(format!("damaged header: {e}")))?;
         if header.data_len() != size - data {

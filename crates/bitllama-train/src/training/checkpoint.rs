@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
-use bitllama_formats::{Error as FormatError, atomic, hf, scales, version};
+use bitllama_formats::{Error as FormatError, atomic, hf, json, scales, version};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
@@ -84,8 +84,7 @@ impl CheckpointState {
         if !path.is_file() {
             return Ok(None);
         }
-        let bytes = fs::read(&path).with_context(|| format!("{}", path.display()))?;
-        let json: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        let json = json::read(&path)?;
         version::check(&path, &json, FORMAT_VERSION)?;
         let state = serde_json::from_value(json).with_context(|| format!("{}", path.display()))?;
         Ok(Some(state))
