@@ -7,7 +7,13 @@
    called from any thread; whole models may be shared by threads, and a context should be used by one at a time. Strings
    are UTF-8 and end with a zero byte. Counts of elements are never bytes, but for text.
 
-   The library starts threads that live as long as the process. Do not unload it; on Linux, dlclose leaves it in place. */
+   The library starts threads that live as long as the process. Do not unload it; on Linux, dlclose leaves it in place.
+
+   Files may hold anything: a damaged or hostile one is refused with an error. But weights stay mapped from the file while
+   a model is open. If anything shortens that file meanwhile, the next access to a page that is gone raises SIGBUS (an
+   access violation on Windows), which ends the host process unless it handles the signal; if anything writes to it,
+   results change. So replace model files by renaming a new file over the old one, never in place, and open models from
+   local files that only you can write: copy one from a network share or a folder of others first. */
 
 #ifndef BITLLAMA_H
 #define BITLLAMA_H
@@ -196,7 +202,8 @@ const char *bitllama_version(void);
  Returns the model, which `bitllama_free` gives back, or NULL; `bitllama_last_error` tells why.
 
  # Safety
- `path` ends with a zero byte. No other process changes the files while the model is open: weights are mapped.
+ `path` ends with a zero byte. Nothing changes or shortens the files while the model is open: weights are mapped, and a page
+ that is gone raises SIGBUS in the host process.
  */
 bitllama_model *bitllama_open(const char *path, int threads, uint32_t flags);
 

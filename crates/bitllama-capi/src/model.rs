@@ -57,7 +57,8 @@ pub extern "C" fn bitllama_version() -> *const c_char {
 /// Returns the model, which `bitllama_free` gives back, or NULL; `bitllama_last_error` tells why.
 ///
 /// # Safety
-/// `path` ends with a zero byte. No other process changes the files while the model is open: weights are mapped.
+/// `path` ends with a zero byte. Nothing changes or shortens the files while the model is open: weights are mapped, and a page
+/// that is gone raises SIGBUS in the host process.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bitllama_open(path: *const c_char, threads: c_int, flags: u32) -> *mut Model {
     or_null(|| {

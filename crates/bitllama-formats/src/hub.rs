@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bitllama_core::excerpt;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
@@ -67,8 +68,8 @@ impl HubConfig {
     /// [`Error::Hub`] if `id` is no id, the model or one of its files does not exist, asks for a token, or is not in
     /// the cache when offline, or the server cannot be reached.
     pub fn fetch(&self, id: &str) -> Result<PathBuf> {
-        let id =
-            Id::parse(id).ok_or_else(|| Error::Hub(format!("{id} is no id such as org/name or org/name:FILE.gguf")))?;
+        let id = Id::parse(id)
+            .ok_or_else(|| Error::Hub(format!("{} is no id such as org/name or org/name:FILE.gguf", excerpt(id))))?;
         let session = Session::new(self, &id)?;
         match id.file {
             Some(file) => session.gguf(file),
@@ -91,7 +92,9 @@ impl HubConfig {
         if !local && looks_like_id(text) {
             return self.fetch(text);
         }
-        Err(Error::invalid(text, "no such file or folder, and no hub id such as org/name"))
+        // No system has longer paths.
+        let name = if text.len() > 4096 { excerpt(text) } else { text.into() };
+        Err(Error::invalid(&*name, "no such file or folder, and no hub id such as org/name"))
     }
 
     /// The local path of a model's `config.json`: that of an existing folder, or fetched alone by hub id. `None` for a

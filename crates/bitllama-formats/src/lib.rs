@@ -13,6 +13,7 @@
 //! | [`vectors`] | vectors of f32 by name |
 //! | [`tokenizer`] | `tokenizer.json`, read with distrust |
 //! | [`companions`] | the files beside it, such as a chat template |
+//! | [`json`] | small JSON files |
 //! | [`version`] | versions of JSON files |
 //! | [`notes`] | remarks of readers to the user |
 //! | [`identity`] | what tells models apart: a hash of their content |
@@ -33,6 +34,7 @@ pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod identity;
+pub mod json;
 mod map;
 pub mod model;
 pub mod notes;

@@ -68,7 +68,7 @@ pub fn parse<C: Parser>() -> Result<C, ExitCode> {
 fn fault(message: &str) -> String {
     let usage = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| message.find(mark)).min();
     let message = &message[..usage.unwrap_or(message.len())];
-    short_quotations(&one_line(&io::Error::other(message)), &['\''])
+    one_line(&io::Error::other(short_quotations(message, &['\''])))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_formats::identity::Identity;
 use bitllama_formats::output::{Growing, Kind};
-use bitllama_formats::{checksums, notes, version};
+use bitllama_formats::{checksums, json, notes, version};
 use bitllama_runtime::evaluate::Perplexity;
 use clap::ValueEnum;
 use half::f16;
@@ -159,7 +159,7 @@ impl Index {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("{}", path.display())),
         };
-        let json: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        let json = json::parse(&path, &bytes)?;
         version::check(&path, &json, FORMAT_VERSION)?;
         let index: Self = serde_json::from_value(json).with_context(|| format!("{}", path.display()))?;
         let sound = index.top_k > 0

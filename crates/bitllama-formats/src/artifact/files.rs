@@ -10,7 +10,7 @@ use super::forms::{FORMS, FULL};
 use super::manifest::FORMAT_VERSION;
 use super::{MANIFEST_FILE, WEIGHTS_FILE};
 use crate::npz::{self, Array, Dtype, Header, Npz};
-use crate::{Error, Result, version};
+use crate::{Error, Result, json, version};
 
 /// The NPZ and the loose files that a manifest names.
 pub(super) struct Files {
@@ -33,8 +33,7 @@ pub(super) enum Part {
 impl Files {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST_FILE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let manifest: Value = serde_json::from_slice(&text).map_err(|e| Error::invalid(&path, e))?;
+        let manifest = json::read(&path)?;
         if !manifest.is_object() {
             return Err(Error::invalid(&path, "not a JSON object"));
         }

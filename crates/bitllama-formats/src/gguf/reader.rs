@@ -68,6 +68,9 @@ pub struct TensorInfo {
     pub file: usize,
 }
 
+/// Elements of a list that is kept: more than any vocabulary has tokens, or merges.
+const MAX_LIST: usize = 1 << 20;
+
 /// ggml has tensors of up to four dimensions.
 const MAX_DIMENSIONS: u32 = 4;
 
@@ -356,6 +359,12 @@ impl Cursor<'_> {
             }
         };
         let count = self.count(size, key)?;
+        if count > MAX_LIST {
+            let key = excerpt(key);
+            return Err(
+                self.invalid(format!("metadata {key} is a list of {count}, more than any tokenizer's {MAX_LIST}"))
+            );
+        }
         Ok(match kind {
             6 | 12 => Array::Floats((0..count).map(|_| self.float(kind, key)).collect::<Result<_>>()?),
             7 => Array::Bools((0..count).map(|_| self.bool(key)).collect::<Result<_>>()?),

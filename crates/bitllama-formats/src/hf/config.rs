@@ -10,8 +10,8 @@ use std::path::Path;
 use bitllama_core::{ModelConfig, RopeScaling, excerpt};
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, read_json, write_json};
-use crate::{Error, Result};
+use super::{Dtype, write_json};
+use crate::{Error, Result, json as json_file};
 
 /// Reads a `config.json`, beside weights or alone. Token ids that are absent are taken as none.
 ///
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// [`Error`] naming file, field and value if the file is no JSON object, a field is missing or of another type, the
 /// architecture is not supported, or the numbers do not fit together.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
-    parse_config(path, &read_json(path)?)
+    parse_config(path, &json_file::read(path)?)
 }
 
 /// [`read_config`] of JSON that was read already; `path` is for errors.

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::CONFIG;
+use crate::vectors::MAX_HEADER;
 use crate::{Error, Result};
 
 /// A file whose header was read and checked: its tensors fill it without a gap and without sharing bytes.
@@ -36,6 +37,9 @@ impl MappedFile {
             length.ok_or_else(|| invalid(format!("is {size} bytes long, a safetensors file has at least 8")))?;
         let data = usize::try_from(length).ok().and_then(|n| n.checked_add(8)).filter(|end| *end <= size);
         let data = data.ok_or_else(|| invalid(format!("the header takes {length} bytes, the file has only {size}")))?;
+        if data > MAX_HEADER {
+            return Err(invalid(format!("the header takes {length} bytes, more than any model's")));
+        }
         let header: Metadata =
             serde_json::from_slice(&map[8..data]).map_err(|e| invalid(format!("damaged header: {e}")))?;
         if header.data_len() != size - data {

@@ -114,12 +114,6 @@ pub fn write_into<'a>(
     files.write_companions(folder, config)
 }
 
-/// Reads a JSON file.
-fn read_json(path: &Path) -> Result<serde_json::Value> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))
-}
-
 /// Writes a JSON file, indented, with a line end.
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     atomic::write_bytes(path, format!("{value:#}\n").as_bytes())

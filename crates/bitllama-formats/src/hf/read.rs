@@ -7,8 +7,8 @@ use bitllama_core::weights::{self, EMBEDDING, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, excerpt};
 
 use super::mapped::{MappedFile, Tensor};
-use super::{CONFIG, INDEX, WEIGHTS, read_json};
-use crate::{Error, Result, WeightSource, finite, notes};
+use super::{CONFIG, INDEX, WEIGHTS};
+use crate::{Error, Result, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
 pub(super) struct Weights {
@@ -159,7 +159,7 @@ fn shard_names(map: &BTreeMap<String, String>) -> Vec<&str> {
 
 /// The file name of each tensor, by an index.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
-    let json = read_json(index)?;
+    let json = json::read(index)?;
     let map = json.get("weight_map").and_then(|m| m.as_object());
     let map = map.ok_or_else(|| Error::invalid(index, "has no object weight_map"))?;
     let entry = |(tensor, file): (&String, &serde_json::Value)| {

@@ -55,7 +55,7 @@ fn saved(config: &ModelConfig) -> TempDir {
 
 fn change_config(folder: &TempDir, key: &str, value: Value) {
     let path = folder.path().join(CONFIG);
-    let mut json = read_json(&path).unwrap();
+    let mut json = crate::json::read(&path).unwrap();
     json[key] = value;
     write_json(&path, &json).unwrap();
 }
@@ -102,9 +102,9 @@ fn what_was_saved_is_read_back_in_every_dtype() {
                 count += values.len();
             }
             assert_eq!(model.weights.stored_bytes(), (count * dtype.size()) as u64);
-            let about = read_json(&folder.join(TOKENIZER_CONFIG)).unwrap();
+            let about = crate::json::read(&folder.join(TOKENIZER_CONFIG)).unwrap();
             assert_eq!((&about["bos_token"], &about["eos_token"]), (&json!("<s>"), &json!("</s>")));
-            assert_eq!(read_json(&folder.join(CONFIG)).unwrap()["torch_dtype"], dtype.torch_name());
+            assert_eq!(crate::json::read(&folder.join(CONFIG)).unwrap()["torch_dtype"], dtype.torch_name());
         }
     }
 }

@@ -259,6 +259,10 @@ impl<'a> Parser<'a> {
         self.skip_spaces();
         let digits = self.text.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, rest) = self.text.split_at(digits);
+        if number.is_empty() {
+            let end = rest.iter().position(|byte| matches!(byte, b',' | b')')).unwrap_or(rest.len());
+            return Err(format!("`{}` is no dimension of an array", printable(&rest[..end])));
+        }
         self.text = rest;
         str::from_utf8(number)
             .unwrap_or_default()

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bitllama_formats::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -71,6 +72,7 @@ impl Task {
         let lines = text.lines().zip(1..).filter(|(text, _)| !text.trim().is_empty());
         for (text, line) in lines.take(limit.unwrap_or(usize::MAX)) {
             let at_line = |reason| at(path, line, reason);
+            json::limit(text.as_bytes()).map_err(at_line)?;
             let fields: Map<String, Value> = serde_json::from_str(text)
                 .map_err(|error| at_line(format!("no JSON object (column {})", error.column())))?;
             let known = layout.map_or_else(|| Layout::detect(&fields), Ok).map_err(at_line)?;

@@ -11,6 +11,7 @@ use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
 use bitllama_nn::weights::{Weights, narrowed};
+use bitllama_runtime::memory;
 use burn::tensor::Device;
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -177,7 +178,7 @@ fn rounded(
 ) -> Result<HashMap<String, Rounded>> {
     let method = recipe.quant.init;
     if method.calibrates() {
-        let rows = calibration_rows(recipe, rows);
+        let rows = calibration_rows(recipe, student.config.hidden_size, rows)?;
         let options = ptq::Options {
             block: reconstruct::Options { seed: recipe.seed, ..Default::default() },
             ..Default::default()
@@ -207,16 +208,19 @@ pub fn with_calibrated_sub_norms(
     device: &Device,
 ) -> Result<Llama> {
     let plain = models::rebuilt(student, &HashMap::new(), device);
-    let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, rows), device)?;
+    let weights = sub_norm::calibrated(plain, &calibration_rows(recipe, student.config.hidden_size, rows)?, device)?;
     let student = models::rebuilt(student, &weights, &device.clone().autodiff());
     models::quantized(student, plan, &recipe.activations, &HashMap::new())
 }
 
-/// The first rows of the training text, `quant.calibration_tokens` in all.
-fn calibration_rows(recipe: &Recipe, rows: &mut Rows) -> Vec<Vec<u32>> {
-    let seq = recipe.data.sequence_length;
-    let batch = rows.batch(0, recipe.quant.calibration_tokens / seq);
-    batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect()
+/// The first rows of the training text, `quant.calibration_tokens` in all. The inputs of a block for all of them, `width` numbers
+/// a token, are kept while it is gone through.
+fn calibration_rows(recipe: &Recipe, width: usize, rows: &mut Rows) -> Result<Vec<Vec<u32>>> {
+    let (seq, tokens) = (recipe.data.sequence_length, recipe.quant.calibration_tokens);
+    memory::ensure(tokens as u128 * (width * size_of::<f32>()) as u128, 1)
+        .with_context(|| format!("`quant.calibration_tokens` = {tokens}"))?;
+    let batch = rows.batch(0, tokens / seq);
+    Ok(batch.inputs.chunks_exact(seq).map(<[u32]>::to_vec).collect())
 }
 
 /// Where a run has its teacher's distributions from, opened.

@@ -166,7 +166,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     ensure!(args.epochs > 0, "--epochs must be at least 1");
     for (flag, rate) in [("--lr", args.lr), ("--scale-lr", args.scale_lr)] {
-        ensure!(rate >= 0.0 && rate.is_finite(), "{flag} must not be negative");
+        ensure!(rate >= 0.0 && rate.is_finite(), "{flag} must be a number from 0 up");
     }
     ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
     let device = bitllama_nn::device(&args.device)?;

@@ -212,8 +212,7 @@ impl Grid {
     /// # Errors
     /// One line: the file, its line, the cause.
     pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the grid", path.display()))?;
+        let text = load::read_text(path, "grid")?;
         let grid: Self = load::parse(path, &text)?;
         grid.check().with_context(|| format!("{}", path.display()))?;
         Ok(grid)

@@ -14,7 +14,7 @@ use super::Recipe;
 /// # Errors
 /// One line: the file and line (or the `--set`), the cause, and for an unknown key the nearest that exists.
 pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the recipe", path.display()))?;
+    let text = read_text(path, "recipe")?;
     if sets.is_empty() {
         return checked(parse(path, &text)?, path, &text);
     }
@@ -36,6 +36,24 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
     }
     let recipe = table.try_into().map_err(|e| anyhow!("{}: {}", path.display(), with_suggestion(e.message())))?;
     checked(recipe, path, &text)
+}
+
+/// Bytes of a recipe, or a grid. What is made of TOML takes a hundred times the bytes of its shortest values.
+const MAX_BYTES: usize = 256 << 10;
+
+/// The text of a TOML file, of a `kind` that is written by hand.
+///
+/// # Errors
+/// A file that cannot be read, or that is larger than anybody writes.
+pub fn read_text(path: &Path, kind: &str) -> Result<String> {
+    let at = || format!("{}: cannot read the {kind}", path.display());
+    let length = std::fs::metadata(path).with_context(at)?.len();
+    ensure!(
+        length <= MAX_BYTES as u64,
+        "{}: {length} bytes are no {kind}, which has at most {MAX_BYTES}",
+        path.display()
+    );
+    std::fs::read_to_string(path).with_context(at)
 }
 
 /// A TOML file of which `text` is.

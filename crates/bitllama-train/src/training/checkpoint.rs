@@ -11,7 +11,7 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::{Rule, Scheme};
 use bitllama_formats::identity::{Identity, Likeness};
 use bitllama_formats::output::{self, Growing, Kind};
-use bitllama_formats::{Error as FormatError, TokenizerFiles, atomic, checksums, hf, notes, scales, version};
+use bitllama_formats::{Error as FormatError, TokenizerFiles, atomic, checksums, hf, json, notes, scales, version};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use bitllama_runtime::one_line;
@@ -90,8 +90,7 @@ impl CheckpointState {
         if !path.is_file() {
             return Ok(None);
         }
-        let bytes = fs::read(&path).with_context(|| format!("{}", path.display()))?;
-        let json: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))?;
+        let json = json::read(&path)?;
         version::check(&path, &json, FORMAT_VERSION)?;
         let state = serde_json::from_value(json).with_context(|| format!("{}", path.display()))?;
         Ok(Some(state))

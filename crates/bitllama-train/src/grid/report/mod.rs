@@ -20,10 +20,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bitllama_formats::output::{Growing, Kind};
-use bitllama_formats::{atomic, version};
+use bitllama_formats::{atomic, json, version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::results::{FORMAT_VERSION, Results};
 use pareto::{TRADES, Trade};
@@ -62,11 +61,9 @@ pub fn write(results: &Results, folder: &Path) -> Result<()> {
 /// A folder without `results.json`, or one that is damaged.
 pub fn read(folder: &Path) -> Result<Results> {
     let path = folder.join(RESULTS_FILE);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-    let none = || format!("{}: not the results of a grid", path.display());
-    let json: Value = serde_json::from_str(&text).with_context(none)?;
+    let json = json::read(&path)?;
     version::check(&path, &json, FORMAT_VERSION)?;
-    serde_json::from_value(json).with_context(none)
+    serde_json::from_value(json).with_context(|| format!("{}: not the results of a grid", path.display()))
 }
 
 /// Names and contents.
