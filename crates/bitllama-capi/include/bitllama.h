@@ -7,7 +7,13 @@
    called from any thread; whole models may be shared by threads, and a context should be used by one at a time. Strings
    are UTF-8 and end with a zero byte. Counts of elements are never bytes, but for text.
 
-   The library starts threads that live as long as the process. Do not unload it; on Linux, dlclose leaves it in place. */
+   The library starts threads that live as long as the process. Do not unload it; on Linux, dlclose leaves it in place.
+
+   Files may hold anything: a damaged or hostile one is refused with an error. But weights stay mapped from the file while
+   a model is open. If anything shortens that file meanwhile, the next access to a page that is gone raises SIGBUS (an
+   access violation on Windows), which ends the host process unless it handles the signal; if anything writes to it,
+   results change. So replace model files by renaming a new file over the old one, never in place, and open models from
+   local files that only you can write: copy one from a network share or a folder of others first. */
 
 #ifndef BITLLAMA_H
 #define BITLLAMA_H
@@ -196,7 +202,8 @@ const char *bitllama_version(void);
  Returns the model, which `bitllama_free` gives back, or NULL; `bitllama_last_error` tells why.
 
  # Safety
- `path` ends with a zero byte. No other process changes the files while the model is open: weights are mapped.
+ `path` ends with a zero byte. Nothing changes or shortens the files while the model is open: weights are mapped, and a page
+ that is gone raises SIGBUS in the host process.
  */
 bitllama_model *bitllama_open(const char *path, int threads, uint32_t flags);
 
@@ -225,7 +232,8 @@ int bitllama_vocab_size(const bitllama_model *model);
 int bitllama_context_length(const bitllama_model *model);
 
 /*
- The token that begins a text, or -1 where the model has none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+ The token that begins a text: the one that the tokenizer puts there, else the one that the config names, or -1 where there is
+ none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 
  # Safety
  `model` is NULL or an open model.
@@ -233,7 +241,7 @@ int bitllama_context_length(const bitllama_model *model);
 int bitllama_bos_token(const bitllama_model *model);
 
 /*
- 1 if `token` ends a text, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+ 1 if `token` ends a text or a turn of a chat, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 
  # Safety
  `model` is NULL or an open model.
@@ -241,8 +249,9 @@ int bitllama_bos_token(const bitllama_model *model);
 int bitllama_is_eos(const bitllama_model *model, uint32_t token);
 
 /*
- The tokens of `text` (UTF-8), with those in front and behind that the tokenizer puts there by itself. If `bos` is not
- 0, the model's BOS token comes first even where the tokenizer puts none.
+ The tokens of `text` (UTF-8), with the one in front that the tokenizer puts there by itself. If `bos` is not 0, the
+ model's BOS token comes first even where the tokenizer puts none. Control tokens that the text spells, like `</s>`, are
+ read as such.
 
  Returns how many tokens there are, and writes them to `tokens` if that is no more than `capacity`; call with a
  `capacity` of 0 to learn the number. Fails with `BITLLAMA_ERROR_INVALID_ARGUMENT`, `BITLLAMA_ERROR_TOKENIZER` or

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::bit_plan::{Glob, ResolvedPlan};
 use crate::quantizer::FULL_PRECISION;
 use crate::weights::{Kind, WeightSpec};
-use crate::{Error, Quantized, RowMatrix};
+use crate::{Error, Quantized, RowMatrix, excerpt};
 
 /// How a row is rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,7 +64,10 @@ impl FromStr for Activation {
     fn from_str(name: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(|kind| format!("`{kind}`")).join(", ");
-            Error::Activation(format!("unknown kind `{name}`, expected one of {names} or `{FULL_PRECISION}`"))
+            Error::Activation(format!(
+                "unknown kind `{}`, expected one of {names} or `{FULL_PRECISION}`",
+                excerpt(name)
+            ))
         })
     }
 }
@@ -157,7 +160,7 @@ impl ActivationPlan {
             let low_bit = weights.iter().filter(|(weight, quantizer)| quantizer.is_some() && multiplied(weight));
             let reached: Vec<_> = low_bit.filter(|(weight, _)| glob.applies_to(weight)).collect();
             if reached.is_empty() {
-                let message = format!("`{text}` matches no matrix of the model that `[bits]` rounds");
+                let message = format!("`{}` matches no matrix of the model that `[bits]` rounds", excerpt(text));
                 return Err(Error::Activation(message));
             }
             for (weight, _) in reached {

@@ -3,7 +3,7 @@
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::weights::{Kind, WeightSpec, specs};
-use crate::{Error, ModelConfig, Quantizer, Rule};
+use crate::{Error, ModelConfig, Quantizer, Rule, excerpt};
 
 /// The weights of a model, each with its quantizer or `None` for full precision.
 pub type ResolvedPlan = Vec<(WeightSpec, Option<Quantizer>)>;
@@ -68,7 +68,7 @@ impl BitPlan {
             if !reached {
                 return Err(Error::BitPlan(format!(
                     "`{}` matches no matrix of the model; paths look like `layers.0.mlp.gate_proj` or `embed_tokens`",
-                    rule.glob.text
+                    excerpt(&rule.glob.text)
                 )));
             }
         }
@@ -91,7 +91,7 @@ impl Glob {
     /// What is wrong with it.
     pub fn new(text: &str) -> Result<Self, String> {
         let glob = GlobBuilder::new(text).literal_separator(false).build();
-        let matcher = glob.map_err(|e| format!("glob `{text}`: {}", e.kind()))?.compile_matcher();
+        let matcher = glob.map_err(|e| format!("glob `{}`: {}", excerpt(text), e.kind()))?.compile_matcher();
         Ok(Self { text: text.to_string(), matcher })
     }
 

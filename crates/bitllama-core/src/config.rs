@@ -37,8 +37,11 @@ pub struct ModelConfig {
     pub sub_norm: bool,
     /// Token put in front of a text, if the model has one.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a generation.
+    /// Tokens that end a text. Documents to train on end with the first.
     pub eos_token_ids: Vec<u32>,
+    /// Tokens that end a generation beside those, such as the end of a turn in a chat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub end_token_ids: Vec<u32>,
 }
 
 /// How rotary frequencies are stretched for contexts longer than those of pretraining.
@@ -65,6 +68,10 @@ pub enum RopeScaling {
 
 /// No dimension of a published model comes near; larger values are damage, not models.
 const MAX_DIMENSION: usize = 1 << 24;
+/// A block is a dozen names to keep, before the first weight is looked for.
+const MAX_LAYERS: usize = 1 << 12;
+/// No published model comes near; its bytes, times all that a training step keeps of each, still fit into 64 bits.
+const MAX_PARAMETERS: u128 = 1 << 44;
 
 impl ModelConfig {
     /// Checks that the numbers can describe a model, so that later arithmetic on them neither overflows nor divides
@@ -77,16 +84,28 @@ impl ModelConfig {
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
-        for (name, value) in dimensions {
-            if value == 0 || value > MAX_DIMENSION {
-                return Err(Error::Config(format!("{name} = {value} is not between 1 and {MAX_DIMENSION}")));
+        let limited = dimensions.map(|(name, value)| (name, value, MAX_DIMENSION));
+        for (name, value, limit) in
+            limited.into_iter().chain([("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS)])
+        {
+            if value == 0 || value > limit {
+                return Err(Error::Config(format!("{name} = {value} is not between 1 and {limit}")));
             }
+        }
+        if self.q_size() > MAX_DIMENSION {
+            let (heads, width) = (self.num_attention_heads, self.head_dim);
+            return Err(Error::Config(format!(
+                "num_attention_heads = {heads} times head_dim = {width} is more than {MAX_DIMENSION}"
+            )));
+        }
+        let parameters = self.parameters_at_most();
+        if parameters > MAX_PARAMETERS {
+            return Err(Error::Config(format!("a model of {parameters} parameters is larger than any there is")));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(Error::Config(format!(
@@ -115,8 +134,8 @@ impl ModelConfig {
                 "rope_scaling: high_freq_factor = {high_freq_factor} must exceed low_freq_factor = {low_freq_factor} > 0"
             )));
         }
-        for id in self.bos_token_id.iter().chain(&self.eos_token_ids) {
-            if *id as usize >= self.vocab_size {
+        for id in self.bos_token_id.into_iter().chain(self.end_tokens()) {
+            if id as usize >= self.vocab_size {
                 return Err(Error::Config(format!(
                     "special token {id} is outside the vocabulary of {} tokens",
                     self.vocab_size
@@ -124,6 +143,25 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+
+    /// Elements of the embedding, a head, and all blocks' matrices.
+    fn parameters_at_most(&self) -> u128 {
+        let of = |n: usize| n as u128;
+        let block = 2 * of(self.q_size()) + 2 * of(self.kv_size()) + 3 * of(self.intermediate_size);
+        of(self.hidden_size) * (2 * of(self.vocab_size) + of(self.num_hidden_layers) * block)
+    }
+
+    /// All tokens that end a generation.
+    pub fn end_tokens(&self) -> impl Iterator<Item = u32> {
+        self.eos_token_ids.iter().chain(&self.end_token_ids).copied()
+    }
+
+    /// Makes `token` end a generation, if it does not yet.
+    pub fn add_end(&mut self, token: u32) {
+        if !self.end_tokens().any(|known| known == token) {
+            self.end_token_ids.push(token);
+        }
     }
 
     /// Output width of `q_proj`: all query heads side by side.
@@ -158,6 +196,7 @@ pub(crate) mod tests {
             sub_norm: false,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
+            end_token_ids: vec![],
         }
     }
 
@@ -165,13 +204,19 @@ pub(crate) mod tests {
     fn a_sound_config_passes_and_each_fault_is_named() {
         tiny().validate().unwrap();
         type Spoil = fn(&mut ModelConfig);
-        let faults: [(&str, Spoil); 6] = [
+        let faults: [(&str, Spoil); 10] = [
             ("hidden_size", |c| c.hidden_size = 0),
             ("vocab_size", |c| c.vocab_size = usize::MAX),
             ("num_key_value_heads", |c| c.num_key_value_heads = 3),
             ("head_dim", |c| c.head_dim = 5),
             ("rope_theta", |c| c.rope_theta = f64::NAN),
             ("special token 99", |c| c.eos_token_ids = vec![99]),
+            ("num_hidden_layers = 5000", |c| c.num_hidden_layers = 5000),
+            ("num_attention_heads = 65536 times head_dim = 65536", |c| {
+                (c.num_attention_heads, c.num_key_value_heads, c.head_dim) = (1 << 16, 1, 1 << 16);
+            }),
+            ("a model of 562953979953152 parameters", |c| (c.vocab_size, c.hidden_size) = (1 << 24, 1 << 24)),
+            ("special token 98", |c| c.end_token_ids = vec![98]),
         ];
         for (word, spoil) in faults {
             let mut config = tiny();

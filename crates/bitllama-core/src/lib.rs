@@ -17,6 +17,7 @@
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
+//! | [`excerpt`] | foreign text in messages |
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod activation;
 pub mod bit_plan;
 pub mod config;
 pub mod dense;
+pub mod excerpt;
 pub mod nf4;
 pub mod packed;
 pub mod panel;
@@ -40,6 +42,7 @@ pub use activation::{Activation, ActivationPlan, ActivationRule};
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use dense::DenseMatrix;
+pub use excerpt::excerpt;
 pub use packed::PackedMatrix;
 pub use quantizer::{Granularity, Method, Quantizer, Rule};
 pub use rounding::{Quantized, RowMatrix, quantize};
@@ -53,7 +56,7 @@ pub enum Error {
     #[error("model config: {0}")]
     Config(String),
     /// A scheme name that is not known.
-    #[error("unknown scheme `{name}`, expected one of {}", scheme::names())]
+    #[error("unknown scheme `{}`, expected one of {}", excerpt(name), scheme::names())]
     UnknownScheme {
         /// The name as given.
         name: String,

@@ -54,8 +54,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Threads of a pool, at most. Where the system has no more memory for a thread's stack, starting one ends the process.
+    pub const MAX_THREADS: usize = 1024;
+
     /// A pool of `threads`, of which the caller of [`for_each`](Pool::for_each) counts as one: 1 starts no thread. If
-    /// the system refuses a thread, the pool has those that it got.
+    /// the system refuses a thread, the pool has those that it got; it has never more than [`Pool::MAX_THREADS`].
     ///
     /// Where there are fewer processors than threads, no more threads than processors take part in a phase.
     pub fn new(threads: usize) -> Pool {
@@ -77,7 +80,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(format!("bitllama-{i}")).spawn(move || shared.work()).ok()
         };
-        let workers: Vec<_> = (1..threads.min(EMPTY as usize)).map_while(start).collect();
+        let workers: Vec<_> = (1..threads.min(Self::MAX_THREADS)).map_while(start).collect();
         let awake = awake.min(workers.len() + 1);
         Pool { shared, workers, awake }
     }

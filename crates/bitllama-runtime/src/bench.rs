@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use bitllama_core::weights::Kind;
+use bitllama_core::size::StoredSize;
+use bitllama_core::weights::{Kind, WeightSpec, specs};
 use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_formats::StoredWeight;
 use bitllama_kernels::bandwidth;
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::forward::Sequence;
 use crate::model::{Decoder, LogitsOf};
-use crate::{Error, Result};
+use crate::{Error, KvCache, Result, memory};
 
 /// What to time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +58,18 @@ pub struct Test {
 /// Times `decoder` as `options` say.
 ///
 /// # Errors
-/// [`Error::Options`] if nothing is to be timed, [`Error::Context`] if the tests do not fit into the model's context.
+/// [`Error::Options`] if nothing is to be timed, [`Error::Context`] if the tests do not fit into the model's context,
+/// [`Error::Memory`] if their keys and values do not fit into memory.
 pub fn run(decoder: &Decoder, options: Options) -> Result<Vec<Test>> {
     let Options { prompt, generate, depth, sequences, repetitions } = options;
-    if repetitions == 0 || sequences == 0 || prompt + generate == 0 {
+    if repetitions == 0 || sequences == 0 || (prompt == 0 && generate == 0) {
         return Err(Error::Options("nothing to time: no tokens, no sequences or no repetitions".into()));
     }
+    let (config, positions) = (decoder.config(), depth.saturating_add(prompt.max(generate)));
+    if positions > config.max_position_embeddings {
+        return Err(Error::Context { positions, limit: config.max_position_embeddings });
+    }
+    memory::ensure(KvCache::bytes_at_most(config, positions).saturating_mul(sequences as u128), 1)?;
     let at_depth = |name: String| if depth > 0 { format!("{name}@d{depth}") } else { name };
     let mut tests = Vec::new();
     if prompt > 0 {
@@ -156,17 +163,23 @@ const BANDWIDTH_BYTES: usize = 1 << 30;
 /// `embedding`. Its text is nonsense, its speed is that of a trained one.
 ///
 /// # Errors
-/// [`Error::Config`] if the config describes no model.
+/// [`Error::Config`] if the config describes no model, [`Error::Memory`] for one that does not fit into memory.
 pub fn random_decoder(config: &ModelConfig, scheme: Option<Scheme>, embedding: Option<Scheme>) -> Result<Decoder> {
+    config.validate()?;
+    let scheme_of = |spec: &WeightSpec| match spec.kind {
+        Kind::Norm => None,
+        Kind::Embedding | Kind::Head => embedding,
+        Kind::Linear => scheme,
+    };
+    let plan: Vec<_> =
+        specs(config).into_iter().map(|spec| (spec.clone(), scheme_of(&spec).map(Quantizer::from))).collect();
+    memory::ensure(StoredSize::of(&plan).bytes as u128, 1)?;
     let mut seed = 0;
     Decoder::new(config.clone(), |spec| {
         seed += 1;
-        let scheme = match spec.kind {
-            Kind::Norm => return Ok(StoredWeight::Full(vec![1.0; spec.len()])),
-            Kind::Embedding | Kind::Head => embedding,
-            Kind::Linear => scheme,
-        };
+        let scheme = scheme_of(spec);
         match spec.shape[..] {
+            [width] => Ok(StoredWeight::Full(vec![1.0; width])),
             [rows, columns] => random_weight(scheme, [rows, columns], seed),
             _ => Err(bitllama_core::Error::Config(format!("{} is no matrix", spec.name)).into()),
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bitllama_core::excerpt::printable;
+
 /// Result of loading, running or evaluating a model.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -42,6 +44,14 @@ pub enum Error {
         token: u32,
         /// `vocab_size`.
         vocab_size: usize,
+    },
+    /// More memory than the machine has, asked for by what is named in front of this.
+    #[error("takes about {:.1} GB of memory, this machine has {:.1} GB", *needed as f64 / 1e9, *there as f64 / 1e9)]
+    Memory {
+        /// Bytes asked for.
+        needed: u128,
+        /// Bytes of memory and swap.
+        there: u64,
     },
     /// No token to start from.
     #[error("the prompt is empty and the model has no BOS token to start from")]
@@ -103,7 +113,8 @@ pub enum Error {
 }
 
 /// An error and its causes for a person, outermost first, on one line. A cause that the error above it already tells is
-/// left out.
+/// left out. Messages of other libraries quote what they found: quotations of more than 80 characters are cut, and control
+/// characters are escaped.
 pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = String::new();
     let mut next = Some(error);
@@ -115,8 +126,36 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
         }
         next = error.source();
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    printable(&short_quotations(&line, &['`', '"'])).into_owned()
 }
+
+/// `line` with quotations between two of the same `marks` of at most [`QUOTATION`] characters, and in all no longer than
+/// [`LINE`].
+pub(crate) fn short_quotations(line: &str, marks: &[char]) -> String {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some((start, mark)) = rest.char_indices().find(|(_, c)| marks.contains(c)) {
+        let inside = start + mark.len_utf8();
+        out.push_str(&rest[..inside]);
+        rest = &rest[inside..];
+        let Some(length) = rest.find(mark) else { break };
+        match rest[..length].char_indices().nth(QUOTATION) {
+            Some((cut, _)) => out.extend([&rest[..cut], ".."]),
+            None => out.push_str(&rest[..length]),
+        }
+        out.push(mark);
+        rest = &rest[length + mark.len_utf8()..];
+    }
+    out.push_str(rest);
+    match out.char_indices().nth(LINE) {
+        Some((end, _)) => format!("{}..", &out[..end]),
+        None => out,
+    }
+}
+
+const QUOTATION: usize = 80;
+const LINE: usize = 2000;
 
 #[cfg(test)]
 mod tests {
@@ -124,5 +163,17 @@ mod tests {
     fn errors_take_one_line_and_say_nothing_twice() {
         let source = bitllama_formats::Error::io("a/b")(std::io::Error::other("no\nspace"));
         assert_eq!(super::one_line(&super::Error::Format(source)), "a/b: no space");
+    }
+
+    #[test]
+    fn quotations_are_cut_and_control_characters_escaped() {
+        let said = |text: String| super::one_line(&std::io::Error::other(text));
+        let long = "x".repeat(1 << 20);
+        assert_eq!(
+            said(format!("unknown `{long}`, \"{long}\" or `y`")),
+            format!("unknown `{0}..`, \"{0}..\" or `y`", &long[..80])
+        );
+        assert_eq!(said("a\x1b[2J `b".into()), "a\\u{1b}[2J `b");
+        assert_eq!(said(long.clone()), format!("{}..", &long[..2000]));
     }
 }

@@ -46,6 +46,12 @@ impl KvCache {
         self.layers.iter().map(LayerKv::bytes).sum()
     }
 
+    /// Bytes that `positions` of a sequence take in f32, which no kind exceeds.
+    pub fn bytes_at_most(config: &ModelConfig, positions: usize) -> u128 {
+        let numbers = 2 * config.num_hidden_layers * config.kv_size();
+        positions as u128 * numbers as u128 * size_of::<f32>() as u128
+    }
+
     /// Takes memory for `positions` in all, or as many as the context has, which spares the copies of growth up to
     /// there.
     pub fn reserve(&mut self, positions: usize) {

@@ -2,6 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`console`] | what both programs print, and their command lines |
 //! | [`memory`] | how much this process took |
 //! | [`mod@open`] | an artifact, a Hugging Face directory or a GGUF file, by its path |
 //! | [`model`] | the decoder: what it is made of, and how it computes |
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod console;
 mod error;
 pub mod evaluate;
 pub mod forward;

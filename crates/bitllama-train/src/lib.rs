@@ -8,6 +8,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
+#[macro_use]
+mod print;
+
 pub mod commands;
 pub mod data;
 pub mod evaluate;

@@ -6,7 +6,7 @@ use anyhow::Error;
 use bitllama_kernels::Isa;
 use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
-use bitllama_runtime::one_line;
+use bitllama_runtime::{console, one_line};
 use bitllama_train::commands::{
     bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, report, speed,
 };
@@ -42,12 +42,17 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    let cli = Cli::parse();
+    bitllama_formats::notes::listen(|remark| console::note(format_args!("note: {remark}\n")));
+    let cli: Cli = match console::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     if cli.stop_with_stdin {
         stop_with_stdin();
     }
-    run(cli.command).unwrap_or_else(|error| {
-        eprintln!("error: {}", one_line(error.as_ref()));
+    let ended = run(cli.command).and_then(|code| console::finish().map(|()| code));
+    ended.unwrap_or_else(|error| {
+        console::note(format_args!("error: {}\n", one_line(error.as_ref())));
         ExitCode::FAILURE
     })
 }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use bitllama_core::excerpt;
 use serde_json::Value;
 
 use super::forms::{FORMS, FULL};
+use super::manifest::FORMAT_VERSION;
 use super::{MANIFEST_FILE, WEIGHTS_FILE};
 use crate::npz::{self, Array, Dtype, Header, Npz};
-use crate::{Error, Result};
+use crate::{Error, Result, json, version};
 
 /// The NPZ and the loose files that a manifest names.
 pub(super) struct Files {
@@ -31,11 +33,11 @@ pub(super) enum Part {
 impl Files {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST_FILE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let manifest: Value = serde_json::from_slice(&text).map_err(|e| Error::invalid(&path, e))?;
+        let manifest = json::read(&path)?;
         if !manifest.is_object() {
             return Err(Error::invalid(&path, "not a JSON object"));
         }
+        version::check(&path, &manifest, FORMAT_VERSION)?;
         let named = match &manifest["model"]["source_npz"] {
             Value::String(name) => inside(folder, name).map_err(|reason| Error::invalid(&path, reason))?,
             _ => folder.join(WEIGHTS_FILE),
@@ -143,6 +145,6 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let below = path.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
     match below && !name.is_empty() && !name.contains(['\\', ':']) {
         true => Ok(folder.join(path)),
-        false => Err(format!("the path `{name}` leads out of the folder")),
+        false => Err(format!("the path `{}` leads out of the folder", excerpt(name))),
     }
 }

@@ -6,17 +6,23 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bitllama_core::excerpt;
 use memmap2::Mmap;
 
-use super::BlockFormat;
+use super::{BlockFormat, split};
 use crate::{Error, Result};
 
-/// A memory-mapped GGUF file.
+/// A memory-mapped GGUF, in one file or split into parts.
 pub struct Gguf {
-    path: PathBuf,
-    map: Mmap,
+    files: Vec<MappedFile>,
+    /// Of the first file.
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorInfo>,
+}
+
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
 }
 
 /// A metadata value; widths are not kept.
@@ -58,30 +64,59 @@ pub struct TensorInfo {
     pub format_id: u32,
     /// Bytes in the file; of unknown formats only the start is known, and the range is empty.
     pub bytes: Range<usize>,
+    /// Which of the files it is in, counted from 0.
+    pub file: usize,
 }
+
+/// Elements of a list that is kept: more than any vocabulary has tokens, or merges.
+const MAX_LIST: usize = 1 << 20;
 
 /// ggml has tensors of up to four dimensions.
 const MAX_DIMENSIONS: u32 = 4;
 
 impl Gguf {
-    /// Maps a file and reads everything but the tensors' data.
+    /// Maps a file, and the other parts where it is one of a split model's, and reads everything but the tensors' data.
     ///
     /// # Errors
-    /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, or anything in it lies beyond its end.
+    /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, anything in it lies beyond its end, two tensors share
+    /// bytes or a name, or a part of its set is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = crate::map::open(path)?;
-        let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
-        Ok(Gguf { path: path.to_path_buf(), map, metadata, tensors })
+        split::complete(Self::one(path)?)
     }
 
-    /// The file.
+    /// Maps one file and no other part of its set.
+    pub(super) fn one(path: &Path) -> Result<Self> {
+        let map = crate::map::open(path)?;
+        let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
+        Ok(Gguf { files: vec![MappedFile { path: path.to_path_buf(), map }], metadata, tensors })
+    }
+
+    /// Adds the tensors of a further part.
+    pub(super) fn absorb(&mut self, part: Gguf) -> Result<()> {
+        for (name, tensor) in part.tensors {
+            let moved = TensorInfo { file: self.files.len(), ..tensor };
+            if let Some(other) = self.tensors.insert(name.clone(), moved) {
+                let (name, other) = (excerpt(&name), self.files[other.file].path.display());
+                return Err(Error::invalid(&part.files[0].path, format!("tensor {name} is in {other} as well")));
+            }
+        }
+        self.files.extend(part.files);
+        Ok(())
+    }
+
+    /// The file, or the first part.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.files[0].path
+    }
+
+    /// The file that a tensor is in.
+    pub fn path_of(&self, tensor: &TensorInfo) -> &Path {
+        self.files.get(tensor.file).map_or(self.path(), |file| &file.path)
     }
 
     /// Gives back the memory of what has been read; it is read from the file again when needed.
     pub fn release(&self) {
-        crate::map::release(&self.map);
+        self.files.iter().for_each(|file| crate::map::release(&file.map));
     }
 
     /// A metadata value.
@@ -101,7 +136,7 @@ impl Gguf {
 
     /// A tensor's bytes.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        self.map.get(tensor.bytes.clone()).unwrap_or_default()
+        self.files.get(tensor.file).and_then(|file| file.map.get(tensor.bytes.clone())).unwrap_or_default()
     }
 
     /// A whole number.
@@ -165,7 +200,7 @@ impl Gguf {
 
     /// An error about this file.
     pub(super) fn invalid(&self, reason: impl std::fmt::Display) -> Error {
-        Error::invalid(&self.path, reason)
+        Error::invalid(self.path(), reason)
     }
 
     fn typed<'a, T>(
@@ -207,13 +242,13 @@ impl Cursor<'_> {
             let kind = self.u32(&key)?;
             let value = self.value(kind, &key)?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(self.invalid(format!("metadata {key} comes twice")));
+                return Err(self.invalid(format!("metadata {} comes twice", excerpt(&key))));
             }
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
             Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n as usize,
-            Some(other) => return Err(self.invalid(format!("general.alignment = {other:?} is no power of two"))),
+            Some(_) => return Err(self.invalid("general.alignment is no power of two up to 2^20")),
         };
         let mut listed = Vec::new();
         for _ in 0..tensor_count {
@@ -222,12 +257,33 @@ impl Cursor<'_> {
         let data = self.position.next_multiple_of(alignment);
         let mut tensors = HashMap::new();
         for (name, shape, format_id, offset) in listed {
+            if !offset.is_multiple_of(alignment as u64) {
+                let name = excerpt(&name);
+                let reason = format!("tensor {name} is at offset {offset}, no multiple of the alignment {alignment}");
+                return Err(self.invalid(reason));
+            }
             let bytes = self.place(&name, &shape, format_id, data, offset)?;
-            if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes }).is_some() {
-                return Err(self.invalid(format!("tensor {name} comes twice")));
+            if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes, file: 0 }).is_some() {
+                return Err(self.invalid(format!("tensor {} comes twice", excerpt(&name))));
             }
         }
+        self.refuse_overlaps(&tensors)?;
         Ok((metadata, tensors))
+    }
+
+    /// Two tensors that share bytes are damage: at most one of them can be what it is called.
+    fn refuse_overlaps(&self, tensors: &HashMap<String, TensorInfo>) -> Result<()> {
+        let mut places: Vec<(&Range<usize>, &String)> = tensors.iter().map(|(name, t)| (&t.bytes, name)).collect();
+        places.sort_unstable_by_key(|(bytes, name)| (bytes.start, bytes.end, *name));
+        for pair in places.windows(2) {
+            let [(first, one), (second, other)] = [pair[0], pair[1]];
+            // No tensor is empty, even where its format is unknown and its end with it.
+            if second.start < first.end || second.start == first.start {
+                let (one, other) = (excerpt(one), excerpt(other));
+                return Err(self.invalid(format!("tensors {one} and {other} lie on the same bytes")));
+            }
+        }
+        Ok(())
     }
 
     /// Name, shape, format, and offset from the start of the data.
@@ -235,13 +291,14 @@ impl Cursor<'_> {
         let name = self.string("a tensor name")?;
         let dimensions = self.u32(&name)?;
         if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+            let name = excerpt(&name);
             return Err(self.invalid(format!("tensor {name} has {dimensions} dimensions, expected 1 to 4")));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64(&name)?;
             let size = usize::try_from(size).ok().filter(|n| *n > 0);
-            shape.push(size.ok_or_else(|| self.invalid(format!("tensor {name} has an empty dimension")))?);
+            shape.push(size.ok_or_else(|| self.invalid(format!("tensor {} has an empty dimension", excerpt(&name))))?);
         }
         shape.reverse();
         let format_id = self.u32(&name)?;
@@ -252,7 +309,7 @@ impl Cursor<'_> {
     /// Bytes of a tensor, which lie within the file.
     fn place(&self, name: &str, shape: &[usize], format_id: u32, data: usize, offset: u64) -> Result<Range<usize>> {
         let beyond = || {
-            let size = self.bytes.len();
+            let (size, name) = (self.bytes.len(), excerpt(name));
             self.invalid(format!("is cut: tensor {name} {shape:?} at offset {offset} ends beyond the {size} bytes"))
         };
         let start = usize::try_from(offset).ok().and_then(|o| data.checked_add(o)).ok_or_else(beyond)?;
@@ -261,7 +318,7 @@ impl Cursor<'_> {
         };
         let columns = shape.last().copied().unwrap_or(1);
         if !columns.is_multiple_of(format.block_len()) {
-            let (format, block) = (format.name(), format.block_len());
+            let (name, format, block) = (excerpt(name), format.name(), format.block_len());
             return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {format}'s {block}")));
         }
         let blocks = shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)).map(|n| n / format.block_len());
@@ -286,7 +343,7 @@ impl Cursor<'_> {
                 let kind = self.u32(key)?;
                 Value::Array(self.values(kind, key)?)
             }
-            _ => return Err(self.invalid(format!("metadata {key} has the unknown type {kind}"))),
+            _ => return Err(self.invalid(format!("metadata {} has the unknown type {kind}", excerpt(key)))),
         })
     }
 
@@ -296,9 +353,18 @@ impl Cursor<'_> {
             2 | 3 => 2,
             4..=6 => 4,
             8 | 10..=12 => 8,
-            _ => return Err(self.invalid(format!("metadata {key} is an array of the unsupported type {kind}"))),
+            _ => {
+                let key = excerpt(key);
+                return Err(self.invalid(format!("metadata {key} is an array of the unsupported type {kind}")));
+            }
         };
         let count = self.count(size, key)?;
+        if count > MAX_LIST {
+            let key = excerpt(key);
+            return Err(
+                self.invalid(format!("metadata {key} is a list of {count}, more than any tokenizer's {MAX_LIST}"))
+            );
+        }
         Ok(match kind {
             6 | 12 => Array::Floats((0..count).map(|_| self.float(kind, key)).collect::<Result<_>>()?),
             7 => Array::Bools((0..count).map(|_| self.bool(key)).collect::<Result<_>>()?),
@@ -317,7 +383,8 @@ impl Cursor<'_> {
             5 => i32::from_le_bytes(self.array(key)?).into(),
             10 => {
                 let value = self.u64(key)?;
-                i64::try_from(value).map_err(|_| self.invalid(format!("metadata {key} holds {value}, too large")))?
+                i64::try_from(value)
+                    .map_err(|_| self.invalid(format!("metadata {} holds {value}, too large", excerpt(key))))?
             }
             _ => i64::from_le_bytes(self.array(key)?),
         })
@@ -331,7 +398,7 @@ impl Cursor<'_> {
         match self.array::<1>(key)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => Err(self.invalid(format!("metadata {key} is the bool {other}, expected 0 or 1"))),
+            [other] => Err(self.invalid(format!("metadata {} is the bool {other}, expected 0 or 1", excerpt(key)))),
         }
     }
 
@@ -339,7 +406,7 @@ impl Cursor<'_> {
         let length = self.count(1, what)?;
         let bytes = self.take(length, what)?;
         // Not lossy: two damaged tokens could become the same.
-        String::from_utf8(bytes.to_vec()).map_err(|_| self.invalid(format!("{what} is not UTF-8")))
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.invalid(format!("{} is not UTF-8", excerpt(what))))
     }
 
     /// A count of things of at least `size` bytes each, so many as the rest of the file can hold.
@@ -348,6 +415,7 @@ impl Cursor<'_> {
         let rest = self.bytes.len() - self.position;
         let fits = usize::try_from(count).ok().filter(|n| *n <= rest / size);
         fits.ok_or_else(|| {
+            let what = excerpt(what);
             self.invalid(format!(
                 "is cut or damaged: {what} should be {count} by {size} bytes or more, {rest} are left"
             ))
@@ -372,7 +440,7 @@ impl Cursor<'_> {
         let start = self.position;
         let end = start.checked_add(length).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or_else(|| {
-            let size = self.bytes.len();
+            let (size, what) = (self.bytes.len(), excerpt(what));
             self.invalid(format!("is cut: {what} should take {length} bytes at byte {start}, the file has {size}"))
         })?;
         self.position = end;

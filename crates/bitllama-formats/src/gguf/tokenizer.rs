@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use bitllama_core::excerpt;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
@@ -18,7 +19,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::{Array, Gguf};
+use super::{Array, Gguf, special};
+use crate::tokenizer::{MAX_TOKEN, check};
 use crate::{Error, Result};
 
 /// `llama_token_type`, where it matters.
@@ -47,6 +49,7 @@ pub(super) fn tokenizer(file: &Gguf) -> Result<Tokenizer> {
         "gpt2" => byte_level(file, &vocabulary)?,
         "llama" => (sentence_piece(file, &vocabulary)?, true),
         other => {
+            let other = excerpt(other);
             let reason = format!("tokenizer.ggml.model = {other} is not supported; it must be gpt2 or llama");
             return Err(file.invalid(reason));
         }
@@ -60,6 +63,7 @@ pub(super) fn tokenizer(file: &Gguf) -> Result<Tokenizer> {
     // Goes by the flag of each: a user-defined token stays when special ones are left out of decoded text.
     tokenizer.add_tokens(&added);
     template(file, &mut tokenizer, &vocabulary, bos)?;
+    check(&tokenizer).map_err(|reason| file.invalid(reason))?;
     Ok(tokenizer)
 }
 
@@ -73,9 +77,21 @@ impl<'a> Vocabulary<'a> {
         let Array::Strings(tokens) = file.required("tokenizer.ggml.tokens", Gguf::array)? else {
             return Err(file.invalid("metadata tokenizer.ggml.tokens is no list of strings"));
         };
+        // Before anything is made of them: rows of the embedding are in the file, tokens may be of no length.
+        let rows = file.tensor("token_embd.weight").map_or(usize::MAX, |embedding| embedding.shape[0]);
+        if tokens.len() > rows {
+            let tokens = tokens.len();
+            return Err(
+                file.invalid(format!("the tokenizer has {tokens} tokens, but the model's vocab_size is {rows}"))
+            );
+        }
+        if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
+            let reason = format!("tokenizer.ggml.tokens has a token of {} bytes, more than {MAX_TOKEN}", long.len());
+            return Err(file.invalid(reason));
+        }
         let mut seen = HashSet::with_capacity(tokens.len());
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
-            return Err(file.invalid(format!("tokenizer.ggml.tokens has {twice:?} twice")));
+            return Err(file.invalid(format!("tokenizer.ggml.tokens has `{}` twice", excerpt(twice))));
         }
         let kinds = match file.array("tokenizer.ggml.token_type")? {
             None => vec![NORMAL; tokens.len()],
@@ -106,7 +122,8 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<(Tokenizer, bool)>
     let mut merges = Merges::with_capacity(listed.len());
     for merge in listed {
         let pair = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-        let (left, right) = pair.ok_or_else(|| file.invalid(format!("tokenizer.ggml.merges has {merge:?}")))?;
+        let (left, right) = pair
+            .ok_or_else(|| file.invalid(format!("tokenizer.ggml.merges has `{}`, not two tokens", excerpt(merge))))?;
         merges.push((left.into(), right.into()));
     }
     let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
@@ -134,6 +151,7 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<(Tokenizer, bool)>
         }
         _ => {
             let known = "default, gpt-2, smollm, llama-bpe, qwen2";
+            let pre = excerpt(pre);
             return Err(file.invalid(format!("tokenizer.ggml.pre = {pre} is not supported; supported are {known}")));
         }
     };
@@ -210,8 +228,17 @@ fn template(file: &Gguf, tokenizer: &mut Tokenizer, vocabulary: &Vocabulary, bos
     let mut specials = Vec::new();
     for (name, if_unsaid) in [("bos", bos_if_unsaid), ("eos", false)] {
         let wanted = file.flag(&format!("tokenizer.ggml.add_{name}_token"))?.unwrap_or(if_unsaid);
-        let Some(id) = file.whole(&format!("tokenizer.ggml.{name}_token_id"))?.filter(|_| wanted) else { continue };
-        let token = vocabulary.tokens.get(id);
+        if !wanted {
+            continue;
+        }
+        let Some(id) = special::token(file, name)? else {
+            if file.flag(&format!("tokenizer.ggml.add_{name}_token"))? == Some(true) {
+                let reason = format!("tokenizer.ggml.add_{name}_token is true, but there is no {name}_token_id");
+                return Err(file.invalid(reason));
+            }
+            continue;
+        };
+        let token = vocabulary.tokens.get(id as usize);
         let token = token.ok_or_else(|| file.invalid(format!("tokenizer.ggml.{name}_token_id = {id} is no token")))?;
         // `:0` is the number of the segment.
         let piece = format!("{token}:0");
@@ -220,7 +247,7 @@ fn template(file: &Gguf, tokenizer: &mut Tokenizer, vocabulary: &Vocabulary, bos
         } else {
             pieces.push(piece)
         }
-        specials.push((token.clone(), id as u32));
+        specials.push((token.clone(), id));
     }
     if specials.is_empty() {
         return Ok(());

@@ -102,8 +102,8 @@ fn each_fault_is_named() {
         ("has no metadata tokenizer.ggml.tokens", |w| _ = w.remove("tokenizer.ggml.tokens")),
         ("no list of 12 integers", |w| _ = w.i32s("tokenizer.ggml.token_type", &[1])),
         ("cannot be built", |w| _ = w.texts("tokenizer.ggml.merges", &["x y"])),
-        ("tokenizer.ggml.merges has \"xy\"", |w| _ = w.texts("tokenizer.ggml.merges", &["xy"])),
-        ("\"a\" twice", |w| _ = w.texts("tokenizer.ggml.tokens", &["a"; 12])),
+        ("tokenizer.ggml.merges has `xy`, not two tokens", |w| _ = w.texts("tokenizer.ggml.merges", &["xy"])),
+        ("`a` twice", |w| _ = w.texts("tokenizer.ggml.tokens", &["a"; 12])),
     ];
     for (word, spoil) in faults {
         let mut writer = tiny();

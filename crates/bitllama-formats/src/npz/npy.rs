@@ -4,6 +4,7 @@
 //! length a header states (up to 4 GiB) and hands the text to a recursive parser of Python literals, which nested
 //! brackets drive out of stack. Ours accepts only what NumPy writes for plain arrays. `npyz` checks it in the tests.
 
+use bitllama_core::excerpt;
 use bytes::Bytes;
 use half::f16;
 
@@ -258,8 +259,15 @@ impl<'a> Parser<'a> {
         self.skip_spaces();
         let digits = self.text.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (number, rest) = self.text.split_at(digits);
+        if number.is_empty() {
+            let end = rest.iter().position(|byte| matches!(byte, b',' | b')')).unwrap_or(rest.len());
+            return Err(format!("`{}` is no dimension of an array", printable(&rest[..end])));
+        }
         self.text = rest;
-        printable(number).parse().map_err(|_| format!("`{}` is no dimension of an array", printable(number)))
+        str::from_utf8(number)
+            .unwrap_or_default()
+            .parse()
+            .map_err(|_| format!("`{}` is no dimension of an array", printable(number)))
     }
 
     fn string(&mut self) -> Result<&'a [u8], String> {
@@ -292,8 +300,9 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Bytes of a header in a message.
 fn printable(bytes: &[u8]) -> String {
-    bytes.iter().take(40).map(|byte| byte.escape_ascii().to_string()).collect()
+    excerpt(&bytes.escape_ascii().to_string()).into_owned()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
+use bitllama_core::excerpt;
 use bytes::Bytes;
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
@@ -142,7 +143,7 @@ impl Npz {
     }
 
     fn invalid(&self, key: &str, reason: impl std::fmt::Display) -> Error {
-        Error::invalid(&self.path, format!("{key}: {reason}"))
+        Error::invalid(&self.path, format!("{}: {reason}", excerpt(key)))
     }
 }
 

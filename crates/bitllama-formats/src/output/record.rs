@@ -6,16 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::{disk, temporary};
-use crate::{Error, Result, atomic};
+use crate::{Error, Result, atomic, checksums};
 
 /// The name of the record.
 pub const RECORD: &str = ".bitllama-record";
@@ -76,7 +75,7 @@ impl Line {
 
     /// The line about a file that is going to have this content.
     pub(super) fn content(path: &str, bytes: &[u8]) -> Self {
-        let sha256 = hex(Sha256::digest(bytes));
+        let sha256 = checksums::of_bytes(bytes);
         Line::File { path: path.into(), bytes: bytes.len() as u64, sha256, modified: None }
     }
 
@@ -84,7 +83,7 @@ impl Line {
     pub(super) fn found(folder: &Path, path: &str) -> Result<Self> {
         let file = folder.join(path);
         let (bytes, modified) = size_and_time(&file)?;
-        Ok(Line::File { path: path.into(), bytes, sha256: sha256(&file)?, modified })
+        Ok(Line::File { path: path.into(), bytes, sha256: checksums::of_file(&file)?, modified })
     }
 
     fn path(&self) -> Option<&str> {
@@ -188,7 +187,9 @@ impl Record {
                     let file = folder.join(path);
                     let (found, time) = size_and_time(&file)?;
                     // A copy has another time; then the content decides.
-                    if found == *bytes && ((time.is_some() && time == *modified) || sha256(&file)? == *expected) {
+                    if found == *bytes
+                        && ((time.is_some() && time == *modified) || checksums::of_file(&file)? == *expected)
+                    {
                         return Ok(true);
                     }
                 }
@@ -278,19 +279,4 @@ fn size_and_time(path: &Path) -> Result<(u64, Option<u64>)> {
     let found = fs::metadata(path).map_err(Error::io(path))?;
     let time = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Ok((found.len(), time.and_then(|time| u64::try_from(time.as_nanos()).ok())))
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(Error::io(path))? {
-            0 => return Ok(hex(hash.finalize())),
-            count => hash.update(&buffer[..count]),
-        }
-    }
-}
-
-fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

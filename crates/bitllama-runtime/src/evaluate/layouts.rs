@@ -15,6 +15,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bitllama_core::excerpt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -119,7 +120,7 @@ impl FromStr for Layout {
         let found = Self::ALL.into_iter().find(|layout| layout.name() == name);
         found.ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            Error::Options(format!("unknown layout `{name}` of a task; known: {known}"))
+            Error::Options(format!("unknown layout `{}` of a task; known: {known}", excerpt(name)))
         })
     }
 }
@@ -141,7 +142,8 @@ fn arc(fields: &Fields) -> Parsed<Example> {
     }
     let key = text(fields, "answerKey")?;
     let answer = labels.iter().position(|label| *label == key);
-    let answer = answer.ok_or_else(|| format!("answerKey `{key}` is none of the labels {}", labels.join(", ")))?;
+    let answer = answer
+        .ok_or_else(|| format!("answerKey `{}` is none of the labels {}", excerpt(key), excerpt(&labels.join(", "))))?;
     Ok(behind(&question(text(fields, "question")?), texts, answer))
 }
 
@@ -232,11 +234,14 @@ fn texts<'a>(fields: &'a Fields, name: &str) -> Parsed<Vec<&'a str>> {
 fn index(fields: &Fields, name: &str, first: i64, count: usize) -> Parsed<usize> {
     let value = field(fields, name)?;
     let number = value.as_i64().or_else(|| value.as_str()?.trim().parse().ok());
-    let number = number.ok_or_else(|| format!("field `{name}` is no whole number: {value}"))?;
+    let number = number.ok_or_else(|| format!("field `{name}` is no whole number: {}", excerpt(&value.to_string())))?;
     let index = number.checked_sub(first).and_then(|index| usize::try_from(index).ok());
     index.filter(|index| *index < count).ok_or_else(|| {
         let last = first + count as i64 - 1;
-        format!("{name} {number} is none of the {count} choices, {first} to {last}")
+        match count {
+            0 => format!("{name} {number}, but there is no choice"),
+            _ => format!("{name} {number} is none of the {count} choices, {first} to {last}"),
+        }
     })
 }
 

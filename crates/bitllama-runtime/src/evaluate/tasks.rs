@@ -1,10 +1,10 @@
 //! Tasks: files of questions, one JSON object a line, read, scored and reported.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bitllama_formats::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -66,12 +66,13 @@ impl Task {
         if limit == Some(0) {
             return Err(Error::Options("at least one question must be answered".into()));
         }
-        let text = fs::read_to_string(path).map_err(bitllama_formats::Error::io(path))?;
+        let text = bitllama_formats::text::read(path)?;
         let mut layout = *layout;
         let mut examples = Vec::new();
         let lines = text.lines().zip(1..).filter(|(text, _)| !text.trim().is_empty());
         for (text, line) in lines.take(limit.unwrap_or(usize::MAX)) {
             let at_line = |reason| at(path, line, reason);
+            json::limit(text.as_bytes()).map_err(at_line)?;
             let fields: Map<String, Value> = serde_json::from_str(text)
                 .map_err(|error| at_line(format!("no JSON object (column {})", error.column())))?;
             let known = layout.map_or_else(|| Layout::detect(&fields), Ok).map_err(at_line)?;
@@ -163,6 +164,8 @@ pub fn table(results: &[TaskResult]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::tests::Fixed;
     use super::*;
     use crate::testing::byte_tokenizer;

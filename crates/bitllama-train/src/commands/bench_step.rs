@@ -14,7 +14,7 @@ use super::prepare::{Lesson, compared, sources, student};
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, dry_run};
 use crate::training::optimizer::Optimizers;
 use crate::training::step::Trainer;
 use crate::training::teacher::Teacher;
@@ -68,6 +68,8 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(args.steps > 0, "--steps must be at least 1");
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
     let sources = sources(&recipe, None).with_context(at_recipe)?;
+    let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
+    dry_run::ensure_memory(&recipe, &sources.plan, &sources.config, teacher_config).with_context(at_recipe)?;
     let mut student = student(&recipe, &sources, None, &device).with_context(at_recipe)?;
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });

@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_formats::atomic;
+use bitllama_formats::identity::{Identity, Likeness};
+use bitllama_formats::{atomic, checksums, notes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,6 +21,8 @@ pub struct Document {
     pub tokens: usize,
 }
 
+/// The keys of a model in the file of settings: where it was, and which it is.
+const MODEL: [&str; 3] = ["model", "model_bytes", "model_sha256"];
 /// The key of [`Written`] in the file of settings.
 const WRITTEN: &str = "written";
 
@@ -64,12 +67,9 @@ impl Corpus {
                     beside(output).display()
                 )
             };
-            ensure!(
-                overwrite || found == origin,
-                "{}: was made with other settings ({}); `--overwrite` replaces it",
-                output.display(),
-                beside(output).display()
-            );
+            if !overwrite {
+                ensure_same(output, found, &origin)?;
+            }
             match &written {
                 Some(written) => written.check(output)?,
                 // Version 0.1.0 kept no such record.
@@ -183,6 +183,33 @@ fn earlier(output: &Path) -> Result<Option<(Value, Option<Written>)>> {
     Ok(Some((origin, written)))
 }
 
+/// Makes sure that what decides the file is still the same. A model is known by its content; in a file of version 0.1.0, by path
+/// and size.
+fn ensure_same(output: &Path, found: Value, origin: &Value) -> Result<()> {
+    let ((earlier, found), (now, origin)) = (parted(found), parted(origin.clone()));
+    let likeness = earlier.compare(&now);
+    let other = match likeness {
+        Likeness::Different => "by another model than this is now",
+        _ if found != origin => "with other settings",
+        Likeness::Same => return Ok(()),
+        Likeness::Unproven => {
+            let remark = "begun by version 0.1.0, which knew its model by path and size only; nothing tells if its content has \
+                          changed since";
+            notes::tell(output, remark);
+            return Ok(());
+        }
+    };
+    bail!("{}: was made {other} ({}); `--overwrite` replaces it", output.display(), beside(output).display())
+}
+
+/// The model of settings, and all else.
+fn parted(mut origin: Value) -> (Identity, Value) {
+    let [path, bytes, sha256] = MODEL.map(|key| origin.as_object_mut().and_then(|settings| settings.remove(key)));
+    let text = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_string);
+    let bytes = bytes.as_ref().and_then(Value::as_u64).unwrap_or_default();
+    (Identity { path: text(path).unwrap_or_default(), bytes, sha256: text(sha256) }, origin)
+}
+
 fn note(output: &Path, origin: &Value, hash: &Sha256, bytes: u64, pending: u64) -> Result<()> {
     let mut origin = origin.clone();
     origin[WRITTEN] = serde_json::to_value(Written { bytes, sha256: hex(hash), pending })?;
@@ -190,7 +217,7 @@ fn note(output: &Path, origin: &Value, hash: &Sha256, bytes: u64, pending: u64) 
 }
 
 fn hex(hash: &Sha256) -> String {
-    hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    checksums::hex(&hash.clone().finalize())
 }
 
 /// The file of settings.

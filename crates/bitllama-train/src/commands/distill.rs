@@ -30,7 +30,7 @@ use crate::models::to_device;
 use crate::monitor::progress::Log;
 use crate::ptq;
 use crate::recipe::{Quant, Recipe, dry_run};
-use crate::training::checkpoint::CheckpointState;
+use crate::training::checkpoint::{self, CheckpointState, FOLDER};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
 use crate::training::teacher::Teacher;
@@ -103,6 +103,8 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let _claim = claim_growing(&recipe.output, Kind::Run)?;
     let start = earlier_run(args, recipe)?;
     let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
+    let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
+    dry_run::ensure_memory(recipe, &sources.plan, &sources.config, teacher_config).with_context(at_recipe)?;
     let student = student(recipe, &sources, start.as_ref(), &device).with_context(at_recipe)?;
     let (teacher, tokenizer, plan) = (&sources.teacher, &sources.tokenizer, &sources.plan);
     let config = sources.config.clone();
@@ -144,9 +146,9 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         projections,
         device: &tracked,
         plan,
-        tokenizer,
+        tokenizer: sources.tokenizer_files(),
         valid: &valid.all_tokens(),
-        eval_bos: own_bos(tokenizer, config.bos_token_id)?,
+        eval_bos: own_bos(tokenizer)?,
         log: args.log,
         fingerprint,
     };
@@ -199,20 +201,20 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
 /// Makes sure that a run neither mixes with nor destroys an earlier one, or what is not this program's; the checkpoint to
 /// resume from.
 fn earlier_run(args: &Args, recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
-    let found = resume_point(recipe)?;
     if args.resume {
+        let found = resume_point(recipe)?;
         if found.is_none() {
             new_run(args, recipe)?;
             say(args, &format!("{}: no checkpoint yet, starting from the first step", recipe.output.display()));
         }
         return Ok(found);
     }
-    match found {
-        Some((state, _)) if !args.overwrite => bail!(
+    match checkpoint::newest_step(&recipe.output.join(FOLDER))? {
+        Some(step) if !args.overwrite => bail!(
             "{}: holds a run of {} steps; pass `--resume` to go on with it, `--overwrite` to start anew, or set \
              another `output`",
             recipe.output.display(),
-            state.step
+            step
         ),
         _ => new_run(args, recipe).map(|()| None),
     }

@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Result<()> {
     let plan = loaded
         .plan
         .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;
-    let (llama, tokenizer) = (&loaded.llama, &loaded.source.tokenizer);
+    let (llama, tokenizer) = (&loaded.llama, loaded.source.tokenizer_files());
     let provenance = json!({
         "checkpoint": loaded.source.path.file_name().map(|n| n.to_string_lossy()),
         "version": env!("CARGO_PKG_VERSION"),

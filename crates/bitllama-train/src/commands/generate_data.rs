@@ -7,10 +7,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
+use bitllama_formats::identity::Identity;
 use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
-use bitllama_runtime::{Decoder, Sampling};
+use bitllama_runtime::text::decode;
+use bitllama_runtime::{Decoder, KvCache, Sampler, Sampling, memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,9 @@ use tokenizers::Tokenizer;
 
 use super::corpus::{Corpus, Document};
 use crate::{models, seeded};
+
+/// More documents at once make no machine faster.
+const MAX_BATCH: usize = 1 << 16;
 
 /// Let a model write a corpus to train on, by sampling
 #[derive(clap::Args)]
@@ -66,6 +71,7 @@ pub struct Args {
 struct Origin {
     model: String,
     model_bytes: u64,
+    model_sha256: Option<String>,
     length: usize,
     batch: usize,
     greedy: usize,
@@ -81,7 +87,7 @@ struct Origin {
 /// A model that is missing or damaged, settings out of range, a file that was made with others or cannot be written.
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens must be at least 1");
-    ensure!(args.batch > 0, "--batch must be at least 1");
+    ensure!((1..=MAX_BATCH).contains(&args.batch), "--batch {} is not between 1 and {MAX_BATCH}", args.batch);
     let model = models::open(&args.model)?;
     output::apart(&args.output, [("--model", &*model.path)])?;
     let _claim = output::claim_file(&args.output)?;
@@ -91,9 +97,12 @@ pub fn run(args: Args) -> Result<()> {
         "--length {} is not between 2 and the model's context of {limit} tokens",
         args.length
     );
+    memory::ensure(args.batch as u128 * KvCache::bytes_at_most(&model.config, args.length), 1)
+        .with_context(|| format!("--batch {} documents of --length {}", args.batch, args.length))?;
     let origin = Origin {
         model: args.model.clone(),
         model_bytes: model.weights.stored_bytes(),
+        model_sha256: Identity::of(&model)?.sha256,
         length: args.length,
         batch: args.batch,
         greedy: args.greedy,
@@ -102,9 +111,12 @@ pub fn run(args: Args) -> Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
+    let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
+    // Before a file that they would not fill is made or replaced.
+    Sampler::new(sampling(args.seed))?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
-    let starts = first_tokens(tokenizer, &model.config.eos_token_ids)?;
+    let starts = first_tokens(tokenizer, model.config.end_tokens())?;
     let decoder = Decoder::from_model(&model)?;
 
     let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
@@ -116,18 +128,12 @@ pub fn run(args: Args) -> Result<()> {
             .map(|document| {
                 let mut rng = seeded(args.seed, "document", document as u64);
                 let first = starts[rng.random_range(0..starts.len())];
-                let sampling = Sampling {
-                    temperature: args.temperature,
-                    top_k: args.top_k,
-                    top_p: args.top_p,
-                    seed: rng.random(),
-                };
-                Start { tokens: vec![first], sampling, greedy: args.greedy }
+                Start { tokens: vec![first], sampling: sampling(rng.random()), greedy: args.greedy }
             })
             .collect();
         let mut documents = Vec::new();
         for written in generate_batch(&decoder, &group, args.length)? {
-            let text = tokenizer.decode(&written, true).map_err(|e| anyhow!("tokenizer: {e}"))?;
+            let text = decode(tokenizer, &written)?;
             documents.push(Document { text, tokens: written.len() });
         }
         corpus.append(&documents)?;
@@ -149,8 +155,8 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Tokens that a document may start with: those that have a text and are no special tokens.
-fn first_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<Vec<u32>> {
-    let mut special: Vec<u32> = eos.to_vec();
+fn first_tokens(tokenizer: &Tokenizer, ends: impl Iterator<Item = u32>) -> Result<Vec<u32>> {
+    let mut special: Vec<u32> = ends.collect();
     special.extend(tokenizer.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
     let mut tokens: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(|id| !special.contains(id)).collect();
     tokens.sort_unstable();

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::excerpt;
 use bitllama_formats::output::{Kind, claim_growing};
 use globset::GlobBuilder;
 use indexmap::IndexMap;
@@ -13,9 +14,9 @@ use time::OffsetDateTime;
 
 use crate::grid::cache::Shared;
 use crate::grid::child::{self, Ended};
-use crate::grid::config::{Grid, Planned};
+use crate::grid::config::{Grid, Planned, identify};
 use crate::grid::measure::Reference;
-use crate::grid::results::{Other, Results, Teacher, machines};
+use crate::grid::results::{FORMAT_VERSION, Other, Results, Teacher, machines};
 use crate::grid::run::{self, Stage};
 use crate::grid::schedule::{self, Task};
 use crate::grid::{others, report};
@@ -47,7 +48,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.jobs > 0, "--jobs must be at least 1");
     let grid = Grid::read(&args.config)?;
     let at_grid = || format!("{}", args.config.display());
-    let all = grid.plan().with_context(at_grid)?;
+    let mut all = grid.plan().with_context(at_grid)?;
+    identify(&mut all).with_context(at_grid)?;
     let others = others::read(&grid)?;
     let mut failed = IndexMap::new();
     let mut tasks = Vec::new();
@@ -61,7 +63,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(
         !tasks.is_empty() || !failed.is_empty(),
         "--only {}: no run has such a name",
-        args.only.unwrap_or_default()
+        excerpt(&args.only.unwrap_or_default())
     );
     if args.dry_run {
         for Task { planned, stage, .. } in &tasks {
@@ -94,7 +96,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Whether a run's name matches `--only`.
 fn chosen(only: Option<&str>) -> Result<impl Fn(&Planned) -> bool + use<>> {
-    let glob = only.map(|only| GlobBuilder::new(only).build().with_context(|| format!("--only {only}"))).transpose()?;
+    let glob = only
+        .map(|only| GlobBuilder::new(only).build().with_context(|| format!("--only {}", excerpt(only))))
+        .transpose()?;
     let glob = glob.map(|glob| glob.compile_matcher());
     Ok(move |planned: &Planned| glob.as_ref().is_none_or(|glob| glob.is_match(planned.to_string())))
 }
@@ -194,6 +198,7 @@ fn results(
     }
     let stem = args.config.file_stem().unwrap_or_default().to_string_lossy();
     Results {
+        format_version: FORMAT_VERSION,
         title: grid.title.clone().unwrap_or_else(|| stem.into_owned()),
         date: OffsetDateTime::now_utc().date().to_string(),
         machine: machines(&cells),

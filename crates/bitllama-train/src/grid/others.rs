@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use bitllama_core::excerpt;
 
 use super::config::Grid;
 use super::results::Other;
@@ -22,7 +23,7 @@ fn lines(path: &Path, is_text: impl Fn(&str) -> bool) -> Result<Vec<Other>> {
     let mut all = Vec::new();
     for (index, line) in csv::Reader::from_reader(file).into_deserialize().enumerate() {
         let other: Other = line?;
-        ensure!(is_text(&other.text), "line {}: the grid has no text `{}`", index + 2, other.text);
+        ensure!(is_text(&other.text), "line {}: the grid has no text `{}`", index + 2, excerpt(&other.text));
         all.push(other);
     }
     Ok(all)

@@ -6,9 +6,19 @@ use bitllama_runtime::evaluate::{Comparison, Perplexity};
 use indexmap::{IndexMap, IndexSet};
 use serde::{Deserialize, Serialize};
 
+/// Version of `results.json` that this program writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+fn first_version() -> u32 {
+    1
+}
+
 /// All of a grid: `results.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
+    /// [`FORMAT_VERSION`]; 1 in files of release 0.1.0, which did not say it.
+    #[serde(default = "first_version")]
+    pub format_version: u32,
     /// The grid file's own name for it.
     pub title: String,
     /// When the report was made, `2026-11-23`, UTC.

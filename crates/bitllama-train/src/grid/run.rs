@@ -14,14 +14,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bitllama_formats::atomic;
+use bitllama_formats::identity::{Identity, Likeness};
 use bitllama_formats::output::{Growing, Kind};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::child::{self, Ended};
-use super::config::{Bench, Eval, Planned};
+use super::config::{Bench, Eval, Planned, model_names};
 use super::energy::Energy;
 use super::measure::{Reference, bytes_of};
 use super::results::{Cell, Speed, Training, machine};
@@ -85,7 +86,7 @@ fn artifact(planned: &Planned) -> PathBuf {
 /// How far it is.
 ///
 /// # Errors
-/// If its folder holds a run of another recipe.
+/// If its folder holds a run of another recipe, or of another teacher or start under the same name.
 pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
     let folder = folder(planned);
     if let Some(made) = made_with(folder)? {
@@ -94,6 +95,12 @@ pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
             "{}: made with another recipe than the grid has now; remove that folder or name another `output`",
             folder.display()
         );
+        if let Some(model) = replaced(folder, &made, planned) {
+            bail!(
+                "{}: made with another {model} than the grid has now; remove that folder or name another `output`",
+                folder.display()
+            );
+        }
     }
     if read::<Outcome>(folder, "result.json").is_none() {
         return Ok(Stage::Training);
@@ -117,12 +124,31 @@ fn made_with(folder: &Path) -> Result<Option<Recipe>> {
     if path.is_file() { load::load(&path, &[]).map(Some) } else { Ok(None) }
 }
 
-/// All of a recipe that its figures depend on; folders may be moved, and caches come and go with other runs of the grid.
+/// The model that `planned` has another one of than the run in `folder` was made with. They are told apart by their content, as
+/// far as that is known on both sides, and else by their names.
+fn replaced(folder: &Path, made: &Recipe, planned: &Planned) -> Option<&'static str> {
+    let record: serde_json::Value = read(folder, "run.json").unwrap_or_default();
+    let names = model_names(made).into_iter().zip(model_names(&planned.recipe));
+    let models = ["teacher", "student"].into_iter().zip(names).zip(&planned.models);
+    let mut replaced = models.filter(|((what, (before, now)), found)| {
+        let recorded: Option<Identity> = serde_json::from_value(record[what].clone()).ok().flatten();
+        match (recorded, found) {
+            (Some(recorded), Some(found)) => recorded.compare(found) == Likeness::Different,
+            _ => before != now,
+        }
+    });
+    replaced.next().map(|((what, _), _)| what)
+}
+
+/// All of a recipe that its figures depend on, but models, which [`replaced`] compares; folders may be moved, and caches come and
+/// go with other runs of the grid.
 fn comparable(recipe: &Recipe) -> Result<String> {
     let mut recipe = recipe.clone();
     if let Some(teacher) = &mut recipe.teacher {
         teacher.cache = None;
+        teacher.model.clear();
     }
+    recipe.student.model = None;
     recipe.quant.cache = None;
     recipe.output.clear();
     recipe.data.cache.clear();

@@ -5,6 +5,7 @@
 //! | [`progress`] | standard error: bar on a terminal, plain lines when piped, JSON on request |
 //! | [`metrics`] | `metrics.jsonl`, which survives kills and resumes |
 //! | [`tensorboard`] | scalars and histograms |
+//! | [`event`] | TensorBoard's events as bytes |
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::models::ResolvedPlan;
 use crate::training::step::StepReport;
 
+pub mod event;
 pub mod metrics;
 pub mod progress;
 pub mod tensorboard;

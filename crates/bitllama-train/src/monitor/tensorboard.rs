@@ -1,4 +1,4 @@
-//! Event files that TensorBoard opens, by `tensorboard-rs`.
+//! Event files that TensorBoard opens: events by [`super::event`], records around them by `tensorboard-rs`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,10 @@ use bitllama_formats::atomic;
 use bitllama_formats::output::{Growing, Kind};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
-use protobuf::Message;
-use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
-use tensorboard_proto::summary::Summary;
 use tensorboard_rs::record_writer::RecordWriter;
-use tensorboard_rs::summary::{histogram_raw, scalar};
 
 use super::Metrics;
+use super::event::{Histogram, What, encode};
 use crate::models::ResolvedPlan;
 
 /// The event file of one process.
@@ -45,14 +42,8 @@ impl EventFile {
         let path = folder.join(name);
         let writer = RecordWriter::new(File::create(&path).with_context(|| format!("{}", path.display()))?);
         let mut file = Self { path, writer };
-        let mut version = Event::new();
-        version.set_file_version("brain.Event:2".into());
-        file.event(version, 0)?;
-        let mut start = SessionLog::new();
-        start.set_status(SessionLog_SessionStatus::START);
-        let mut event = Event::new();
-        event.set_session_log(start);
-        file.event(event, resumed_at + 1)?;
+        file.event(&What::FileVersion("brain.Event:2"), 0)?;
+        file.event(&What::SessionStart, resumed_at + 1)?;
         Ok(file)
     }
 
@@ -61,7 +52,7 @@ impl EventFile {
     /// # Errors
     /// If the file can no longer be written.
     pub fn scalars(&mut self, metrics: &Metrics) -> Result<()> {
-        let mut add = |tag: &str, value: f64| self.summary(scalar(tag, value as f32), metrics.step);
+        let mut add = |tag: &str, value: f64| self.event(&What::Scalar(tag, value as f32), metrics.step);
         if let Some(train) = &metrics.train {
             add("train/loss", train.loss)?;
             add("train/ce", train.ce)?;
@@ -110,18 +101,14 @@ impl EventFile {
             sum += value;
             squares += value * value;
         }
-        self.summary(histogram_raw(tag, min, max, values.len() as f64, sum, squares, &limits, &counts), step)
+        let count = values.len() as f64;
+        let histogram = Histogram { min, max, count, sum, sum_squares: squares, limits, counts };
+        self.event(&What::Histogram(tag, &histogram), step)
     }
 
-    fn summary(&mut self, summary: Summary, step: usize) -> Result<()> {
-        let mut event = Event::new();
-        event.set_summary(summary);
-        self.event(event, step)
-    }
-
-    fn event(&mut self, mut event: Event, step: usize) -> Result<()> {
-        event.set_wall_time(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-        event.set_step(step as i64);
-        self.writer.write(&event.write_to_bytes()?).with_context(|| format!("{}", self.path.display()))
+    fn event(&mut self, what: &What, step: usize) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let event = encode(now, step as i64, what);
+        self.writer.write(&event).with_context(|| format!("{}", self.path.display()))
     }
 }

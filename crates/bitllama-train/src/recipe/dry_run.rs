@@ -1,10 +1,11 @@
 //! What a recipe would do, without doing it: the resolved recipe, parameters, true bits per weight, memory.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bitllama_core::ModelConfig;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::hf;
+use bitllama_runtime::memory::ensure;
 use serde_json::json;
 
 use super::{Optimizer, Recipe};
@@ -32,8 +33,8 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
     let plan = recipe.plan_for(&student)?;
     let activations = recipe.activations.plan_for(&plan)?;
     let size = StoredSize::of(&plan);
-    let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
-    let memory = memory(recipe, &plan, &student, teacher.as_ref().filter(|_| !cached));
+    let memory = memory(recipe, &plan, &student, teacher.as_ref());
+    let bytes = u64::try_from(memory.total()).context("a step would take more memory than 64 bits can count")?;
     let tokens = recipe.tokens_per_step() * recipe.train.steps;
     if as_json {
         let answer = json!({
@@ -43,7 +44,7 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
             "bits_per_weight": size.bits_per_weight(),
             "activations": activations.to_string(),
             "artifact_bytes": size.bytes,
-            "memory_bytes": memory.total(),
+            "memory_bytes": bytes,
             "training_tokens": tokens,
         });
         println!("{answer}");
@@ -76,25 +77,48 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
 
 /// Bytes that a step holds at once, estimated from the shapes.
 struct Memory {
-    weights: u64,
-    optimizer: u64,
-    activations: u64,
-    logits: u64,
+    weights: u128,
+    optimizer: u128,
+    activations: u128,
+    logits: u128,
 }
 
 impl Memory {
-    fn total(&self) -> u64 {
+    fn total(&self) -> u128 {
         self.weights + self.optimizer + self.activations + self.logits
     }
 }
 
+/// Refuses a run whose steps the machine has no memory for, which would end in an abort or take the machine down. The estimate
+/// is rough and some of it may be swapped, so it may be twice what there is.
+///
+/// # Errors
+/// The memory that a step takes, and the keys that lower it.
+pub fn ensure_memory(
+    recipe: &Recipe,
+    plan: &ResolvedPlan,
+    student: &ModelConfig,
+    teacher: Option<&ModelConfig>,
+) -> Result<()> {
+    // Other devices have memory of their own.
+    if !matches!(recipe.device.as_str(), "flex" | "ndarray") {
+        return Ok(());
+    }
+    let fits = ensure(memory(recipe, plan, student, teacher).total(), 2);
+    fits.map_err(|e| {
+        anyhow!("a step {e}; lower `train.batch_size` or `data.sequence_length`, or set `train.recompute` = \"block\"")
+    })
+}
+
 /// About, of `bitllama_nn::ops::loss`.
-const LOGITS_OF_A_CHUNK: u64 = bitllama_nn::ops::loss::CHUNK as u64;
+const LOGITS_OF_A_CHUNK: u128 = bitllama_nn::ops::loss::CHUNK as u128;
 
 fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: Option<&ModelConfig>) -> Memory {
-    const F32: u64 = 4;
-    let positions = (recipe.train.batch_size * recipe.data.sequence_length) as u64;
-    let n = |x: usize| x as u64;
+    const F32: u128 = 4;
+    let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
+    let teacher = teacher.filter(|_| !cached);
+    let n = |x: usize| x as u128;
+    let positions = n(recipe.train.batch_size) * n(recipe.data.sequence_length);
     let scales = plan.iter().filter_map(|(spec, quantizer)| {
         let quantizer = quantizer.filter(|quantizer| quantizer.method.trains_scales())?;
         Some(spec.len() / quantizer.group_len([spec.shape[0], spec.shape[1]]))
@@ -109,7 +133,7 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
         false => {
             12 * hidden
                 + 6 * qkv
-                + 4 * n(student.num_attention_heads * recipe.data.sequence_length)
+                + 4 * n(student.num_attention_heads) * n(recipe.data.sequence_length)
                 + 6 * n(student.intermediate_size)
         }
     };
@@ -142,6 +166,6 @@ fn memory(recipe: &Recipe, plan: &ResolvedPlan, student: &ModelConfig, teacher: 
     }
 }
 
-fn gigabytes(bytes: u64) -> String {
+fn gigabytes(bytes: u128) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bitllama_core::excerpt;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -13,7 +14,7 @@ use super::Recipe;
 /// # Errors
 /// One line: the file and line (or the `--set`), the cause, and for an unknown key the nearest that exists.
 pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the recipe", path.display()))?;
+    let text = read_text(path, "recipe")?;
     if sets.is_empty() {
         return checked(parse(path, &text)?, path, &text);
     }
@@ -30,11 +31,29 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
         if let Err(e) = table.clone().try_into::<Recipe>()
             && !e.message().starts_with("missing field")
         {
-            bail!("--set {set}: {}", with_suggestion(e.message()));
+            bail!("--set {}: {}", excerpt(set), with_suggestion(e.message()));
         }
     }
     let recipe = table.try_into().map_err(|e| anyhow!("{}: {}", path.display(), with_suggestion(e.message())))?;
     checked(recipe, path, &text)
+}
+
+/// Bytes of a recipe, or a grid. What is made of TOML takes a hundred times the bytes of its shortest values.
+const MAX_BYTES: usize = 256 << 10;
+
+/// The text of a TOML file, of a `kind` that is written by hand.
+///
+/// # Errors
+/// A file that cannot be read, or that is larger than anybody writes.
+pub fn read_text(path: &Path, kind: &str) -> Result<String> {
+    let at = || format!("{}: cannot read the {kind}", path.display());
+    let length = std::fs::metadata(path).with_context(at)?.len();
+    ensure!(
+        length <= MAX_BYTES as u64,
+        "{}: {length} bytes are no {kind}, which has at most {MAX_BYTES}",
+        path.display()
+    );
+    std::fs::read_to_string(path).with_context(at)
 }
 
 /// A TOML file of which `text` is.
@@ -57,23 +76,34 @@ fn checked(recipe: Recipe, path: &Path, text: &str) -> Result<Recipe> {
     Ok(recipe)
 }
 
+/// More parts than a key of any recipe has. Tables are gone through by recursion.
+const MAX_PARTS: usize = 8;
+
 /// Sets `a.b=c` in a table; `c` is TOML, or else a plain string.
 fn apply(table: &mut Table, set: &str) -> Result<()> {
-    let (key, value) = set.split_once('=').with_context(|| format!("--set {set}: expected key=value"))?;
+    let at = || format!("--set {}", excerpt(set));
+    let (key, value) = set.split_once('=').with_context(|| format!("{}: expected key=value", at()))?;
     let value = match format!("v = {value}").parse::<Table>() {
-        Ok(mut parsed) => parsed.remove("v").unwrap_or_else(|| Value::String(value.into())),
-        Err(_) => Value::String(value.into()),
+        // Of several lines the others would be lost.
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").unwrap_or_else(|| Value::String(value.into())),
+        _ => Value::String(value.into()),
     };
     // The keys of `[bits]` and `[activations]` are globs and may themselves hold dots.
     let path: Vec<&str> = match key.trim().split_once('.') {
         Some((section @ ("bits" | "activations"), glob)) => vec![section, glob.trim_matches('"')],
         _ => key.trim().split('.').collect(),
     };
-    let [sections @ .., last] = path.as_slice() else { bail!("--set {set}: expected key=value") };
+    ensure!(
+        path.len() <= MAX_PARTS,
+        "{}: the key has {} parts, no key of a recipe has more than {MAX_PARTS}",
+        at(),
+        path.len()
+    );
+    let [sections @ .., last] = path.as_slice() else { bail!("{}: expected key=value", at()) };
     let mut table = table;
     for section in sections {
         let entry = table.entry(*section).or_insert_with(|| Value::Table(Table::new()));
-        table = entry.as_table_mut().with_context(|| format!("--set {set}: `{section}` is no section"))?;
+        table = entry.as_table_mut().with_context(|| format!("{}: `{}` is no section", at(), excerpt(section)))?;
     }
     table.insert((*last).to_string(), value);
     Ok(())
@@ -94,8 +124,8 @@ fn with_suggestion(message: &str) -> String {
                 .iter()
                 .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
             match nearest {
-                Some(nearest) => format!("unknown key `{unknown}`; did you mean `{nearest}`?"),
-                None => format!("unknown key `{unknown}`"),
+                Some(nearest) => format!("unknown key `{}`; did you mean `{nearest}`?", excerpt(unknown)),
+                None => format!("unknown key `{}`", excerpt(unknown)),
             }
         }
         _ => message,
@@ -154,6 +184,11 @@ mod tests {
         let message = error(MINIMAL, &["train.lrr=0.5"]);
         assert!(message.contains("--set train.lrr=0.5") && message.contains("did you mean `lr`"), "{message}");
         assert!(error(MINIMAL, &["train.lr"]).contains("key=value"));
+        let deep = format!("{}=1", "a.".repeat(50_000));
+        let message = error(MINIMAL, &[&deep]);
+        assert!(message.contains("has 50001 parts") && message.len() < 200, "{message}");
+        let message = error(MINIMAL, &["train.lr=1\nb = 2"]);
+        assert!(message.contains("invalid type: string"), "{message}");
         assert!(load_text(&MINIMAL.replace("lr = 1e-3\n", ""), &["train.lr=1"]).is_ok());
     }
 }

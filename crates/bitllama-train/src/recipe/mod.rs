@@ -33,6 +33,11 @@ pub use quant::{Quant, Stage};
 pub use student::{Layers, Student, SubNormInit};
 pub use train::{Optimizer, Precision, Recompute, Train};
 
+/// More steps, rows or tokens than any run takes; sums of two are still whole numbers of 64 bits.
+const MAX_COUNT: usize = 1 << 40;
+/// More tokens in all than any run takes, and what an `f64` counts exactly.
+const MAX_TOKENS: u128 = 1 << 53;
+
 /// A run of `distill` or `pretrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,7 +98,7 @@ pub struct Teacher {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Text files, JSONL files, or folders of them.
+    /// Files of text or folders of them, as [`bitllama_formats::text`] reads them.
     pub train: Vec<PathBuf>,
     /// Held-out text; if absent, `valid_fraction` of the documents of `train` are held out.
     #[serde(default)]
@@ -101,9 +106,12 @@ pub struct Data {
     /// Share of the documents that is held out, at least one document.
     #[serde(default = "defaults::valid_fraction")]
     pub valid_fraction: f64,
-    /// Field of a JSONL line that has the text.
+    /// Field of a JSON object that has the text.
     #[serde(default = "defaults::text_field")]
     pub text_field: String,
+    /// Control tokens that a text spells, like `</s>`, are read as such and not as text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parse_special: bool,
     /// A line of a text file that starts with one of these begins a new document; empty: a file is one document.
     #[serde(default)]
     pub document_start: Vec<String>,
@@ -161,6 +169,16 @@ impl Recipe {
             }
         };
         let (train, data, distill) = (&self.train, &self.data, self.distill());
+        for (key, count) in self.counts() {
+            require(count <= MAX_COUNT, key, &format!("is {count}, more than {MAX_COUNT}"));
+        }
+        let product = [train.steps.max(1), train.batch_size, train.grad_accumulation, data.sequence_length];
+        let tokens = product.iter().try_fold(1, |tokens: u128, n| tokens.checked_mul(*n as u128));
+        require(
+            tokens.is_some_and(|tokens| tokens <= MAX_TOKENS),
+            "train.steps",
+            "times train.batch_size, train.grad_accumulation and data.sequence_length is more than 2^53 tokens",
+        );
         require((0.0..=1.0).contains(&distill.alpha), "distill.alpha", "must be between 0 and 1");
         require(
             distill.temperature > 0.0 && distill.temperature.is_finite(),
@@ -178,7 +196,7 @@ impl Recipe {
             require(weight.is_none_or(|weight| weight > 0.0 && weight.is_finite()), key, "must be positive");
         }
         let quant = &self.quant;
-        let prepared = (quant.delay_steps + quant.warmup_steps).max(quant.stage_steps());
+        let prepared = quant.delay_steps.saturating_add(quant.warmup_steps).max(quant.stage_steps());
         require(
             prepared < train.steps || prepared == 0,
             "quant",
@@ -253,6 +271,30 @@ impl Recipe {
             "needs student.sub_norm = true",
         );
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Every count of steps, rows or tokens by its key.
+    fn counts(&self) -> Vec<(&'static str, usize)> {
+        let (train, data, quant, eval) = (&self.train, &self.data, &self.quant, &self.eval);
+        vec![
+            ("train.steps", train.steps),
+            ("train.batch_size", train.batch_size),
+            ("train.grad_accumulation", train.grad_accumulation),
+            ("train.warmup_steps", train.warmup_steps),
+            ("train.log_every", train.log_every),
+            ("train.checkpoint_every", train.checkpoint_every),
+            ("train.keep_checkpoints", train.keep_checkpoints),
+            ("train.recompute_layers", train.recompute_layers.unwrap_or(0)),
+            ("data.sequence_length", data.sequence_length),
+            ("quant.calibration_tokens", quant.calibration_tokens),
+            ("quant.delay_steps", quant.delay_steps),
+            ("quant.warmup_steps", quant.warmup_steps),
+            ("quant.freeze_scales_steps", quant.freeze_scales_steps),
+            ("quant.stages", quant.stages.iter().map(|stage| stage.steps).max().unwrap_or(0)),
+            ("distill.top_k", self.distill.as_ref().and_then(|distill| distill.top_k).unwrap_or(0)),
+            ("eval.ctx", eval.ctx.unwrap_or(0)),
+            ("eval.chunks", eval.chunks.unwrap_or(0)),
+        ]
     }
 
     /// Checks what only some devices have.

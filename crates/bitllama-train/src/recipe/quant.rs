@@ -86,7 +86,7 @@ impl Quant {
 
     /// Steps in all stages.
     pub fn stage_steps(&self) -> usize {
-        self.stages.iter().map(|stage| stage.steps).sum()
+        self.stages.iter().fold(0, |sum: usize, stage| sum.saturating_add(stage.steps))
     }
 }
 

@@ -61,6 +61,8 @@ impl Layers {
     /// If there are not so many, or their numbers do not rise.
     pub fn of(&self, count: usize) -> Result<Vec<usize>> {
         let chosen = match self {
+            // Not listed first: there may be any number of them.
+            Layers::Count(n) if *n > count => Vec::new(),
             Layers::Count(1) => vec![0],
             Layers::Count(n) => (0..*n).map(|i| (i * count.saturating_sub(1) + (n - 1) / 2) / (n - 1)).collect(),
             Layers::These(layers) => layers.clone(),
@@ -100,7 +102,13 @@ mod tests {
         assert_eq!(of(Layers::Count(1), 3).unwrap(), [0]);
         assert_eq!(of(Layers::Count(3), 3).unwrap(), [0, 1, 2]);
         assert_eq!(of(Layers::These(vec![1, 2]), 3).unwrap(), [1, 2]);
-        for wrong in [Layers::Count(0), Layers::Count(4), Layers::These(vec![2, 1]), Layers::These(vec![3])] {
+        for wrong in [
+            Layers::Count(0),
+            Layers::Count(4),
+            Layers::Count(usize::MAX),
+            Layers::These(vec![2, 1]),
+            Layers::These(vec![3]),
+        ] {
             assert!(of(wrong, 3).unwrap_err().contains("one of the 3 blocks"));
         }
     }

@@ -54,8 +54,8 @@ fn damaged_manifests_are_refused_with_a_reason() {
     assert!(gone.contains("embedding.weight is not there"), "{gone}");
     let shape = refused(Layout::Packed, |m| m["model_config"]["vocab_size"] = json!(12));
     assert!(shape.contains("embedding.weight has the shape [11,13], [12, 13] is expected"), "{shape}");
-    let layers = refused(Layout::Packed, |m| m["model_config"]["num_hidden_layers"] = json!(10_000_000));
-    assert!(layers.contains("10000000 layers"), "{layers}");
+    let layers = refused(Layout::Packed, |m| m["model_config"]["num_hidden_layers"] = json!(4_000));
+    assert!(layers.contains("4000 layers"), "{layers}");
     let field = refused(Layout::Packed, |m| m["model_config"]["head_dim"] = json!("two"));
     assert!(field.contains("model_config"), "{field}");
     let bias = refused(Layout::Packed, |m| m["weights"]["transformer.layers.0.self_attn.q_proj.bias"] = json!({}));
@@ -91,7 +91,7 @@ fn arrays_of_the_wrong_kind_are_named_with_what_was_expected() {
     let points = refused("transformer.layers.1.mlp.up_proj.weight_zero_point", Dtype::I32, &[18], 0);
     assert!(points.contains("18 zero points for 19 scales"), "{points}");
     let scales = refused("transformer.layers.1.mlp.up_proj.weight_scales", Dtype::F32, &[19], 0xff);
-    assert!(scales.contains("19 finite scales"), "{scales}");
+    assert!(scales.contains("up_proj.weight_scales: holds NaN at [0, 0]"), "{scales}");
     let axis = refused("transformer.layers.1.mlp.up_proj.weight_pc_axis", Dtype::I32, &[], 1);
     assert!(axis.contains("[0] expected"), "{axis}");
     let norm = refused("norm.weight_fp32", Dtype::I32, &[13], 0);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, Scheme};
+use bitllama_core::{ModelConfig, Scheme, excerpt};
 use bitllama_formats::hf;
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Pool, Precision};
@@ -50,7 +50,7 @@ pub struct Options {
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
     /// Numbers of threads, each timed by itself [default: one for each core]
-    #[arg(short = 't', long, value_name = "N,..", value_delimiter = ',')]
+    #[arg(short = 't', long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=Pool::MAX_THREADS as i64))]
     threads: Vec<u16>,
     /// How products see their activations: f32, int8 or sign [default: as the artifact was trained, else int8]
     #[arg(long, value_name = "TYPE")]
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let settings = source::settings(options.activations, options.kv, Settings::fast())?;
     let threads: Vec<usize> = match options.threads[..] {
         [] => vec![Pool::global().threads()],
-        ref threads => threads.iter().map(|n| usize::from(*n).max(1)).collect(),
+        ref threads => threads.iter().map(|n| usize::from(*n)).collect(),
     };
     if options.kernels {
         return bench_kernels::run(&threads, options.json);
@@ -176,7 +176,7 @@ fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
     let path = PathBuf::from(shape);
     if !path.is_file() {
         let names = known.map(|(name, _)| format!("`{name}`")).join(", ");
-        bail!("--shape {shape}: no such file, nor one of {names}");
+        bail!("--shape {}: no such file, nor one of {names}", excerpt(shape));
     }
     Ok(hf::read_config(&path)?)
 }

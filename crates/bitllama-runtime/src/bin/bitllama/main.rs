@@ -10,7 +10,7 @@ mod source;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use bitllama_runtime::one_line;
+use bitllama_runtime::{console, one_line};
 use clap::{Parser, Subcommand};
 
 /// Run low-bit Llama-family models
@@ -30,7 +30,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    bitllama_formats::notes::listen(|remark| console::note(format_args!("note: {remark}\n")));
+    let cli: Cli = match console::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let result = match cli.command {
         Command::Bench(options) => bench::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Eval(options) => eval::run(&options),
@@ -41,8 +46,7 @@ fn main() -> ExitCode {
         // Whoever reads the output has enough of it, as in `bitllama run .. | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where even stderr is closed there is nobody left to tell.
-            let _ = writeln!(io::stderr(), "error: {}", one_line(error.as_ref()));
+            console::note(format_args!("error: {}\n", one_line(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -51,7 +51,7 @@ impl std::str::FromStr for SchemeOrFull {
 #[derive(Debug, Args)]
 pub struct Threads {
     /// Threads to compute with [default: one for each core]
-    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=Pool::MAX_THREADS as i64))]
     threads: Option<u16>,
 }
 

@@ -19,12 +19,12 @@ mod words;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_formats::atomic;
 use bitllama_formats::output::{Growing, Kind};
+use bitllama_formats::{atomic, json, version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::results::Results;
+use super::results::{FORMAT_VERSION, Results};
 use pareto::{TRADES, Trade};
 use view::View;
 
@@ -61,8 +61,9 @@ pub fn write(results: &Results, folder: &Path) -> Result<()> {
 /// A folder without `results.json`, or one that is damaged.
 pub fn read(folder: &Path) -> Result<Results> {
     let path = folder.join(RESULTS_FILE);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: not the results of a grid", path.display()))
+    let json = json::read(&path)?;
+    version::check(&path, &json, FORMAT_VERSION)?;
+    serde_json::from_value(json).with_context(|| format!("{}: not the results of a grid", path.display()))
 }
 
 /// Names and contents.

@@ -101,6 +101,7 @@ pub fn results() -> Results {
         ("TQ2_0", 2.9, 88.0, 7.1),
     ];
     Results {
+        format_version: 1,
         title: "SmolLM2-135M, what each bit costs".into(),
         date: "2026-11-23".into(),
         machine: "two cores of an Intel Xeon (Sapphire Rapids), 24 GiB".into(),
