@@ -18,8 +18,9 @@ pub struct Student {
     pub latent_weights: bool,
     /// Start from random weights in the shape of this `config.json` instead.
     pub config: Option<PathBuf>,
-    /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
-    /// trained on the text (byte-level BPE, as large as the config's vocabulary).
+    /// `tokenizer.json` of a student made from a `config`, taken with the chat template and special tokens that lie beside
+    /// it; if absent it is the teacher's, and in `pretrain` one is trained on the text (byte-level BPE, as large as the
+    /// config's vocabulary).
     pub tokenizer: Option<PathBuf>,
     /// Blocks of the start weights that the student has: their numbers, counted from 0 and rising, or how many, spread evenly
     /// from the first to the last; all if absent.

@@ -17,6 +17,7 @@ use super::*;
 use crate::{Error, Result, npz};
 
 mod damage;
+mod ends;
 mod manifests;
 
 /// Odd sizes, so that every row ends inside a byte, a block and a panel in every scheme.
