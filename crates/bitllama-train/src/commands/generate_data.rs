@@ -120,10 +120,10 @@ pub fn run(args: Args) -> Result<()> {
     let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
     // Before a file that they would not fill is made or replaced.
     Sampler::new(sampling(args.seed))?;
+    let decoder = Decoder::from_model(&model)?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
     let starts = first_tokens(tokenizer, model.config.end_tokens())?;
-    let decoder = Decoder::from_model(&model)?;
 
     let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  ETA {eta}")?);
