@@ -299,7 +299,7 @@ fn what_version_0_1_0_left_is_gone_on_with_and_said() {
     succeed(&mut cached());
     run_json(&of(&teacher, &[]));
 
-    // As 0.1.0 wrote them: no checksums, and of the teacher its path and size.
+    // As 0.1.0 wrote them: no checksums, no record, and of the teacher its path and size.
     let checkpoint = run.join("checkpoints/step-000003");
     let old_checkpoint = || {
         fs::remove_file(checkpoint.join("SHA256SUMS")).unwrap();
@@ -312,6 +312,7 @@ fn what_version_0_1_0_left_is_gone_on_with_and_said() {
     let old_cache = || {
         let bytes = fs::read(&shard).unwrap();
         fs::write(&shard, &bytes[..bytes.len() - 32]).unwrap();
+        fs::remove_file(tc.join(".bitllama-record")).unwrap();
         edit(&tc.join("index.json"), |index| {
             index["format_version"] = 1.into();
             remove(&mut index["teacher"], "sha256");
