@@ -221,6 +221,14 @@ fn a_damaged_checkpoint_is_named_and_the_last_good_one_used() {
     let artifact = |run: &Path| fs::read(run.join("artifact/weights.npz")).unwrap();
     assert!(artifact(&whole) == artifact(&run));
 
+    // A checkpoint that is named is held against its checksums too.
+    let text = "data/austen/sense-and-sensibility.txt";
+    let named = checkpoint(8);
+    flip(&weights(&named));
+    let message = refusal(train(&["eval", "--model", named.to_str().unwrap(), "--text", text, "--ctx", "64"]));
+    assert!(message.contains("step-000008/model.safetensors: damaged"), "{message}");
+    flip(&weights(&named));
+
     // The best is never quietly another: by its own damage, by that of the newest, or if it is gone.
     let export = || {
         refusal(train(&[

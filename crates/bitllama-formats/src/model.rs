@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 use crate::artifact::MANIFEST_FILE;
 use crate::checkpoint::{self, CheckpointState, STATE};
 use crate::companions::{Companions, TokenizerFiles};
-use crate::{Error, Result, StoredWeight, artifact, gguf, hf};
+use crate::{Error, Result, StoredWeight, artifact, checksums, gguf, hf};
 
 /// Weights that are read on demand, one at a time, so that a file larger than memory can be gone through.
 pub trait WeightSource: Send + Sync {
@@ -93,10 +93,9 @@ pub fn open(path: &Path) -> Result<Model> {
     if path.join(MANIFEST_FILE).is_file() && !path.join(hf::CONFIG).is_file() {
         return artifact::open_model(path);
     }
-    let model = open_files(path)?;
     match CheckpointState::read(path)? {
-        Some(state) => checkpoint::student(model, path, &state),
-        None => Ok(model),
+        Some(state) => checkpoint::student(open_checkpoint(path)?, path, &state),
+        None => open_files(path),
     }
 }
 
@@ -110,7 +109,13 @@ pub fn open_latent(path: &Path) -> Result<Model> {
         let reason = format!("not a checkpoint (no {STATE}), so that it has no latent weights");
         return Err(Error::invalid(path, reason));
     }
-    Ok(Model { role: Role::Latent, ..open_files(path)? })
+    Ok(Model { role: Role::Latent, ..open_checkpoint(path)? })
+}
+
+/// The files of a checkpoint, held against their checksums; the moments of optimizers, which no model has, are left out.
+fn open_checkpoint(folder: &Path) -> Result<Model> {
+    checksums::verify_those(folder, |name| !name.ends_with(".bpk"))?;
+    open_files(folder)
 }
 
 /// A Hugging Face directory or a GGUF file, with its weights as they stand there.
