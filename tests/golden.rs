@@ -52,7 +52,7 @@ fn tasks_get_the_answers_of_transformers() {
     let golden = fs::read(common::root().join("tests/golden/task_scores.json")).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let source = model::open(&common::root().join("models/nano")).unwrap();
-    let bos = own_bos(&source.tokenizer, source.config.bos_token_id).unwrap();
+    let bos = own_bos(&source.tokenizer).unwrap();
     let device = Device::flex();
     let mut burn = Scored::new(&to_device(&source, &device).unwrap(), &device);
     let mut runtime = bitllama_runtime::Decoder::from_model(&source).unwrap();

@@ -17,6 +17,8 @@ pub fn root() -> PathBuf {
 pub fn train(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitllama-train"));
     command.args(args).current_dir(root());
+    // Hashes of models are remembered among the tests' files, not among the user's.
+    command.env("BITLLAMA_CACHE", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

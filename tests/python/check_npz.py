@@ -131,19 +131,12 @@ def dequantize(npz, manifest, entry):
     return values.astype(np.float32) * for_each_column(scales.astype(np.float32))
 
 
-def check_loose_files(folder, name, entry, npz):
-    keys = {
-        "ternary": entry["npz_key"],
-        "q": entry["npz_key"],
-        "fp32": entry["npz_key"],
-        "scales": entry.get("npz_scales_key"),
-        "q_scales": entry.get("npz_scales_key"),
-        "q_zero_point": entry.get("npz_zero_point_key"),
-    }
-    for field, key in keys.items():
+def check_loose_files(folder, entry, npz, wanted):
+    """Each is the array of the NPZ that it is named after; integers beside ternary codes stand for the same weights."""
+    for field in ("ternary", "q", "fp32", "scales", "q_scales", "q_zero_point"):
         if field in entry:
-            found = np.load(folder / entry[field])
-            check(entry[field], found.dtype == npz[key].dtype and np.array_equal(found, npz[key]), "differs from the NPZ")
+            found, same = np.load(folder / entry[field]), npz[entry[field].removesuffix(".npy")]
+            check(entry[field], found.dtype == same.dtype and np.array_equal(found, same), "differs from the NPZ")
     if "packed" in entry:
         found = (folder / entry["packed"]).read_bytes()
         check(entry["packed"], found == npz[entry["npz_key"]].tobytes(), "differs from the NPZ")
@@ -151,7 +144,11 @@ def check_loose_files(folder, name, entry, npz):
         if field in entry:
             lines = (folder / entry[field]).read_text().splitlines()
             found = np.array([np.float32(line) for line in lines])
-            check(entry[field], np.array_equal(found, npz[entry["npz_scales_key"]]), "differs from the NPZ")
+            check(entry[field], np.array_equal(found, npz[entry[field].removesuffix(".txt")]), "differs from the NPZ")
+    if "q" in entry:
+        q, scales, points = (np.load(folder / entry[field]) for field in ("q", "q_scales", "q_zero_point"))
+        found = (q.astype(np.int32) - points[:, None]).astype(np.float32) * scales[:, None]
+        check(entry["q"], np.array_equal(found, wanted), "stands for other weights")
 
 
 def core_name(name):
@@ -186,10 +183,13 @@ def main(folder, reference):
         except KeyError as error:
             check(name, False, f"no {error}")
             continue
-        same = found.dtype == np.float32 and found.shape == wanted.shape and list(wanted.shape) == entry["shape"]
+        # The older layout states the shapes of matrices only.
+        shape = entry["shape"] if manifest["layout"] != "v2" or wanted.ndim > 1 else list(wanted.shape)
+        check(name, manifest["layout"] != "v2" or ("shape" in entry) == (wanted.ndim > 1), "a shape that is not of a matrix")
+        same = found.dtype == np.float32 and found.shape == wanted.shape and list(wanted.shape) == shape
         same = same and np.array_equal(found, wanted)
         check(name, same, f"{entry['scheme']} {found.shape} differs from the reference {wanted.shape}")
-        check_loose_files(folder, name, entry, npz)
+        check_loose_files(folder, entry, npz, wanted)
     for name in expected:
         check(name, False, "not in the artifact")
     print(f"{passed} passed, {failed} failed")

@@ -232,7 +232,8 @@ int bitllama_vocab_size(const bitllama_model *model);
 int bitllama_context_length(const bitllama_model *model);
 
 /*
- The token that begins a text, or -1 where the model has none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+ The token that begins a text: the one that the tokenizer puts there, else the one that the config names, or -1 where there is
+ none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 
  # Safety
  `model` is NULL or an open model.
@@ -240,7 +241,7 @@ int bitllama_context_length(const bitllama_model *model);
 int bitllama_bos_token(const bitllama_model *model);
 
 /*
- 1 if `token` ends a text, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+ 1 if `token` ends a text or a turn of a chat, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 
  # Safety
  `model` is NULL or an open model.
@@ -248,8 +249,9 @@ int bitllama_bos_token(const bitllama_model *model);
 int bitllama_is_eos(const bitllama_model *model, uint32_t token);
 
 /*
- The tokens of `text` (UTF-8), with those in front and behind that the tokenizer puts there by itself. If `bos` is not
- 0, the model's BOS token comes first even where the tokenizer puts none.
+ The tokens of `text` (UTF-8), with the one in front that the tokenizer puts there by itself. If `bos` is not 0, the
+ model's BOS token comes first even where the tokenizer puts none. Control tokens that the text spells, like `</s>`, are
+ read as such.
 
  Returns how many tokens there are, and writes them to `tokens` if that is no more than `capacity`; call with a
  `capacity` of 0 to learn the number. Fails with `BITLLAMA_ERROR_INVALID_ARGUMENT`, `BITLLAMA_ERROR_TOKENIZER` or

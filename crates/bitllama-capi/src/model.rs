@@ -8,6 +8,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use bitllama_kernels::Pool;
+use bitllama_runtime::evaluate::check_tokens;
 use bitllama_runtime::model::Settings;
 use bitllama_runtime::{Decoder, Error, KvCache, LogitsOf, Sequence, one_line, text};
 use tokenizers::Tokenizer;
@@ -29,6 +30,13 @@ pub struct Model(Arc<Loaded>);
 struct Loaded {
     decoder: Decoder,
     tokenizer: Tokenizer,
+}
+
+impl Loaded {
+    /// The token that begins a text.
+    fn bos(&self) -> Result<Option<u32>, Error> {
+        Ok(text::own_bos(&self.tokenizer)?.or(self.decoder.config().bos_token_id))
+    }
 }
 
 /// A sequence: what the model keeps of the tokens fed so far.
@@ -97,7 +105,8 @@ pub unsafe extern "C" fn bitllama_context_length(model: *const Model) -> c_int {
     count(|| Ok(unsafe { loaded(model) }?.decoder.config().max_position_embeddings))
 }
 
-/// The token that begins a text, or -1 where the model has none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+/// The token that begins a text: the one that the tokenizer puts there, else the one that the config names, or -1 where there is
+/// none; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 ///
 /// # Safety
 /// `model` is NULL or an open model.
@@ -105,24 +114,25 @@ pub unsafe extern "C" fn bitllama_context_length(model: *const Model) -> c_int {
 pub unsafe extern "C" fn bitllama_bos_token(model: *const Model) -> c_int {
     let bos = || {
         // SAFETY: as promised by the caller.
-        let bos = unsafe { loaded(model) }?.decoder.config().bos_token_id;
+        let bos = unsafe { loaded(model) }?.bos()?;
         Ok(bos.and_then(|bos| c_int::try_from(bos).ok()).unwrap_or(-1))
     };
     guard(|code| code, bos)
 }
 
-/// 1 if `token` ends a text, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
+/// 1 if `token` ends a text or a turn of a chat, else 0; or `BITLLAMA_ERROR_INVALID_ARGUMENT`.
 ///
 /// # Safety
 /// `model` is NULL or an open model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bitllama_is_eos(model: *const Model, token: u32) -> c_int {
     // SAFETY: as promised by the caller.
-    count(|| Ok(unsafe { loaded(model) }?.decoder.config().eos_token_ids.contains(&token).into()))
+    count(|| Ok(unsafe { loaded(model) }?.decoder.config().end_tokens().any(|end| end == token).into()))
 }
 
-/// The tokens of `text` (UTF-8), with those in front and behind that the tokenizer puts there by itself. If `bos` is not
-/// 0, the model's BOS token comes first even where the tokenizer puts none.
+/// The tokens of `text` (UTF-8), with the one in front that the tokenizer puts there by itself. If `bos` is not 0, the
+/// model's BOS token comes first even where the tokenizer puts none. Control tokens that the text spells, like `</s>`, are
+/// read as such.
 ///
 /// Returns how many tokens there are, and writes them to `tokens` if that is no more than `capacity`; call with a
 /// `capacity` of 0 to learn the number. Fails with `BITLLAMA_ERROR_INVALID_ARGUMENT`, `BITLLAMA_ERROR_TOKENIZER` or
@@ -142,7 +152,7 @@ pub unsafe extern "C" fn bitllama_encode(
         // SAFETY: as promised by the caller.
         let (model, text) = unsafe { (loaded(model)?, text_at("text", text)?) };
         check("tokens", tokens, capacity)?;
-        let bos = model.decoder.config().bos_token_id.filter(|_| bos != 0);
+        let bos = if bos == 0 { text::own_bos(&model.tokenizer)? } else { model.bos()? };
         let found = text::encode(&model.tokenizer, bos, text)?;
         if found.len() <= capacity {
             // SAFETY: checked, and it is no more than `capacity`.
@@ -173,11 +183,8 @@ pub unsafe extern "C" fn bitllama_decode(
         // SAFETY: as promised by the caller.
         let (model, tokens) = unsafe { (loaded(model)?, input("tokens", tokens, n)?) };
         check("text", text, capacity)?;
-        let vocab_size = model.decoder.config().vocab_size;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(Error::Token { token: *token, vocab_size }.into());
-        }
-        let found = model.tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        check_tokens(tokens, model.decoder.config().vocab_size)?;
+        let found = text::decode(&model.tokenizer, tokens)?;
         let len = found.len();
         if len < capacity {
             let mut bytes = found.into_bytes();

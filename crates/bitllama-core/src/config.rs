@@ -37,8 +37,11 @@ pub struct ModelConfig {
     pub sub_norm: bool,
     /// Token put in front of a text, if the model has one.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a generation.
+    /// Tokens that end a text. Documents to train on end with the first.
     pub eos_token_ids: Vec<u32>,
+    /// Tokens that end a generation beside those, such as the end of a turn in a chat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub end_token_ids: Vec<u32>,
 }
 
 /// How rotary frequencies are stretched for contexts longer than those of pretraining.
@@ -131,8 +134,8 @@ impl ModelConfig {
                 "rope_scaling: high_freq_factor = {high_freq_factor} must exceed low_freq_factor = {low_freq_factor} > 0"
             )));
         }
-        for id in self.bos_token_id.iter().chain(&self.eos_token_ids) {
-            if *id as usize >= self.vocab_size {
+        for id in self.bos_token_id.into_iter().chain(self.end_tokens()) {
+            if id as usize >= self.vocab_size {
                 return Err(Error::Config(format!(
                     "special token {id} is outside the vocabulary of {} tokens",
                     self.vocab_size
@@ -147,6 +150,18 @@ impl ModelConfig {
         let of = |n: usize| n as u128;
         let block = 2 * of(self.q_size()) + 2 * of(self.kv_size()) + 3 * of(self.intermediate_size);
         of(self.hidden_size) * (2 * of(self.vocab_size) + of(self.num_hidden_layers) * block)
+    }
+
+    /// All tokens that end a generation.
+    pub fn end_tokens(&self) -> impl Iterator<Item = u32> {
+        self.eos_token_ids.iter().chain(&self.end_token_ids).copied()
+    }
+
+    /// Makes `token` end a generation, if it does not yet.
+    pub fn add_end(&mut self, token: u32) {
+        if !self.end_tokens().any(|known| known == token) {
+            self.end_token_ids.push(token);
+        }
     }
 
     /// Output width of `q_proj`: all query heads side by side.
@@ -181,6 +196,7 @@ pub(crate) mod tests {
             sub_norm: false,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
+            end_token_ids: vec![],
         }
     }
 
@@ -188,7 +204,7 @@ pub(crate) mod tests {
     fn a_sound_config_passes_and_each_fault_is_named() {
         tiny().validate().unwrap();
         type Spoil = fn(&mut ModelConfig);
-        let faults: [(&str, Spoil); 9] = [
+        let faults: [(&str, Spoil); 10] = [
             ("hidden_size", |c| c.hidden_size = 0),
             ("vocab_size", |c| c.vocab_size = usize::MAX),
             ("num_key_value_heads", |c| c.num_key_value_heads = 3),
@@ -200,6 +216,7 @@ pub(crate) mod tests {
                 (c.num_attention_heads, c.num_key_value_heads, c.head_dim) = (1 << 16, 1, 1 << 16);
             }),
             ("a model of 562953979953152 parameters", |c| (c.vocab_size, c.hidden_size) = (1 << 24, 1 << 24)),
+            ("special token 98", |c| c.end_token_ids = vec![98]),
         ];
         for (word, spoil) in faults {
             let mut config = tiny();

@@ -25,6 +25,16 @@ pub enum Error {
         /// What is wrong, and where.
         reason: String,
     },
+    /// A line of a text file that is not what it should be.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// The hub did not give a file.
     #[error("hub: {0}")]
     Hub(String),

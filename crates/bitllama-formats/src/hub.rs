@@ -16,11 +16,9 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::hf::{CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, is_file_name, shards};
-use crate::{Error, Result};
+use crate::hf::{CONFIG, INDEX, TOKENIZER, WEIGHTS, is_file_name, shards};
+use crate::{Error, Result, companions, gguf};
 
-/// What is fetched beside config, weights and tokenizer where a model has it.
-const OPTIONAL: [&str; 2] = [TOKENIZER_CONFIG, "generation_config.json"];
 /// How often a file is asked for before a cut connection is an error.
 const ATTEMPTS: u32 = 4;
 /// Pause after the first cut; twice as long after the second, and so on.
@@ -74,7 +72,7 @@ impl HubConfig {
             .ok_or_else(|| Error::Hub(format!("{} is no id such as org/name or org/name:FILE.gguf", excerpt(id))))?;
         let session = Session::new(self, &id)?;
         match id.file {
-            Some(file) => session.required(file, ""),
+            Some(file) => session.gguf(file),
             None => session.snapshot(),
         }
     }
@@ -203,19 +201,29 @@ impl<'a> Session<'a> {
     fn files(&self) -> Result<Vec<PathBuf>> {
         let config = self.required(CONFIG, "; one GGUF file is asked for as org/name:FILE.gguf")?;
         let mut files = vec![config, self.required(TOKENIZER, "")?];
-        for name in OPTIONAL {
+        for name in companions::NAMES {
             files.extend(self.get(name)?);
         }
         if let Some(weights) = self.get(WEIGHTS)? {
             files.push(weights);
         } else {
             let index = self.required(INDEX, &format!(", and no {WEIGHTS}"))?;
-            for shard in shards(Path::new(""), &index)? {
-                files.push(self.required(&shard.to_string_lossy(), ", which its index names")?);
+            for shard in shards(&index)? {
+                files.push(self.required(&shard, ", which its index names")?);
             }
             files.push(index);
         }
         Ok(files)
+    }
+
+    /// One GGUF file, with the other parts of its model if it is one of several.
+    fn gguf(&self, file: &str) -> Result<PathBuf> {
+        let (folder, name) =
+            file.rsplit_once('/').map_or(("", file), |(_, name)| (&file[..file.len() - name.len()], name));
+        for part in gguf::part_names(name).into_iter().flatten().filter(|part| part != name) {
+            self.required(&format!("{folder}{part}"), &format!(", a part of {name}"))?;
+        }
+        self.required(file, "")
     }
 
     fn required(&self, file: &str, hint: &str) -> Result<PathBuf> {

@@ -9,28 +9,44 @@
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`scales`] | trained scales beside a checkpoint |
+//! | [`text`] | text files and folders to documents |
 //! | [`vectors`] | vectors of f32 by name |
 //! | [`json`] | small JSON files |
+//! | [`tokenizer`] | `tokenizer.json`, read with distrust |
+//! | [`companions`] | the files beside it, such as a chat template |
 //! | [`version`] | versions of JSON files |
+//! | [`notes`] | remarks of readers to the user |
+//! | [`identity`] | what tells models apart: a hash of their content |
+//! | [`checksums`] | SHA-256 of files, and whether a folder is as it was written |
 //! | [`atomic`] | files and folders that exist whole or not at all |
+//! | [`output`] | what this program may replace or remove, and who is writing it |
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
 
 pub mod artifact;
 pub mod atomic;
+pub mod checksums;
+pub mod companions;
 mod error;
+mod finite;
 pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod identity;
 pub mod json;
 mod map;
 pub mod model;
+pub mod notes;
 pub mod npz;
+pub mod output;
 pub mod scales;
+pub mod text;
+pub mod tokenizer;
 pub mod vectors;
 pub mod version;
 
 pub use artifact::{Artifact, StoredWeight};
+pub use companions::{Companions, TokenizerFiles};
 pub use error::{Error, Result};
 pub use model::{Model, WeightSource};

@@ -15,7 +15,7 @@ const ZERO_POINTS: &str = ".zero_points";
 /// Writes `scales` to `path`, whole or not at all.
 ///
 /// # Errors
-/// If the disk does not take it.
+/// As [`vectors::write`].
 pub fn write(path: &Path, scales: &StoredScales) -> Result<()> {
     vectors::write(path, named(scales))
 }
@@ -31,7 +31,7 @@ pub fn named(scales: &StoredScales) -> impl Iterator<Item = (String, &[f32])> {
 /// Reads what [`write`] wrote.
 ///
 /// # Errors
-/// [`Error`] if the file is missing, is no safetensors file, or holds anything else.
+/// [`Error`] if the file is missing, is no safetensors file, or holds anything else, or a value that is infinite or NaN.
 pub fn read(path: &Path) -> Result<StoredScales> {
     let mut vectors = vectors::read(path)?;
     let scales = taken(&mut vectors);

@@ -7,9 +7,10 @@ use bitllama_core::ModelConfig;
 use bitllama_kernels::attention::{Sequence as Attended, attention};
 use bitllama_kernels::{Input, Matrix, Pool, operators, products};
 
+use crate::Result;
+use crate::evaluate::check_tokens;
 use crate::kv_cache::KvCache;
 use crate::model::{Decoder, Layer, LogitsOf};
-use crate::{Error, Result};
 
 /// Rows that a thread normalizes or gates at a time: one is done sooner than a thread starts.
 const ROWS_A_TASK: usize = 4;
@@ -47,9 +48,7 @@ impl Decoder {
     pub fn forward_batch(&self, sequences: &mut [Sequence<'_>], logits: LogitsOf) -> Result<Vec<f32>> {
         let ModelConfig { hidden_size, vocab_size, .. } = self.config;
         let tokens = || sequences.iter().flat_map(|sequence| sequence.tokens);
-        if let Some(token) = tokens().find(|token| **token as usize >= vocab_size) {
-            return Err(Error::Token { token: *token, vocab_size });
-        }
+        check_tokens(tokens(), vocab_size)?;
         for Sequence { tokens, cache } in sequences.iter() {
             assert_eq!(cache.layers.len(), self.layers.len(), "the cache was made for another model");
             cache.check_room(tokens.len())?;

@@ -18,7 +18,7 @@ const PROMPT_BATCH: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stop {
-    /// The model gave one of `eos_token_ids`.
+    /// The model gave one of its [`end_tokens`](bitllama_core::ModelConfig::end_tokens).
     EndOfText,
     /// As many tokens as were asked for.
     MaxTokens,
@@ -61,7 +61,7 @@ pub fn generate(
 ) -> Result<Generation> {
     let mut sampler = Sampler::new(sampling)?;
     let config = decoder.config();
-    let mut prompt = encode(tokenizer, own_bos(tokenizer, config.bos_token_id)?, prompt)?;
+    let mut prompt = encode(tokenizer, own_bos(tokenizer)?, prompt)?;
     if prompt.is_empty() {
         // Nothing to go on from but the token that begins texts.
         prompt.extend(config.bos_token_id);
@@ -97,7 +97,7 @@ pub fn generate(
             steps += 1;
         }
         let token = sampler.sample(&logits)?;
-        if config.eos_token_ids.contains(&token) {
+        if config.end_tokens().any(|end| end == token) {
             break Stop::EndOfText;
         }
         tokens.push(token);

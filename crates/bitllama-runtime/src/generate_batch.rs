@@ -17,7 +17,7 @@ pub struct Start {
     pub greedy: usize,
 }
 
-/// Continues each start to `length` tokens in all, its own included, or to one of the model's `eos_token_ids`, which is left
+/// Continues each start to `length` tokens in all, its own included, or to one of the model's `end_tokens`, which is left
 /// out; all together, one token of each in every pass over the weights. What comes out depends on all starts: f32 products
 /// may sum in another order for another number of rows.
 ///
@@ -39,7 +39,7 @@ pub fn generate_batch(decoder: &Decoder, starts: &[Start], length: usize) -> Res
         active.push(Active { index, sampler, likeliest, greedy: start.greedy, next: start.tokens.clone() });
     }
     let mut caches: Vec<_> = active.iter().map(|_| decoder.new_cache()).collect();
-    let (eos, vocab) = (&decoder.config().eos_token_ids, decoder.config().vocab_size);
+    let (ends, vocab) = (decoder.config().end_tokens().collect::<Vec<_>>(), decoder.config().vocab_size);
     while !active.is_empty() {
         let mut batch: Vec<Sequence> =
             active.iter().zip(&mut caches).map(|(one, cache)| Sequence { tokens: &one.next, cache }).collect();
@@ -57,7 +57,7 @@ pub fn generate_batch(decoder: &Decoder, starts: &[Start], length: usize) -> Res
             .collect::<Result<_>>()?;
         let mut going = Vec::new();
         for ((mut one, cache), token) in active.into_iter().zip(caches).zip(chosen) {
-            if eos.contains(&token) {
+            if ends.contains(&token) {
                 continue;
             }
             out[one.index].push(token);
@@ -88,7 +88,9 @@ mod tests {
         let together = generate_batch(&decoder, &starts, 12).unwrap();
         for (start, found) in starts.iter().zip(&together) {
             assert_eq!(found.first(), start.tokens.first());
-            assert!(found.len() <= 12 && !found[1..].iter().any(|t| decoder.config().eos_token_ids.contains(t)));
+            assert!(
+                found.len() <= 12 && !found[1..].iter().any(|t| decoder.config().end_tokens().any(|end| end == *t))
+            );
             assert_eq!(&generate_batch(&decoder, std::slice::from_ref(start), 12).unwrap()[0], found);
         }
         assert_eq!(together, generate_batch(&decoder, &starts, 12).unwrap());

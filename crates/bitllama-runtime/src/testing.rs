@@ -54,6 +54,7 @@ pub fn tiny_config() -> ModelConfig {
         sub_norm: false,
         bos_token_id: Some(256),
         eos_token_ids: vec![257],
+        end_token_ids: Vec::new(),
     }
 }
 

@@ -1,29 +1,98 @@
 //! Text to tokens, and tokens back to text while they arrive.
 
+use std::ops::ControlFlow;
+
+use bitllama_formats::tokenizer::guarded;
+use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
 
-/// Tokens of `text` with `bos` in front, if there is one; only once where the tokenizer puts it there itself.
+mod reading;
+mod spelling;
+mod windows;
+
+pub use reading::Reading;
+pub use spelling::for_corpus;
+
+/// Tokens of `text` with `bos` in front, if there is one; only once where the text itself begins with it.
+///
+/// Nothing comes behind the text, even where the tokenizer's template has an EOS or a separator there: a text that is scored
+/// or continued has no end yet.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text, or panics.
+pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec<u32>> {
+    encode_start(tokenizer, bos, text, usize::MAX)
+}
+
+/// The first tokens of [`encode`], `wanted` or some more, if the text has them; what stands behind them is hardly looked at.
 ///
 /// # Errors
 /// [`Error::Tokenizer`] if the tokenizer refuses the text.
-pub fn encode(tokenizer: &Tokenizer, bos: Option<u32>, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode_fast(text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
-    let ids = encoding.get_ids();
-    Ok(bos.filter(|bos| ids.first() != Some(bos)).into_iter().chain(ids.iter().copied()).collect())
+pub fn encode_start(tokenizer: &Tokenizer, bos: Option<u32>, text: &str, wanted: usize) -> Result<Vec<u32>> {
+    let mut tokens = Vec::new();
+    let mut begun = false;
+    windows::for_ids(tokenizer, text, windows::Sizes::USUAL, &mut |ids| {
+        if !begun && !ids.is_empty() {
+            begun = true;
+            tokens.extend(bos.filter(|bos| ids.first() != Some(bos)));
+        }
+        tokens.extend_from_slice(ids);
+        if tokens.len() < wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    if !begun {
+        tokens.extend(bos);
+    }
+    Ok(tokens)
 }
 
-/// `bos` if the tokenizer puts it in front of a text by itself, else none.
-///
-/// This is what evaluation asks for: llama.cpp's `perplexity` uses a BOS only where the model's tokenizer has one
-/// (`add_bos_token`), and a config may well name a BOS that the model never saw in front of a text.
+/// Gives the tokens of a document to `each`, in pieces and without any around them, until it wants no more. Memory beyond
+/// the document's is bounded.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] if the tokenizer fails.
-pub fn own_bos(tokenizer: &Tokenizer, bos: Option<u32>) -> Result<Option<u32>> {
-    let front = encode(tokenizer, None, "a")?.first().copied();
-    Ok(bos.filter(|bos| front == Some(*bos)))
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn for_tokens(
+    tokenizer: &Tokenizer,
+    document: &str,
+    mut each: impl FnMut(&[u32]) -> ControlFlow<()>,
+) -> Result<()> {
+    windows::for_ids(tokenizer, document, windows::Sizes::USUAL, &mut each)
+}
+
+/// The tokens of several documents, as [`for_tokens`] gives them.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses a text.
+pub fn tokens_of_all(tokenizer: &Tokenizer, documents: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
+    let tokens = |document: &str| {
+        let mut tokens = Vec::new();
+        for_tokens(tokenizer, document, |ids| {
+            tokens.extend_from_slice(ids);
+            ControlFlow::Continue(())
+        })?;
+        Ok(tokens)
+    };
+    documents.par_iter().map(|document| tokens(document.as_ref())).collect()
+}
+
+/// The token that the tokenizer puts in front of a text by itself, if any.
+///
+/// It alone decides in training, evaluation and generation, as in llama.cpp (`add_bos_token`) and `transformers` (the template
+/// in `tokenizer.json`): a config may name a BOS that the model never saw in front of a text, another one, or none.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer fails, or puts several tokens there.
+pub fn own_bos(tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    bitllama_formats::tokenizer::own_bos(tokenizer).map_err(Error::Tokenizer)
+}
+
+/// The text of `tokens`; special ones have none.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer cannot decode, or panics.
+pub fn decode(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
+    guarded(|| tokenizer.decode(tokens, true)).map_err(Error::Tokenizer)
 }
 
 /// Text that is whole so far, out of tokens that may end in the middle of a character.
@@ -81,8 +150,8 @@ impl<'a> TextStream<'a> {
 
     /// The text of the context, and of the context with the tokens not yet emitted.
     fn texts(&self) -> Result<(String, String)> {
-        let decode = |tokens: &[u32]| self.tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()));
-        Ok((decode(&self.tokens[self.context..self.emitted])?, decode(&self.tokens[self.context..])?))
+        let text = |tokens: &[u32]| decode(self.tokenizer, tokens);
+        Ok((text(&self.tokens[self.context..self.emitted])?, text(&self.tokens[self.context..])?))
     }
 }
 
@@ -147,13 +216,16 @@ mod tests {
     #[test]
     fn only_a_tokenizer_with_a_template_has_a_bos_of_its_own() {
         let mut tokenizer = byte_tokenizer();
-        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), None);
-        let mut template = TemplateProcessing::builder();
-        let template = template.try_single("<s> $A").unwrap().special_tokens(vec![("<s>", 256)]).build().unwrap();
-        tokenizer.with_post_processor(Some(template));
-        assert_eq!(own_bos(&tokenizer, Some(256)).unwrap(), Some(256));
-        assert_eq!(own_bos(&tokenizer, Some(257)).unwrap(), None);
-        assert_eq!(own_bos(&tokenizer, None).unwrap(), None);
-        assert_eq!(encode(&tokenizer, Some(256), "ab").unwrap().len(), 3);
+        assert_eq!(own_bos(&tokenizer).unwrap(), None);
+        let mut with = |template: &str| {
+            let specials = vec![("<s>", 256), ("</s>", 257)];
+            let template = TemplateProcessing::builder().try_single(template).unwrap().special_tokens(specials).build();
+            tokenizer.with_post_processor(Some(template.unwrap()));
+            (own_bos(&tokenizer), encode(&tokenizer, Some(256), "ab").unwrap().len())
+        };
+        assert!(matches!(with("<s> $A"), (Ok(Some(256)), 3)));
+        assert!(matches!(with("<s> $A </s>"), (Ok(Some(256)), 3)), "no EOS behind a text that goes on");
+        assert!(matches!(with("$A </s>"), (Ok(None), 3)));
+        assert!(with("<s> </s> $A").0.unwrap_err().to_string().contains("2 tokens in front of a text"));
     }
 }

@@ -179,7 +179,7 @@ fn texts_and_flags_that_make_no_sense_are_refused() {
     let text = text_file(folder.path(), "");
     let eval = ["eval", "--artifact", path, "--text", &text, "--json"];
     let error = fails(&eval);
-    assert!(error.contains("text.txt: the text is empty"), "{error}");
+    assert!(error.contains("text.txt: no text in this file"), "{error}");
     fs::write(&text, "too short").unwrap();
     let error = fails(&eval);
     assert!(error.contains("text.txt") && error.contains("9 tokens") && error.contains("512"), "{error}");

@@ -6,7 +6,8 @@ use std::error::Error;
 
 use bitllama_nn::linear::{Precision, set_precision};
 use bitllama_nn::{Llama, Mask};
-use bitllama_runtime::evaluate::LogitModel;
+use bitllama_runtime::Error as Refused;
+use bitllama_runtime::evaluate::{LogitModel, check_tokens};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -38,7 +39,8 @@ impl LogitModel for Scored {
 
     fn logits_from(&mut self, tokens: &[u32], first: usize) -> Logits {
         let (seq, device) = (tokens.len(), &self.device);
-        let (ids, mask) = (token_tensor(tokens, 1, device), Mask::causal(1, seq, device));
+        let ids = token_tensor(tokens, 1, self.vocab_size(), device)?;
+        let mask = Mask::causal(1, seq, device);
         let (hidden, head) = self.llama.forward_observed(ids, &mask, &mut |_, _, _| ());
         let logits = head.logits(hidden.slice([0..1, first..seq]));
         Ok(logits.into_data_as::<f32>().try_into_vec()?)
@@ -86,15 +88,27 @@ impl<M: LogitModel> LogitModel for Remembering<M> {
     }
 }
 
-/// `tokens`, row-major, as `[rows, tokens / rows]`.
-pub fn token_tensor(tokens: &[u32], rows: usize, device: &Device) -> Tensor<2, Int> {
+/// `tokens`, row-major, as `[rows, tokens / rows]`. All tokens that a Burn model reads come through here.
+///
+/// # Errors
+/// A token outside the vocabulary.
+pub fn token_tensor(
+    tokens: &[u32],
+    rows: usize,
+    vocab_size: usize,
+    device: &Device,
+) -> Result<Tensor<2, Int>, Refused> {
+    check_tokens(tokens, vocab_size)?;
     let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-    Tensor::from_data(TensorData::new(ids, [rows, tokens.len() / rows]), device)
+    Ok(Tensor::from_data(TensorData::new(ids, [rows, tokens.len() / rows]), device))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::models;
 
     /// Counts how often it is asked; its logits are the tokens.
     struct Counting(usize);
@@ -107,6 +121,19 @@ mod tests {
         fn logits(&mut self, tokens: &[u32]) -> Logits {
             self.0 += 1;
             Ok(tokens.iter().map(|token| *token as f32).collect())
+        }
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_never_reaches_a_model() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/nano.json");
+        let config = bitllama_formats::hf::read_config(&path).unwrap();
+        let (vocab, device) = (config.vocab_size as u32, Device::flex());
+        let mut scored = Scored::new(&models::random(&config, 0, &device.clone().autodiff()).unwrap(), &device);
+        assert!(scored.logits(&[0, vocab - 1]).is_ok());
+        for tokens in [[0, vocab], [u32::MAX, 0]] {
+            let message = scored.logits(&tokens).unwrap_err().to_string();
+            assert!(message.contains("is outside"), "{message}");
         }
     }
 

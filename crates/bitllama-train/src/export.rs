@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 use bitllama_core::weights::specs;
 use bitllama_formats::artifact::{self, Layout};
-use bitllama_formats::{Error, StoredWeight, atomic, hf};
+use bitllama_formats::output::Kind;
+use bitllama_formats::{Error, StoredWeight, TokenizerFiles, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
-use tokenizers::Tokenizer;
 
 use crate::models::ResolvedPlan;
 
@@ -22,7 +22,7 @@ pub fn export(
     path: &Path,
     llama: &Llama,
     plan: &ResolvedPlan,
-    tokenizer: &Tokenizer,
+    tokenizer: TokenizerFiles,
     layout: Layout,
     provenance: serde_json::Value,
 ) -> Result<()> {
@@ -39,9 +39,8 @@ pub fn export(
 ///
 /// # Errors
 /// A folder that cannot be written, or holds other things; a weight that `dtype` cannot hold.
-pub fn save_hf(path: &Path, llama: &Llama, tokenizer: &Tokenizer, dtype: hf::Dtype) -> Result<()> {
-    atomic::refuse_foreign(path, hf::CONFIG)?;
-    Ok(atomic::write_folder(path, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
+pub fn save_hf(path: &Path, llama: &Llama, tokenizer: TokenizerFiles, dtype: hf::Dtype) -> Result<()> {
+    Ok(atomic::write_folder(path, Kind::Model, |folder| write_hf_into(folder, llama, tokenizer, dtype))?)
 }
 
 /// As [`save_hf`], into a folder that exists.
@@ -51,7 +50,7 @@ pub fn save_hf(path: &Path, llama: &Llama, tokenizer: &Tokenizer, dtype: hf::Dty
 pub fn write_hf_into(
     folder: &Path,
     llama: &Llama,
-    tokenizer: &Tokenizer,
+    tokenizer: TokenizerFiles,
     dtype: hf::Dtype,
 ) -> std::result::Result<(), Error> {
     let stored = Weights::of(llama);

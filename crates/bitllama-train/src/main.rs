@@ -42,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    bitllama_formats::notes::listen(|remark| console::note(format_args!("note: {remark}\n")));
     let cli: Cli = match console::parse() {
         Ok(cli) => cli,
         Err(code) => return code,

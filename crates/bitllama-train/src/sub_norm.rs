@@ -27,7 +27,7 @@ type Sums = (Tensor<1>, Tensor<1>);
 /// If the device does not give the sums back.
 pub fn calibrated(llama: Llama, rows: &[Vec<u32>], device: &Device) -> Result<HashMap<String, Vec<f32>>> {
     let eps = llama.config.rms_norm_eps;
-    let mut stream = Stream::new(&llama, rows, device);
+    let mut stream = Stream::new(&llama, rows, device)?;
     let mut weights = HashMap::new();
     for (layer, mut block) in llama.layers.into_iter().enumerate() {
         let norms = (block.self_attn.attn_sub_norm.take(), block.mlp.ffn_sub_norm.take());

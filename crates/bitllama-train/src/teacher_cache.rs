@@ -8,6 +8,7 @@
 //! | the likeliest tokens, the likeliest first | u16 or u32, `[positions, top_k]` |
 //! | natural logarithms of their probabilities | f16 or f32, `[positions, top_k]` |
 //! | that of the probability of all other tokens together | f32, `[positions]` |
+//! | SHA-256 of the arrays before it, which version 0.1.0 did not write | 32 bytes |
 //!
 //! Row `r` is the row `r` of the endless sequence of [`crate::data::batches::Rows`], which the hashes of the data, the
 //! seed and the length of a row decide.
@@ -16,24 +17,31 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_formats::{atomic, json, version};
+use bitllama_formats::identity::Identity;
+use bitllama_formats::output::{Growing, Kind};
+use bitllama_formats::{checksums, json, notes, version};
 use bitllama_runtime::evaluate::Perplexity;
 use clap::ValueEnum;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-/// Version of the layout that this program writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
 /// No cache has so many rows, nor any other count of its index.
 pub const MAX_ROWS: usize = 1 << 31;
 
 /// The file that makes a folder a cache.
 pub const INDEX: &str = "index.json";
+
+/// Version of the layout; version 1, of 0.1.0, has no checksums.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// Bytes of the checksum that ends a shard.
+const CHECKSUM: usize = 32;
 
 /// How logarithms are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -48,7 +56,7 @@ pub enum Dtype {
 /// What a cache holds, and of what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Index {
-    /// [`FORMAT_VERSION`].
+    /// [`FORMAT_VERSION`], or 1.
     pub format_version: u32,
     /// Tokens of each position.
     pub top_k: usize,
@@ -68,8 +76,8 @@ pub struct Index {
     pub tokenizer_sha256: String,
     /// What decides the rows: hashes of the data, seed, share held out.
     pub data: Value,
-    /// The teacher's files.
-    pub teacher: Value,
+    /// The teacher.
+    pub teacher: Identity,
     /// How the teacher does on the held-out documents, and by which protocol.
     pub evaluation: Evaluation,
 }
@@ -98,7 +106,7 @@ pub struct Likeliest {
 /// If it cannot be written out.
 pub fn tokenizer_sha256(tokenizer: &Tokenizer) -> Result<String> {
     let text = tokenizer.to_string(false).map_err(|e| anyhow::anyhow!("the tokenizer cannot be hashed: {e}"))?;
-    Ok(Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect())
+    Ok(checksums::of_bytes(text.as_bytes()))
 }
 
 impl Index {
@@ -167,18 +175,48 @@ impl Index {
         Ok(Some(index))
     }
 
-    /// Writes the index of a folder.
+    /// Writes the index of a folder that exists.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
-        Ok(atomic::write_bytes(&folder.join(INDEX), format!("{:#}\n", serde_json::to_value(self)?).as_bytes())?)
+        let text = format!("{:#}\n", serde_json::to_value(self)?);
+        Ok(Growing::new(folder, Kind::TeacherCache).write(INDEX, text.as_bytes())?)
     }
 
-    /// Whether the folder has a shard, whole.
+    /// Whether the folder has a shard of the right length.
     pub fn has_shard(&self, folder: &Path, shard: usize) -> bool {
-        fs::metadata(shard_path(folder, shard)).is_ok_and(|found| found.len() == self.shard_bytes(shard) as u64)
+        let expected = self.shard_bytes(shard);
+        let right = |bytes: u64| [expected, expected + CHECKSUM].contains(&(bytes as usize));
+        fs::metadata(shard_path(folder, shard)).is_ok_and(|found| right(found.len()))
+    }
+
+    /// Whether the bytes of a shard, of the right length, are those that were written; of version 0.1.0 that is not known.
+    fn is_sound(&self, shard: usize, bytes: &[u8]) -> bool {
+        let (arrays, checksum) = bytes.split_at(self.shard_bytes(shard).min(bytes.len()));
+        checksum.is_empty() || Sha256::digest(arrays)[..] == *checksum
+    }
+
+    /// The shards that the folder has not, or not whole. Those that are damaged are named on standard error.
+    ///
+    /// # Errors
+    /// A shard that cannot be read.
+    pub fn missing(&self, folder: &Path) -> Result<Vec<usize>> {
+        let is_missing = |shard: usize| -> Result<bool> {
+            let path = shard_path(folder, shard);
+            if !self.has_shard(folder, shard) {
+                return Ok(true);
+            }
+            let bytes = fs::read(&path).with_context(|| format!("{}", path.display()))?;
+            let sound = self.is_sound(shard, &bytes);
+            if !sound {
+                notes::tell(&path, "damaged, its SHA-256 is not the one at its end; it is made again");
+            }
+            Ok(!sound)
+        };
+        let all = (0..self.shards()).into_par_iter();
+        let found = all.map(|shard| Ok(is_missing(shard)?.then_some(shard))).collect::<Result<Vec<_>>>()?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Writes a shard: [`Likeliest`] of all positions of its rows.
@@ -186,7 +224,7 @@ impl Index {
     /// # Errors
     /// If the disk does not take it.
     pub fn write_shard(&self, folder: &Path, shard: usize, likeliest: &Likeliest) -> Result<()> {
-        let mut bytes = Vec::with_capacity(self.shard_bytes(shard));
+        let mut bytes = Vec::with_capacity(self.shard_bytes(shard) + CHECKSUM);
         for token in &likeliest.tokens {
             bytes.extend_from_slice(&token.to_le_bytes()[..self.token_bytes()]);
         }
@@ -198,12 +236,19 @@ impl Index {
             }
         }
         bytes.extend(positions.flat_map(|position| position[self.top_k].to_le_bytes()));
-        Ok(atomic::write_bytes(&shard_path(folder, shard), &bytes)?)
+        let checksum = Sha256::digest(&bytes);
+        bytes.extend(checksum);
+        Ok(Growing::new(folder, Kind::TeacherCache).rewrite(&shard_name(shard), &bytes)?)
     }
 }
 
-fn shard_path(folder: &Path, shard: usize) -> PathBuf {
-    folder.join(format!("rows-{shard:06}.bin"))
+/// The file of a shard.
+pub fn shard_path(folder: &Path, shard: usize) -> PathBuf {
+    folder.join(shard_name(shard))
+}
+
+fn shard_name(shard: usize) -> String {
+    format!("rows-{shard:06}.bin")
 }
 
 /// An open cache.
@@ -250,6 +295,23 @@ impl TeacherCache {
         &self.folder
     }
 
+    /// Holds the shards of the first `rows` rows against their checksums.
+    ///
+    /// # Errors
+    /// The first that is damaged.
+    pub fn verify(&self, rows: usize) -> Result<()> {
+        let shards = rows.div_ceil(self.index.rows_per_shard).min(self.shards.len());
+        let damaged =
+            (0..shards).into_par_iter().find_first(|shard| !self.index.is_sound(*shard, &self.shards[*shard]));
+        match damaged {
+            None => Ok(()),
+            Some(shard) => bail!(
+                "{}: damaged, its SHA-256 is not the one at its end; `cache-teacher` with this recipe makes it again",
+                shard_path(&self.folder, shard).display()
+            ),
+        }
+    }
+
     /// Tokens that [`TeacherCache::rows`] gives of each position.
     pub fn top_k(&self) -> usize {
         self.top_k
@@ -258,7 +320,7 @@ impl TeacherCache {
     /// The likeliest tokens of the rows `first .. first + count`.
     ///
     /// # Errors
-    /// If there are fewer rows, or a token is outside of the vocabulary.
+    /// If there are fewer rows, or a token is outside of the vocabulary, or a logarithm is that of no probability.
     pub fn rows(&self, first: usize, count: usize) -> Result<Likeliest> {
         let at = self.folder.display();
         ensure!(first + count <= self.index.rows, "{at}: has {} rows, not {}", self.index.rows, first + count);
@@ -268,6 +330,9 @@ impl TeacherCache {
         }
         let outside = all.tokens.iter().find(|token| **token as usize >= self.index.vocab_size);
         ensure!(outside.is_none(), "{at}: damaged: token {} is outside of the vocabulary", outside.unwrap_or(&0));
+        // Rounding may take one a little above 0.
+        let wrong = all.log_p.iter().find(|log_p| log_p.is_nan() || **log_p > 0.1);
+        ensure!(wrong.is_none(), "{at}: damaged: {} is no logarithm of a probability", wrong.unwrap_or(&0.0));
         Ok(all)
     }
 
@@ -340,7 +405,7 @@ mod tests {
             rows_per_shard: 2,
             tokenizer_sha256: String::new(),
             data: json!(null),
-            teacher: json!(null),
+            teacher: Identity { path: String::new(), bytes: 0, sha256: None },
             evaluation: Evaluation { protocol: json!(null), perplexity },
         }
     }
@@ -395,6 +460,36 @@ mod tests {
         }
         let cache = TeacherCache::open(folder.path(), None).unwrap();
         assert!(cache.rows(4, 1).unwrap_err().to_string().contains("outside of the vocabulary"));
+        assert!(index.missing(folder.path()).unwrap().is_empty());
+        cache.verify(5).unwrap();
+
+        // A bit of the second shard.
+        let (path, of_second) = (shard_path(folder.path(), 1), likeliest(index.rows_of(1)));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[3] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let cache = TeacherCache::open(folder.path(), None).unwrap();
+        cache.verify(2).unwrap();
+        for rows in [3, 5] {
+            let message = cache.verify(rows).unwrap_err().to_string();
+            assert!(message.contains("rows-000001.bin: damaged") && message.contains("`cache-teacher`"), "{message}");
+        }
+        assert_eq!(index.missing(folder.path()).unwrap(), [1]);
+
+        // Version 0.1.0 wrote no checksum; what is no probability is noticed there too.
+        index.write_shard(folder.path(), 1, &of_second).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.truncate(bytes.len() - CHECKSUM);
+        fs::write(&path, &bytes).unwrap();
+        assert!(index.missing(folder.path()).unwrap().is_empty());
+        let nan = f32::NAN.to_le_bytes();
+        let end = bytes.len() - nan.len();
+        bytes[end..].copy_from_slice(&nan);
+        fs::write(&path, &bytes).unwrap();
+        let cache = TeacherCache::open(folder.path(), None).unwrap();
+        assert!(cache.rows(2, 1).is_ok());
+        assert!(cache.rows(3, 1).unwrap_err().to_string().contains("NaN is no logarithm"));
+
         fs::write(shard_path(folder.path(), 1), [0]).unwrap();
         assert!(TeacherCache::open(folder.path(), None).is_err());
         fs::write(folder.path().join(INDEX), serde_json::to_vec(&Index { rows: 0, ..index }).unwrap()).unwrap();

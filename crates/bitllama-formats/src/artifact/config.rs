@@ -2,7 +2,7 @@
 
 use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, HEAD};
 use bitllama_core::{ModelConfig, RopeScaling, excerpt};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::files::Files;
 use super::forms::artifact_name;
@@ -13,6 +13,8 @@ use crate::npz::Npz;
 const RMS_NORM_EPS: f64 = 1e-5;
 const ROPE_THETA: f64 = 10000.0;
 const CONTEXT_LENGTH: usize = 2048;
+/// The variant of attention that sees so many tokens back as `window_size` says.
+const SLIDING: &str = "sliding-window";
 
 /// Our manifests hold the whole config; older ones are pieced together from `architecture`, then the `_config_*`
 /// arrays of the NPZ, then from the shapes of weights. What had to be assumed is added to `notes`.
@@ -20,6 +22,9 @@ const CONTEXT_LENGTH: usize = 2048;
 /// # Errors
 /// What is missing or wrong.
 pub(super) fn read(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<ModelConfig, String> {
+    if !manifest.is_null() {
+        check_architecture(manifest, notes)?;
+    }
     let config = match manifest.get("model_config") {
         Some(config) => serde_json::from_value(config.clone()).map_err(|e| format!("model_config: {e}"))?,
         None => rebuild(manifest, files, notes)?,
@@ -36,24 +41,50 @@ pub(super) fn read(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> 
     Ok(config)
 }
 
+/// Refuses an architecture that would be computed as another one. What a manifest leaves out is assumed and noted.
+///
+/// # Errors
+/// The field, its value and what it must be.
+fn check_architecture(manifest: &Value, notes: &mut Vec<String>) -> Result<(), String> {
+    let (model, architecture) = (&manifest["model"], &manifest["architecture"]);
+    let attention = &architecture["attention"];
+    let family = if model["primary_family"].is_null() { &model["families"][0] } else { &model["primary_family"] };
+    let known: [(&str, &Value, &[&str]); 4] = [
+        ("model.primary_family", family, &["llama", "mistral"]),
+        ("architecture.activation", &architecture["activation"], &["swiglu"]),
+        ("architecture.norm", &architecture["norm"], &["rmsnorm"]),
+        ("architecture.attention.variant", &attention["variant"], &["full", "gqa", "mqa", SLIDING]),
+    ];
+    for (field, value, known) in known {
+        match value {
+            Value::String(value) if known.contains(&value.as_str()) => {}
+            // Heads are counted apart, and manifests of ours say all of it twice.
+            Value::Null if known.contains(&SLIDING) || manifest.get("model_config").is_some() => {}
+            Value::Null => notes.push(format!("the manifest does not tell {field}; {} is assumed", known[0])),
+            other => {
+                let (other, known) = (other.to_string(), known.join(", "));
+                return Err(format!("{field} = {} is not supported; supported are {known}", excerpt(&other)));
+            }
+        }
+    }
+    rope_scaling(&architecture["rope"])?;
+    // A window as long as the context is none.
+    let (window, context) = (&attention["window_size"], &architecture["context_length"]);
+    let whole_context = window.as_u64().zip(context.as_u64()).is_some_and(|(window, context)| window >= context);
+    if whole_context || (window.is_null() && attention["variant"] != SLIDING) {
+        return Ok(());
+    }
+    let window = window.to_string();
+    Err(format!(
+        "architecture.attention.window_size = {} is not supported; sliding windows must span the context_length",
+        excerpt(&window)
+    ))
+}
+
 fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<ModelConfig, String> {
     let architecture = &manifest["architecture"];
     let attention = &architecture["attention"];
     let rope = &architecture["rope"];
-    for (field, known) in [("activation", "swiglu"), ("norm", "rmsnorm")] {
-        match &architecture[field] {
-            Value::Null => {}
-            Value::String(value) if value == known => {}
-            other => {
-                let other = other.to_string();
-                return Err(format!("architecture.{field} is {}, only `{known}` is supported", excerpt(&other)));
-            }
-        }
-    }
-    if !attention["window_size"].is_null() {
-        let size = attention["window_size"].to_string();
-        return Err(format!("architecture.attention.window_size is {}, not supported", excerpt(&size)));
-    }
     let npz = files.npz.as_ref();
     let whole = |value: &Value, key: &str| whole(value, npz, key);
     let needed = |value: &Value, field: &str, key: &str| {
@@ -112,16 +143,66 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         sub_norm: files.has(&artifact_name(&format!("layers.0.{}.weight", BLOCK_SUB_NORMS[0]))),
         bos_token_id: None,
         eos_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
     })
 }
 
+/// The scaling of the rotary frequencies: `scale`, or under `type` (ours: `rope_type`) the fields of Hugging Face's
+/// `rope_scaling`.
 fn rope_scaling(rope: &Value) -> Result<Option<RopeScaling>, String> {
-    if rope.get("rope_type").is_some_and(|kind| !kind.is_null()) {
-        return serde_json::from_value(rope.clone()).map_err(|e| format!("architecture.rope: {e}")).map(Some);
+    const TYPES: [&str; 2] = ["rope_type", "type"];
+    const KNOWN: [&str; 6] =
+        ["base_theta", "scale", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+    let Some(fields) = rope.as_object() else {
+        return match rope {
+            Value::Null => Ok(None),
+            _ => Err("architecture.rope is not an object".into()),
+        };
+    };
+    let wrong = |key: &str, reason: &str| {
+        let value = rope[key].to_string();
+        Err(format!("architecture.rope.{} = {} {reason}", excerpt(key), excerpt(&value)))
+    };
+    let number = |key: &str| match &rope[key] {
+        Value::Null => Ok(None),
+        value => value.as_f64().map(Some).ok_or_else(|| format!("architecture.rope.{key} is not a number")),
+    };
+    if let Some((key, _)) = fields.iter().find(|(key, v)| !v.is_null() && !TYPES.iter().chain(&KNOWN).any(|k| k == key))
+    {
+        return wrong(key, "is not known");
     }
-    match rope["scale"].as_f64() {
-        None | Some(1.0) => Ok(None),
-        Some(factor) => Ok(Some(RopeScaling::Linear { factor })),
+    let mut kinds = TYPES.into_iter().filter(|key| !rope[key].is_null());
+    let (kind, other) = (kinds.next(), kinds.next());
+    if let (Some(kind), Some(other)) = (kind, other)
+        && rope[kind] != rope[other]
+    {
+        return wrong(other, "and rope_type disagree");
+    }
+    let (scale, factor) = (number("scale")?.filter(|scale| *scale != 1.0), number("factor")?);
+    match (kind, kind.map(|kind| &rope[kind]).and_then(Value::as_str)) {
+        (None, _) if factor.is_some() => wrong("factor", "has no type beside it"),
+        (None, _) => Ok(scale.map(|factor| RopeScaling::Linear { factor })),
+        (Some(_), Some("none" | "default")) if scale.is_some() => wrong("scale", "does not fit a rope without scaling"),
+        (Some(_), Some("none" | "default")) => Ok(None),
+        (Some(_), Some("linear" | "llama3")) if scale.is_some() && factor.is_some() && scale != factor => {
+            wrong("scale", "and factor disagree")
+        }
+        (Some(kind), Some("linear")) => match scale.or(factor) {
+            Some(factor) => Ok(Some(RopeScaling::Linear { factor })),
+            None if number("scale")?.is_some() => Ok(None),
+            None => wrong(kind, "has no factor beside it"),
+        },
+        (Some(_), Some("llama3")) => {
+            let scaling: Map<String, Value> = fields
+                .iter()
+                .filter(|(key, _)| !TYPES.contains(&key.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
+            let mut scaling = Value::Object(scaling);
+            scaling["rope_type"] = "llama3".into();
+            serde_json::from_value(scaling).map(Some).map_err(|e| format!("architecture.rope: {e}"))
+        }
+        (Some(kind), _) => wrong(kind, "is not supported; supported are none, linear and llama3"),
     }
 }
 

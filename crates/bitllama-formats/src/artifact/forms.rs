@@ -40,7 +40,9 @@ pub(super) const MEAN: &str = "_mean";
 /// Suffix of a weight in full precision.
 pub(super) const FULL: &str = "_fp32";
 
-/// Where a reader finds several, the first is taken.
+/// Where a reader finds several of one weight, and nothing says which is meant, the first is taken. Integers come before
+/// signs: the older tools' exporter writes the signs of every matrix, whatever it was asked for. Integers of
+/// several widths are refused.
 pub(super) const FORMS: [Form; 14] = [
     panels("_1bit_panels", Scheme::Binary),
     panels("_ternary_panels", Scheme::Ternary),
@@ -50,12 +52,12 @@ pub(super) const FORMS: [Form; 14] = [
     panels("_q4_panels", Scheme::Int4),
     Form { zero_point: None, ..panels("_nf4_panels", Scheme::Nf4) },
     panels("_q8_panels", Scheme::Int8),
-    ONE_BIT,
-    Form { suffix: "_ternary", scheme: Scheme::Ternary, cells: Cells::Codes, scales: "_scales", zero_point: None },
+    TERNARY,
     fields("_q2", Scheme::Int2, "_q2_scales", "_q2_zero_point"),
     fields("_q4", Scheme::Int4, "_q4_scales", "_q4_zero_point"),
     fields("_q8", Scheme::Int8, "_q8_scales", "_q8_zero_point"),
     INT3_AS_Q4,
+    ONE_BIT,
 ];
 
 /// Signs, which the older tools packed from the start.
@@ -67,9 +69,17 @@ pub(super) const ONE_BIT: Form = Form {
     zero_point: Some("_zero_point"),
 };
 
+/// A byte for each of the codes -1, 0, 1.
+pub(super) const TERNARY: Form =
+    Form { suffix: "_ternary", scheme: Scheme::Ternary, cells: Cells::Codes, scales: "_scales", zero_point: None };
+
 /// The older tools know no three bits, but 0 ..= 7 are four-bit values as well. Only a manifest tells the two apart;
 /// without one such a matrix reads as `int4` with a zero point of 4, which are the same weights.
 pub(super) const INT3_AS_Q4: Form = fields("_q4", Scheme::Int3, "_q4_scales", "_q4_zero_point");
+
+/// What stands beside `_ternary` in [`Layout::V2`]: not all of the older tools read that, but every one of them reads two-bit
+/// integers. The codes -1, 0, 1 are the fields 0, 1, 2 with a zero point of 1; the weights are the same.
+pub(super) const TERNARY_AS_Q2: Form = fields("_q2", Scheme::Ternary, "_q2_scales", "_q2_zero_point");
 
 /// Keys under which version 0.1.0 wrote packed rows for a while. Nothing reads them any more.
 pub(super) const ROW_MAJOR: [&str; 5] = ["_ternary_packed", "_q2_packed", "_q3_packed", "_q4_packed", "_q8_packed"];
@@ -87,6 +97,11 @@ impl Form {
     pub fn of(layout: Layout, scheme: Scheme) -> Option<Form> {
         let fits = |form: &&Form| form.scheme == scheme && (layout == Layout::Packed) == (form.cells == Cells::Panels);
         FORMS.iter().find(fits).copied()
+    }
+
+    /// The form in which a matrix stands once more, for tools that do not know the first.
+    pub fn copy(&self) -> Option<Form> {
+        (*self == TERNARY).then_some(TERNARY_AS_Q2)
     }
 
     /// Element type and shape of the codes of a matrix.

@@ -68,7 +68,8 @@ pub(super) fn packed_entry(
     if let Some(suffix) = form.zero_point.filter(|_| has_zero_points) {
         set("npz_zero_point_key", json!(format!("{name}{suffix}")));
     }
-    if !matches!(scheme, Scheme::Binary | Scheme::Ternary) {
+    let integers = !matches!(scheme, Scheme::Binary | Scheme::Ternary) || form.copy().is_some();
+    if integers {
         let sharing = if matrix.groups() > 1 { "pergroup" } else { "perrow" };
         let kind = format!("{sharing}_{}", if scheme.table().is_some() { scheme.name() } else { "int" });
         set(
@@ -114,8 +115,10 @@ pub(super) fn loose_files(name: &str, form: &Form) -> Vec<(&'static str, String)
             ("scales", npy(form.scales)),
             ("scales_txt", file(form.scales, "txt")),
         ],
-        Scheme::Ternary => {
-            vec![("ternary", npy(form.suffix)), ("scales", npy(form.scales)), ("scales_txt", file(form.scales, "txt"))]
+        Scheme::Ternary if form.cells == Cells::Codes => {
+            let own =
+                [("ternary", npy(form.suffix)), ("scales", npy(form.scales)), ("scales_txt", file(form.scales, "txt"))];
+            own.into_iter().chain(form.copy().map(|copy| loose_files(name, &copy)).into_iter().flatten()).collect()
         }
         _ => vec![
             ("q", npy(form.suffix)),
@@ -126,14 +129,17 @@ pub(super) fn loose_files(name: &str, form: &Form) -> Vec<(&'static str, String)
     }
 }
 
-/// The entry of a weight in f32.
+/// The entry of a weight in f32. A shape of one dimension is left out for the older tools, which take every shape for that of
+/// a matrix.
 pub(super) fn full_entry(name: &str, layout: Layout, shape: &[usize]) -> Value {
     let mut entry = json!({
         "scheme": "f32",
         "npz_key": format!("{name}{FULL}"),
-        "shape": shape,
         "dtype": "fp32",
     });
+    if layout == Layout::Packed || shape.len() > 1 {
+        entry["shape"] = json!(shape);
+    }
     if layout == Layout::V2 {
         entry["fp32"] = json!(format!("{name}{FULL}.npy"));
     }

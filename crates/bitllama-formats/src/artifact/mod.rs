@@ -1,4 +1,4 @@
-//! The exported model: `weights.npz`, `manifest.json` and `tokenizer.json` in one folder.
+//! The exported model: `weights.npz`, `manifest.json`, `tokenizer.json` and its companions in one folder.
 //!
 //! The format is a superset of "manifest v2", which earlier tools for these models read and write. [`Layout::Packed`]
 //! adds keys for packed codes, laid out as kernels read them ([`bitllama_core::panel`]); [`Layout::V2`] writes what
@@ -33,8 +33,8 @@ use bitllama_core::size::StoredSize;
 use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, Scheme};
 use tokenizers::Tokenizer;
 
-use crate::Result;
 use crate::npz::Npz;
+use crate::{Companions, Result};
 
 pub use write::{write, write_trained};
 
@@ -99,6 +99,8 @@ pub struct Artifact {
     pub activations: ActivationPlan,
     /// Tokenizer, where the folder has one.
     pub tokenizer: Option<Tokenizer>,
+    /// Files that belong to the tokenizer.
+    pub companions: Companions,
     /// `manifest.json` as it stands; null for a lone NPZ file.
     pub manifest: serde_json::Value,
     /// What had to be assumed because the tool that wrote the artifact left it out, one line each.

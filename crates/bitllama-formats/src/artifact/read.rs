@@ -9,14 +9,17 @@ use std::path::Path;
 use bitllama_core::weights::{self, FINAL_NORM, Kind, WeightSpec};
 use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme, excerpt};
 use serde_json::Value;
+use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
-use super::forms::{FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, artifact_name};
+use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
 use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
+use crate::companions::END_NAMES;
+use crate::model::beyond;
 use crate::npz::{Dtype, Npz};
-use crate::{Error, Result, hf};
+use crate::{Companions, Error, Result, finite, hf};
 
 /// Where a weight is and what it is.
 pub(super) struct Located {
@@ -57,7 +60,7 @@ impl Artifact {
         };
         files.refuse_row_major()?;
         let mut notes = Vec::new();
-        let config = config::read(&files.manifest, &files, &mut notes)
+        let mut config = config::read(&files.manifest, &files, &mut notes)
             .map_err(|reason| Error::invalid(&manifest_path, reason))?;
         files.check_names(&config, &mut notes).map_err(|reason| Error::invalid(&manifest_path, reason))?;
         let weights: Vec<Located> =
@@ -67,21 +70,27 @@ impl Artifact {
             true => Some(hf::read_tokenizer(&tokenizer_path)?),
             false => None,
         };
-        if let Some(tokens) = tokenizer.as_ref().map(|tokenizer| tokenizer.get_vocab_size(true))
-            && tokens > config.vocab_size
-        {
-            let reason = format!("{tokens} tokens, but the model's vocab_size is {}", config.vocab_size);
+        if let Some(reason) = tokenizer.as_ref().and_then(|tokenizer| beyond(tokenizer, config.vocab_size)) {
             return Err(Error::invalid(&tokenizer_path, reason));
+        }
+        let companions = if lone_npz { Companions::default() } else { Companions::read(&files.folder)? };
+        if let Some(tokenizer) = &tokenizer {
+            companions.complete(&mut config, tokenizer)?;
+            if config.end_tokens().next().is_none() && files.manifest.get("model_config").is_none() {
+                ends_by_name(&mut config, tokenizer, &mut notes);
+            }
         }
         let activations = files.activations(&config).map_err(|reason| Error::invalid(&manifest_path, reason))?;
         let manifest = files.manifest.clone();
-        Ok(Self { path: path.to_path_buf(), config, activations, tokenizer, manifest, notes, weights, files })
+        let path = path.to_path_buf();
+        Ok(Self { path, config, activations, tokenizer, companions, manifest, notes, weights, files })
     }
 
     /// One weight. The bytes of panels stay in the memory map, unread: [`Artifact::verify`] looks into them.
     ///
     /// # Errors
-    /// [`Error`] if the architecture has no such weight of that shape, or its bytes are damaged.
+    /// [`Error`] if the architecture has no such weight of that shape, its bytes are damaged, or a value or a scale is
+    /// infinite or NaN.
     pub fn weight(&self, spec: &WeightSpec) -> Result<StoredWeight> {
         let located = self.weights.iter().find(|weight| weight.info.name == spec.name);
         match located.filter(|located| located.info.shape == spec.shape) {
@@ -93,6 +102,18 @@ impl Artifact {
                 };
                 Err(Error::invalid(&self.path, format!("{} {found}, {:?} is expected", spec.name, spec.shape)))
             }
+        }
+    }
+}
+
+/// Manifests of the older tools do not tell what ends a text, but the names of special tokens do.
+fn ends_by_name(config: &mut ModelConfig, tokenizer: &Tokenizer, notes: &mut Vec<String>) {
+    let added = tokenizer.get_added_tokens_decoder();
+    for name in END_NAMES {
+        let id = tokenizer.token_to_id(name).filter(|id| added.get(id).is_some_and(|token| token.special));
+        if let Some(id) = id.filter(|id| (*id as usize) < config.vocab_size) {
+            config.add_end(id);
+            notes.push(format!("the manifest does not tell what ends a text; {name} is taken to"));
         }
     }
 }
@@ -165,10 +186,15 @@ impl Files {
             Some(stated) => Some(stated),
             None => match self.loose_codes(&name, spec)? {
                 Some(loose) => Some(loose),
-                None => self.in_any_form(&name).or(self.loose_values(&name)?),
+                None => self.in_any_form(&name)?.or(self.loose_values(&name)?),
             },
         };
+        let width = self.entry(&name).and_then(|entry| entry["bit_width"].as_u64());
         let place = match (found, &spec.shape[..]) {
+            (Some((Some(ONE_BIT), codes)), _) if width.is_some_and(|bits| bits != 1) => {
+                let reason = format!("only signs are there, but the manifest says bit_width {}", width.unwrap_or(0));
+                return Err(self.damaged(&codes, reason));
+            }
             (Some((None, codes)), _) => {
                 self.expect(&codes, &self.header(&codes)?, &[Dtype::F32, Dtype::F16, Dtype::F64], &spec.shape)?;
                 Place::Full(codes)
@@ -219,52 +245,92 @@ impl Files {
     /// low-bit weight with their form, or the values of one in full precision with none.
     fn stated(&self, name: &str) -> Result<Option<Found>> {
         let (Some(npz), Some(entry)) = (&self.npz, self.entry(name)) else { return Ok(None) };
-        let suffix = match (&entry["npz_key"], &entry["packed"], &entry["q"], entry["bit_width"].as_u64()) {
+        let form = match (&entry["npz_key"], &entry["packed"], &entry["q"]) {
             (Value::String(key), ..) => {
                 let suffix = key.strip_prefix(name).filter(|_| npz.contains(key));
                 let known = suffix.filter(|s| *s == FULL || FORMS.iter().any(|form| form.suffix == *s));
                 match (known, suffix) {
-                    (Some(suffix), _) => suffix.to_string(),
+                    (Some(suffix), _) => FORMS.into_iter().find(|form| form.suffix == suffix),
                     (None, Some(_)) => return Err(Error::invalid(npz.path(), format!("{key}: the form is not known"))),
                     (None, None) => return Err(Error::invalid(npz.path(), format!("{key}: no such array"))),
                 }
             }
-            (_, Value::String(_), ..) => "_1bit".into(),
-            (_, _, Value::String(_), Some(bits)) => format!("_q{bits}"),
+            // Integers are what is meant where signs stand beside them.
+            (_, Value::String(_), q) | (_, _, q @ Value::String(_)) => {
+                let signs = || q.is_null() && npz.contains(&format!("{name}{}", ONE_BIT.suffix));
+                match self.integers(name)?.or_else(|| signs().then_some(ONE_BIT)) {
+                    Some(form) => Some(form),
+                    None => return Ok(None),
+                }
+            }
             _ => return Ok(None),
         };
-        let form = FORMS.into_iter().find(|form| form.suffix == suffix).map(|form| three_bits(form, entry));
-        let key = format!("{name}{suffix}");
-        Ok(npz.contains(&key).then_some((form, Part::Member(key))))
+        let key = format!("{name}{}", form.map_or(FULL, |form| form.suffix));
+        Ok(Some((form.map(|form| three_bits(form, entry)), Part::Member(key))))
     }
 
     /// Whatever the NPZ holds for a weight.
-    fn in_any_form(&self, name: &str) -> Option<Found> {
-        let npz = self.npz.as_ref()?;
+    fn in_any_form(&self, name: &str) -> Result<Option<Found>> {
+        let Some(npz) = &self.npz else { return Ok(None) };
         let forms = FORMS.into_iter().map(Some).chain([None]);
         let mut members = forms.map(|form| (form, format!("{name}{}", form.map_or(FULL, |form| form.suffix))));
-        members.find(|(_, key)| npz.contains(key)).map(|(form, key)| (form, Part::Member(key)))
+        match members.find(|(_, key)| npz.contains(key)) {
+            Some((Some(form), _)) if form.cells == Cells::Fields => {
+                Ok(self.integers(name)?.map(|form| (Some(form), Part::Member(format!("{name}{}", form.suffix)))))
+            }
+            found => Ok(found.map(|(form, key)| (form, Part::Member(key)))),
+        }
+    }
+
+    /// The integers that the NPZ holds for a weight. Of several widths the manifest says which one is meant.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it does not.
+    fn integers(&self, name: &str) -> Result<Option<Form>> {
+        let Some(npz) = &self.npz else { return Ok(None) };
+        let there = |form: &Form| npz.contains(&format!("{name}{}", form.suffix));
+        let forms: Vec<Form> = integer_forms().filter(there).collect();
+        let of_weight = self.entry(name).and_then(|entry| entry["bit_width"].as_u64());
+        let of_all = self.manifest["quantization"]["bit_width"].as_u64();
+        let of_width = |bits: u64| forms.iter().find(|form| u64::from(form.bit_width()) == bits);
+        match (&forms[..], [of_weight, of_all].into_iter().flatten().find_map(of_width)) {
+            ([], _) => Ok(None),
+            ([only], _) => Ok(Some(*only)),
+            (_, Some(meant)) => Ok(Some(*meant)),
+            ([one, other, ..], None) => {
+                let (one, other) = (one.suffix, other.suffix);
+                let reason = format!("{name}{one} and {name}{other} are there, and no bit_width says which is meant");
+                Err(Error::invalid(npz.path(), reason))
+            }
+        }
     }
 
     /// The file of low-bit codes that the manifest names for a weight, if it is there.
     fn loose_codes(&self, name: &str, spec: &WeightSpec) -> Result<Option<Found>> {
         let Some(entry) = self.entry(name) else { return Ok(None) };
-        if let Some(path) = self.loose(entry, "packed")? {
-            let [rows, columns] = spec.shape[..] else {
-                return Err(Error::invalid(path, format!("a weight of shape {:?} cannot be binary", spec.shape)));
-            };
-            return Ok(Some((Some(ONE_BIT), Part::Raw(path, [rows, columns.div_ceil(8)]))));
+        if let Some(path) = self.loose(entry, "ternary")? {
+            return Ok(Some((Some(TERNARY), Part::Npy(path))));
         }
-        for field in ["ternary", "q"] {
-            if let Some(path) = self.loose(entry, field)? {
-                let bits = &entry["bit_width"];
-                let suffix = if field == "q" { format!("_q{bits}") } else { "_ternary".into() };
-                let form = FORMS.into_iter().find(|form| form.suffix == suffix);
-                let form = form.ok_or_else(|| Error::invalid(&path, format!("bit_width {bits} is not supported")))?;
-                return Ok(Some((Some(three_bits(form, entry)), Part::Npy(path))));
-            }
+        if let Some(path) = self.loose(entry, "q")? {
+            // Where signs stand beside, the width may be theirs; the name of the file is not.
+            let of_entry = |form: &Form| entry["bit_width"].as_u64() == Some(form.bit_width().into());
+            let of_file = |form: &Form| path.to_string_lossy().ends_with(&format!("{}.npy", form.suffix));
+            let form = integer_forms().find(of_entry).or_else(|| integer_forms().find(of_file)).ok_or_else(|| {
+                let bits = entry["bit_width"].to_string();
+                Error::invalid(&path, format!("bit_width {} is not supported", excerpt(&bits)))
+            })?;
+            return Ok(Some((Some(three_bits(form, entry)), Part::Npy(path))));
         }
-        Ok(None)
+        if let Some(file) = entry["q"].as_str() {
+            let reason = format!("{name}: the file {} that the manifest names as q is not there", excerpt(file));
+            let lost = || Error::invalid(self.folder.join(MANIFEST_FILE), reason);
+            return self.loose_values(name)?.ok_or_else(lost).map(Some);
+        }
+        let Some(path) = self.loose(entry, "packed")? else { return Ok(None) };
+        let [rows, columns] = spec.shape[..] else {
+            return Err(Error::invalid(path, format!("a weight of shape {:?} cannot be binary", spec.shape)));
+        };
+        Ok(Some((Some(ONE_BIT), Part::Raw(path, [rows, columns.div_ceil(8)]))))
     }
 
     /// The file of values in full precision that the manifest names for a weight, if it is there.
@@ -310,12 +376,20 @@ impl Files {
                     .map_err(|e| self.damaged(codes, e))
             }
             (Place::Full(part), _) => match self.array(part)?.to_f32() {
-                Some(values) => Ok(StoredWeight::Full(values)),
+                Some(values) => match finite::fault(shape, &values) {
+                    Some(fault) => Err(self.damaged(part, fault)),
+                    None => Ok(StoredWeight::Full(values)),
+                },
                 None => Err(self.damaged(part, "floating-point values are expected")),
             },
             _ => Ok(StoredWeight::Full(vec![1.0; shape.iter().product()])),
         }
     }
+}
+
+/// The forms of integers in the older tools, one for each width.
+fn integer_forms() -> impl Iterator<Item = Form> {
+    FORMS.into_iter().filter(|form| form.cells == Cells::Fields && form.scheme != Scheme::Int3)
 }
 
 /// The three-bit form where a manifest of ours says so.

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::files::{Files, Part};
 use super::forms::{Cells, Form, MEAN, STEPS};
-use crate::Result;
 use crate::npz::Dtype;
+use crate::{Result, finite};
 
 /// Where the scales of a matrix are.
 pub(super) struct Scales {
@@ -47,10 +47,13 @@ impl Files {
     }
 
     /// The scales of a matrix of so many rows.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if there are more or fewer than expected, or one is infinite or NaN.
     pub(super) fn packed_scales(&self, scales: &Scales, rows: usize) -> Result<PackedScales> {
         let Scales { groups, part, double, .. } = scales;
         let array = self.array(part)?;
-        let damaged = || self.damaged(part, format!("{} finite scales are expected", rows * groups));
+        let damaged = || self.damaged(part, format!("{} scales are expected", rows * groups));
         let floats = |part: &Part| Ok(self.array(part)?.to_f32().unwrap_or_default());
         let packed = match (double, array.dtype) {
             (Some([steps, mean]), _) => {
@@ -64,10 +67,14 @@ impl Files {
             }
             (None, _) => PackedScales::F32(array.to_f32().unwrap_or_default()),
         };
-        if packed.len() != rows * groups || !packed.values().iter().all(|scale| scale.is_finite()) {
+        let values = packed.values();
+        if packed.len() != rows * groups || values.len() != packed.len() {
             return Err(damaged());
         }
-        Ok(packed)
+        match finite::fault(&[rows, *groups], &values) {
+            Some(fault) => Err(self.damaged(part, fault)),
+            None => Ok(packed),
+        }
     }
 
     /// Where the scales that belong to `codes` are: in the same NPZ, or in a file of their own.

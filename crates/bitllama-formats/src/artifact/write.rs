@@ -9,24 +9,24 @@ use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{self, WeightSpec};
 use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
 
 use super::forms::{Cells, FULL, Form, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
 use crate::npz::{self, Dtype, NpzWriter};
-use crate::{Error, Result, atomic};
+use crate::output::Kind;
+use crate::{Error, Result, TokenizerFiles, atomic, finite};
 
 /// Writes an artifact folder, whole or not at all. `weights` yields every weight of `config`, in any order;
-/// `provenance` goes into the manifest under `provenance`. An artifact that stood there is replaced.
+/// `provenance` goes into the manifest under `provenance`. An artifact that this program wrote there is replaced.
 ///
 /// # Errors
-/// Those of `weights`; [`Error::Io`] if the disk refuses; [`Error::Invalid`] if a weight is missing, there twice or of
-/// another shape, or if `folder` holds files and is no artifact.
-pub fn write(
+/// Those of `weights`; [`Error::Io`] if the disk refuses; [`Error::Invalid`] if a weight is missing, there twice, of
+/// another shape or not finite, or if `folder` holds anything else.
+pub fn write<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     layout: Layout,
     provenance: Value,
 ) -> Result<()> {
@@ -38,22 +38,22 @@ pub fn write(
 ///
 /// # Errors
 /// As [`write`].
-pub fn write_trained(
+pub fn write_trained<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
     activations: &ActivationPlan,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     layout: Layout,
     provenance: Value,
 ) -> Result<()> {
+    let files = tokenizer.into();
     config.validate().map_err(|e| Error::invalid(folder, e))?;
     if config.sub_norm && layout == Layout::V2 {
         let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
         return Err(Error::invalid(folder, reason));
     }
-    atomic::refuse_foreign(folder, MANIFEST_FILE)?;
-    atomic::write_folder(folder, |temporary| {
+    atomic::write_folder(folder, Kind::Artifact, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);
         let mut entries = HashMap::new();
         atomic::write_file(&npz_path, |file| {
@@ -88,8 +88,9 @@ pub fn write_trained(
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::invalid(&path, e))?;
         write_file(&path, |file| writeln!(file, "{text}"))?;
         let path = temporary.join(TOKENIZER_FILE);
-        let text = tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
-        write_file(&path, |file| file.write_all(text.as_bytes()))
+        let text = files.tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
+        write_file(&path, |file| file.write_all(text.as_bytes()))?;
+        files.write_companions(temporary, config)
     })
 }
 
@@ -102,9 +103,17 @@ fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>
         StoredWeight::Full(values) if values.len() == expected.len() => expected.shape.clone(),
         StoredWeight::Full(values) => vec![values.len()],
     };
-    match spec.shape == expected.shape && found == expected.shape {
-        true => Ok(()),
-        false => Err(format!("{} has the shape {found:?}, {:?} is expected", spec.name, expected.shape)),
+    if spec.shape != expected.shape || found != expected.shape {
+        return Err(format!("{} has the shape {found:?}, {:?} is expected", spec.name, expected.shape));
+    }
+    let fault = match weight {
+        StoredWeight::Packed(matrix) => finite::fault(&[matrix.rows(), matrix.groups()], &matrix.scales()),
+        StoredWeight::Full(values) => finite::fault(&spec.shape, values),
+    };
+    match (fault, weight) {
+        (None, _) => Ok(()),
+        (Some(fault), StoredWeight::Packed(_)) => Err(format!("{}: the matrix of scales {fault}", spec.name)),
+        (Some(fault), StoredWeight::Full(_)) => Err(format!("{} {fault}", spec.name)),
     }
 }
 
@@ -147,6 +156,9 @@ impl<W: Write + io::Seek> Writer<'_, W> {
                     Error::invalid(self.folder.join(WEIGHTS_FILE), reason)
                 })?;
                 self.matrix(&name, &form, matrix)?;
+                if let Some(copy) = form.copy() {
+                    self.codes(&name, &copy, matrix)?;
+                }
                 let entry = manifest::packed_entry(&name, self.config, self.layout, &form, matrix);
                 let format = manifest::written_format(self.layout, matrix);
                 let scales = matrix.scales().len();
@@ -171,11 +183,20 @@ impl<W: Write + io::Seek> Writer<'_, W> {
         if self.layout == Layout::V2 && matrix.groups() > 1 {
             return refused("several scales a row");
         }
-        let zero_point_suffix = match (form.cells, matrix.zero_points()) {
-            (Cells::Bits | Cells::Codes, Some(_)) => return refused("zero points"),
-            (Cells::Panels | Cells::Bits | Cells::Codes, None) => None,
-            _ => form.zero_point,
-        };
+        if matches!(form.cells, Cells::Bits | Cells::Codes) && matrix.zero_points().is_some() {
+            return refused("zero points");
+        }
+        self.codes(name, form, matrix)?;
+        self.npz.ints(&format!("{name}_shape"), &[2], &[rows as i32, columns as i32])?;
+        if form.cells == Cells::Bits {
+            self.npz.ints(&format!("{name}_pc_axis"), &[], &[0])?;
+        }
+        Ok(())
+    }
+
+    /// The codes of a matrix in one form, with their scales and zero points.
+    fn codes(&mut self, name: &str, form: &Form, matrix: &PackedMatrix) -> Result<()> {
+        let (scheme, rows, columns) = (matrix.scheme(), matrix.rows(), matrix.columns());
         let (dtype, shape) = form.array([rows, columns]);
         self.both(name, form.suffix, dtype, &shape, &|out| write_cells(out, form, matrix))?;
         let constants = match matrix.groups() {
@@ -197,15 +218,12 @@ impl<W: Write + io::Seek> Writer<'_, W> {
             }
             _ => bytes(form.scales, Dtype::F32, &constants, bytemuck::cast_slice(matrix.scales()), self)?,
         }
-        if let Some(suffix) = zero_point_suffix {
+        let has_points = form.cells == Cells::Fields || matrix.zero_points().is_some();
+        if let Some(suffix) = form.zero_point.filter(|_| has_points) {
             let symmetric = || vec![-scheme.line().0; rows];
             let points = matrix.zero_points().map_or_else(symmetric, <[i32]>::to_vec);
             let points: &[u8] = bytemuck::cast_slice(&points);
             self.both(name, suffix, Dtype::I32, &constants, &|out| out.write_all(points))?;
-        }
-        self.npz.ints(&format!("{name}_shape"), &[2], &[rows as i32, columns as i32])?;
-        if form.cells == Cells::Bits {
-            self.npz.ints(&format!("{name}_pc_axis"), &[], &[0])?;
         }
         if self.layout == Layout::V2 {
             write_file(&self.folder.join(format!("{name}{}.txt", form.scales)), |file| {

@@ -1,4 +1,5 @@
-//! GGUF, the file format of llama.cpp: one file with metadata, tokenizer and quantized tensors.
+//! GGUF, the file format of llama.cpp: metadata, tokenizer and quantized tensors in one file, or in several parts of one
+//! model.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Here a GGUF is a source of full-precision weights:
 //! blocks are dequantized to f32, and rows that llama.cpp keeps in another order are put back into Hugging Face's.
@@ -6,6 +7,8 @@
 mod blocks;
 mod model;
 mod reader;
+mod special;
+mod split;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
@@ -14,10 +17,11 @@ use std::path::Path;
 
 pub use blocks::BlockFormat;
 pub use reader::{Array, Gguf, TensorInfo, Value};
+pub use split::part_names;
 
 use crate::{Model, Result};
 
-/// Opens a file of architecture `llama`. Weights stay in the file and are dequantized one at a time.
+/// Opens a file of architecture `llama`, with its other parts if it is one of several. Weights stay in the file and are dequantized one at a time.
 ///
 /// # Errors
 /// [`Error`](crate::Error) if the file is damaged or cut, its architecture, tokenizer, or the type of a weight is not
@@ -26,6 +30,7 @@ pub fn open(path: &Path) -> Result<Model> {
     let file = Gguf::open(path)?;
     let config = model::config(&file)?;
     let tokenizer = tokenizer::tokenizer(&file)?;
+    let companions = special::companions(&file, &config, &tokenizer)?;
     let weights = model::Weights::new(file, config.clone())?;
-    Ok(Model { path: path.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
+    Ok(Model { path: path.to_path_buf(), config, tokenizer, companions, weights: Box::new(weights) })
 }

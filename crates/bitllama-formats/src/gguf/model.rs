@@ -3,8 +3,8 @@
 use bitllama_core::weights::{self, EMBEDDING, FINAL_NORM, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, RopeScaling, excerpt, rope};
 
-use super::{BlockFormat, Gguf, TensorInfo};
-use crate::{Result, WeightSource};
+use super::{BlockFormat, Gguf, TensorInfo, special};
+use crate::{Error, Result, WeightSource, finite};
 
 /// Reads the config. The vocabulary is as large as the embedding.
 ///
@@ -31,7 +31,6 @@ pub(super) fn config(file: &Gguf) -> Result<ModelConfig> {
         }
     }
     let embedding = file.tensor("token_embd.weight").ok_or_else(|| file.invalid("has no tensor token_embd.weight"))?;
-    let bos = token(file, "bos")?;
     let mut config = ModelConfig {
         vocab_size: embedding.shape[0],
         hidden_size,
@@ -46,13 +45,12 @@ pub(super) fn config(file: &Gguf) -> Result<ModelConfig> {
         rope_scaling: linear_scaling(file)?,
         tie_word_embeddings: file.tensor("output.weight").is_none(),
         sub_norm: false,
-        bos_token_id: bos,
-        eos_token_ids: Vec::new(),
+        bos_token_id: special::token(file, "bos")?,
+        eos_token_ids: special::token(file, "eos")?.into_iter().collect(),
+        end_token_ids: Vec::new(),
     };
-    for id in [token(file, "eos")?, token(file, "eot")?].into_iter().flatten() {
-        if !config.eos_token_ids.contains(&id) {
-            config.eos_token_ids.push(id);
-        }
+    for id in special::ends(file)? {
+        config.add_end(id);
     }
     config.validate().map_err(|e| file.invalid(e))?;
     if let Some(factors) = file.tensor("rope_freqs.weight") {
@@ -66,12 +64,6 @@ pub(super) fn config(file: &Gguf) -> Result<ModelConfig> {
 fn shortest(value: f64) -> f64 {
     let single = value as f32;
     if f64::from(single) == value { single.to_string().parse().unwrap_or(value) } else { value }
-}
-
-fn token(file: &Gguf, name: &str) -> Result<Option<u32>> {
-    let key = format!("tokenizer.ggml.{name}_token_id");
-    let Some(id) = file.whole(&key)? else { return Ok(None) };
-    u32::try_from(id).map(Some).map_err(|_| file.invalid(format!("{key} = {id} is no token id")))
 }
 
 fn linear_scaling(file: &Gguf) -> Result<Option<RopeScaling>> {
@@ -157,6 +149,9 @@ impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
         let (name, tensor) = self.find(spec)?;
         let values = values(&self.file, &name, tensor)?;
+        if let Some(fault) = finite::fault(&spec.shape, &values) {
+            return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
+        }
         Ok(if spec.name.ends_with("self_attn.q_proj.weight") || spec.name.ends_with("self_attn.k_proj.weight") {
             rows_of_half_rotation(&values, spec.shape[1], self.config.head_dim)
         } else {

@@ -68,7 +68,7 @@ fn an_untied_head_and_more_ends_of_text() {
     writer.tensor("output.weight", &[12, 8], &[0.0; 96]).u32("tokenizer.ggml.eot_token_id", 11);
     let config = config_of(&writer).unwrap();
     assert!(!config.tie_word_embeddings);
-    assert_eq!(config.eos_token_ids, [1, 11]);
+    assert_eq!((config.eos_token_ids, config.end_token_ids), (vec![1], vec![11]));
     writer.u32("tokenizer.ggml.eot_token_id", 1);
     assert_eq!(config_of(&writer).unwrap().eos_token_ids, [1]);
 }
@@ -139,5 +139,29 @@ fn what_is_not_supported_is_named() {
         spoil(&mut writer);
         let message = error(&writer);
         assert!(message.contains(word) && message.contains("model.gguf") && !message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused_in_every_format() {
+    for format in BlockFormat::ALL {
+        let mut writer = tiny();
+        writer.u32("llama.feed_forward_length", 32);
+        let replaced = ["ffn_down", "ffn_up", "ffn_gate"];
+        writer.tensors.retain(|(name, ..)| !replaced.iter().any(|part| name.contains(part)));
+        writer.tensor("blk.0.ffn_up.weight", &[32, 8], &[0.5; 256]);
+        writer.tensor("blk.0.ffn_gate.weight", &[32, 8], &[0.5; 256]);
+        // All bits set: NaN in every float format, a scale of a block that is NaN in the others.
+        let mut bytes = vec![0; 256 / format.block_len() * format.block_bytes()];
+        let last = bytes.len() - format.block_bytes();
+        bytes[last..].fill(0xff);
+        writer.raw_tensor("blk.0.ffn_down.weight", &[8, 32], format.id(), bytes);
+        let (_folder, path) = writer.file();
+        let model = super::super::open(&path).unwrap();
+        let spec = specs(&model.config).into_iter().find(|s| s.name.contains("down_proj")).unwrap();
+        let error = model.weights.read(&spec).unwrap_err().to_string();
+        let column = if format.block_len() == 1 { 31 } else { 0 };
+        let expected = format!("layers.0.mlp.down_proj.weight (blk.0.ffn_down.weight) holds NaN at [7, {column}]");
+        assert!(error.contains(&expected) && error.contains("model.gguf"), "{}: {error}", format.name());
     }
 }

@@ -9,15 +9,20 @@ use std::path::{Path, PathBuf};
 use bitllama_core::excerpt;
 use memmap2::Mmap;
 
-use super::BlockFormat;
+use super::{BlockFormat, split};
 use crate::{Error, Result};
 
-/// A memory-mapped GGUF file.
+/// A memory-mapped GGUF, in one file or split into parts.
 pub struct Gguf {
-    path: PathBuf,
-    map: Mmap,
+    files: Vec<MappedFile>,
+    /// Of the first file.
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorInfo>,
+}
+
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
 }
 
 /// A metadata value; widths are not kept.
@@ -59,6 +64,8 @@ pub struct TensorInfo {
     pub format_id: u32,
     /// Bytes in the file; of unknown formats only the start is known, and the range is empty.
     pub bytes: Range<usize>,
+    /// Which of the files it is in, counted from 0.
+    pub file: usize,
 }
 
 /// Elements of a list that is kept: more than any vocabulary has tokens, or merges.
@@ -68,24 +75,48 @@ const MAX_LIST: usize = 1 << 20;
 const MAX_DIMENSIONS: u32 = 4;
 
 impl Gguf {
-    /// Maps a file and reads everything but the tensors' data.
+    /// Maps a file, and the other parts where it is one of a split model's, and reads everything but the tensors' data.
     ///
     /// # Errors
-    /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, or anything in it lies beyond its end.
+    /// [`Error`] if it is no GGUF of version 2 or 3, little-endian, anything in it lies beyond its end, two tensors share
+    /// bytes or a name, or a part of its set is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = crate::map::open(path)?;
-        let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
-        Ok(Gguf { path: path.to_path_buf(), map, metadata, tensors })
+        split::complete(Self::one(path)?)
     }
 
-    /// The file.
+    /// Maps one file and no other part of its set.
+    pub(super) fn one(path: &Path) -> Result<Self> {
+        let map = crate::map::open(path)?;
+        let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
+        Ok(Gguf { files: vec![MappedFile { path: path.to_path_buf(), map }], metadata, tensors })
+    }
+
+    /// Adds the tensors of a further part.
+    pub(super) fn absorb(&mut self, part: Gguf) -> Result<()> {
+        for (name, tensor) in part.tensors {
+            let moved = TensorInfo { file: self.files.len(), ..tensor };
+            if let Some(other) = self.tensors.insert(name.clone(), moved) {
+                let (name, other) = (excerpt(&name), self.files[other.file].path.display());
+                return Err(Error::invalid(&part.files[0].path, format!("tensor {name} is in {other} as well")));
+            }
+        }
+        self.files.extend(part.files);
+        Ok(())
+    }
+
+    /// The file, or the first part.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.files[0].path
+    }
+
+    /// The file that a tensor is in.
+    pub fn path_of(&self, tensor: &TensorInfo) -> &Path {
+        self.files.get(tensor.file).map_or(self.path(), |file| &file.path)
     }
 
     /// Gives back the memory of what has been read; it is read from the file again when needed.
     pub fn release(&self) {
-        crate::map::release(&self.map);
+        self.files.iter().for_each(|file| crate::map::release(&file.map));
     }
 
     /// A metadata value.
@@ -105,7 +136,7 @@ impl Gguf {
 
     /// A tensor's bytes.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        self.map.get(tensor.bytes.clone()).unwrap_or_default()
+        self.files.get(tensor.file).and_then(|file| file.map.get(tensor.bytes.clone())).unwrap_or_default()
     }
 
     /// A whole number.
@@ -169,7 +200,7 @@ impl Gguf {
 
     /// An error about this file.
     pub(super) fn invalid(&self, reason: impl std::fmt::Display) -> Error {
-        Error::invalid(&self.path, reason)
+        Error::invalid(self.path(), reason)
     }
 
     fn typed<'a, T>(
@@ -226,12 +257,33 @@ impl Cursor<'_> {
         let data = self.position.next_multiple_of(alignment);
         let mut tensors = HashMap::new();
         for (name, shape, format_id, offset) in listed {
+            if !offset.is_multiple_of(alignment as u64) {
+                let name = excerpt(&name);
+                let reason = format!("tensor {name} is at offset {offset}, no multiple of the alignment {alignment}");
+                return Err(self.invalid(reason));
+            }
             let bytes = self.place(&name, &shape, format_id, data, offset)?;
-            if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes }).is_some() {
+            if tensors.insert(name.clone(), TensorInfo { shape, format_id, bytes, file: 0 }).is_some() {
                 return Err(self.invalid(format!("tensor {} comes twice", excerpt(&name))));
             }
         }
+        self.refuse_overlaps(&tensors)?;
         Ok((metadata, tensors))
+    }
+
+    /// Two tensors that share bytes are damage: at most one of them can be what it is called.
+    fn refuse_overlaps(&self, tensors: &HashMap<String, TensorInfo>) -> Result<()> {
+        let mut places: Vec<(&Range<usize>, &String)> = tensors.iter().map(|(name, t)| (&t.bytes, name)).collect();
+        places.sort_unstable_by_key(|(bytes, name)| (bytes.start, bytes.end, *name));
+        for pair in places.windows(2) {
+            let [(first, one), (second, other)] = [pair[0], pair[1]];
+            // No tensor is empty, even where its format is unknown and its end with it.
+            if second.start < first.end || second.start == first.start {
+                let (one, other) = (excerpt(one), excerpt(other));
+                return Err(self.invalid(format!("tensors {one} and {other} lie on the same bytes")));
+            }
+        }
+        Ok(())
     }
 
     /// Name, shape, format, and offset from the start of the data.

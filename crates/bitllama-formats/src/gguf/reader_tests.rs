@@ -165,3 +165,110 @@ fn each_fault_of_structure_is_named() {
     writer.tensors[0].2 = BlockFormat::Q8_0.id();
     assert!(error(&writer).contains("rows of 8 are no multiple of Q8_0's 32"));
 }
+
+#[test]
+fn tensors_that_share_bytes_are_refused_by_name() {
+    // The list of tensors ends where the data start, so the offsets stand in front of it.
+    let writer = tiny();
+    let at = |bytes: &[u8], name: &str| {
+        let name = string(name);
+        let start = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+        let dimensions = bytes[start] as usize;
+        start + 4 + 8 * dimensions + 4
+    };
+    let with = |name: &str, offset: u64| {
+        let mut bytes = writer.bytes();
+        let place = at(&bytes, name);
+        bytes[place..place + 8].copy_from_slice(&offset.to_le_bytes());
+        let (_folder, path) = file(&bytes);
+        Gguf::open(&path).err().expect("must not open").to_string()
+    };
+    let shared = with("blk.0.attn_norm.weight", 0);
+    let expected = "tensors blk.0.attn_norm.weight and token_embd.weight lie on the same bytes";
+    assert!(shared.ends_with(expected), "{shared}");
+    let shifted = with("blk.0.attn_norm.weight", 8);
+    assert!(shifted.contains("blk.0.attn_norm.weight is at offset 8, no multiple of the alignment 32"), "{shifted}");
+    let wrapped = with("blk.0.attn_norm.weight", u64::MAX - 31);
+    assert!(wrapped.contains("ends beyond"), "{wrapped}");
+}
+
+/// The tiny model in parts: metadata and some tensors, the rest.
+fn parts(first: usize) -> [Writer; 2] {
+    let whole = tiny();
+    let mut rest = Writer::new();
+    rest.tensors = whole.tensors[first..].to_vec();
+    let mut head = whole.clone();
+    head.tensors.truncate(first);
+    let mut parts = [head, rest];
+    for (number, part) in (0u16..).zip(&mut parts) {
+        part.set("split.no", 2, number.to_le_bytes().into()).set("split.count", 2, 2u16.to_le_bytes().into());
+        part.set("split.tensors.count", 5, (whole.tensors.len() as i32).to_le_bytes().into());
+    }
+    parts
+}
+
+/// Writes parts under the names of their set and opens the one of that number.
+fn open_part(parts: &[Writer; 2], number: usize) -> Result<crate::Model> {
+    let folder = tempfile::tempdir().unwrap();
+    let names = super::super::part_names("m-00001-of-00002.gguf").unwrap();
+    for (part, name) in parts.iter().zip(&names) {
+        std::fs::write(folder.path().join(name), part.bytes()).unwrap();
+    }
+    crate::model::open(&folder.path().join(&names[number]))
+}
+
+#[test]
+fn a_split_model_is_opened_by_any_of_its_parts() {
+    let (_folder, path) = tiny().file();
+    let whole = super::super::open(&path).unwrap();
+    for first in [0, 4] {
+        for given in [0, 1] {
+            let model = open_part(&parts(first), given).unwrap();
+            assert_eq!(model.config, whole.config);
+            for spec in bitllama_core::weights::specs(&whole.config) {
+                assert_eq!(model.weights.read(&spec).unwrap(), whole.weights.read(&spec).unwrap(), "{}", spec.name);
+            }
+            assert_eq!(model.weights.stored_bytes(), whole.weights.stored_bytes());
+        }
+    }
+}
+
+#[test]
+fn parts_that_make_no_model_are_refused() {
+    let error = |spoil: fn(&mut [Writer; 2])| {
+        let mut parts = parts(4);
+        spoil(&mut parts);
+        open_part(&parts, 0).err().expect("must not open").to_string()
+    };
+    let twice = error(|[first, second]| second.tensors.push(first.tensors[0].clone()));
+    let expected = |message: &str, end: &str| assert!(message.ends_with(end), "{message}");
+    assert!(twice.contains("m-00002-of-00002.gguf: tensor token_embd.weight is in "), "{twice}");
+    expected(&twice, "m-00001-of-00002.gguf as well");
+    let missing = error(|[_, second]| drop(second.tensors.pop()));
+    expected(&missing, "split.tensors.count = 11, but the 2 parts have 10 tensors");
+    let other = error(|[_, second]| _ = second.set("split.no", 2, vec![0, 0]));
+    expected(&other, "m-00002-of-00002.gguf: is not the part of m-00001-of-00002.gguf that its name says");
+    let whole = error(|[_, second]| _ = second.remove("split.count"));
+    expected(&whole, "is not the part of m-00001-of-00002.gguf that its name says");
+    let beyond = error(|[first, _]| _ = first.set("split.no", 2, vec![2, 0]));
+    expected(&beyond, "split.no = 2 is no part of split.count = 2");
+
+    let [first, _] = parts(4);
+    let (_folder, path) = first.file();
+    let named = Gguf::open(&path).err().unwrap().to_string();
+    expected(&named, "model.gguf: is part 1 of 2 of a split GGUF; its name must end in -00001-of-00002.gguf");
+    let path = path.with_file_name("m-00001-of-00002.gguf");
+    std::fs::write(&path, first.bytes()).unwrap();
+    let missing = Gguf::open(&path).err().unwrap().to_string();
+    expected(&missing, "m-00002-of-00002.gguf: is missing: part 2 of 2 of a split GGUF");
+}
+
+#[test]
+fn names_of_parts_are_those_of_the_splitter() {
+    let names = super::super::part_names("a-of-b-00002-of-00003.gguf").unwrap();
+    let numbers = ["a-of-b-00001-of-00003.gguf", "a-of-b-00002-of-00003.gguf", "a-of-b-00003-of-00003.gguf"];
+    assert_eq!(names, numbers);
+    for other in ["m.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf", "m-1-of-2.gguf", "m-00001-of-00002.bin"] {
+        assert_eq!(super::super::part_names(other), None, "{other}");
+    }
+}

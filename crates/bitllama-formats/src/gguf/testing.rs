@@ -139,6 +139,7 @@ pub(super) fn tiny_config() -> ModelConfig {
         sub_norm: false,
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
+        end_token_ids: Vec::new(),
     }
 }
 

@@ -19,7 +19,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use super::{Array, Gguf};
+use super::{Array, Gguf, special};
+use crate::tokenizer::{MAX_TOKEN, check};
 use crate::{Error, Result};
 
 /// `llama_token_type`, where it matters.
@@ -62,6 +63,7 @@ pub(super) fn tokenizer(file: &Gguf) -> Result<Tokenizer> {
     // Goes by the flag of each: a user-defined token stays when special ones are left out of decoded text.
     tokenizer.add_tokens(&added);
     template(file, &mut tokenizer, &vocabulary, bos)?;
+    check(&tokenizer).map_err(|reason| file.invalid(reason))?;
     Ok(tokenizer)
 }
 
@@ -75,6 +77,10 @@ impl<'a> Vocabulary<'a> {
         let Array::Strings(tokens) = file.required("tokenizer.ggml.tokens", Gguf::array)? else {
             return Err(file.invalid("metadata tokenizer.ggml.tokens is no list of strings"));
         };
+        if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
+            let reason = format!("tokenizer.ggml.tokens has a token of {} bytes, more than {MAX_TOKEN}", long.len());
+            return Err(file.invalid(reason));
+        }
         // Before anything is made of them: rows of the embedding are in the file, tokens may be of no length.
         let rows = file.tensor("token_embd.weight").map_or(usize::MAX, |embedding| embedding.shape[0]);
         if tokens.len() > rows {
@@ -222,8 +228,17 @@ fn template(file: &Gguf, tokenizer: &mut Tokenizer, vocabulary: &Vocabulary, bos
     let mut specials = Vec::new();
     for (name, if_unsaid) in [("bos", bos_if_unsaid), ("eos", false)] {
         let wanted = file.flag(&format!("tokenizer.ggml.add_{name}_token"))?.unwrap_or(if_unsaid);
-        let Some(id) = file.whole(&format!("tokenizer.ggml.{name}_token_id"))?.filter(|_| wanted) else { continue };
-        let token = vocabulary.tokens.get(id);
+        if !wanted {
+            continue;
+        }
+        let Some(id) = special::token(file, name)? else {
+            if file.flag(&format!("tokenizer.ggml.add_{name}_token"))? == Some(true) {
+                let reason = format!("tokenizer.ggml.add_{name}_token is true, but there is no {name}_token_id");
+                return Err(file.invalid(reason));
+            }
+            continue;
+        };
+        let token = vocabulary.tokens.get(id as usize);
         let token = token.ok_or_else(|| file.invalid(format!("tokenizer.ggml.{name}_token_id = {id} is no token")))?;
         // `:0` is the number of the segment.
         let piece = format!("{token}:0");
@@ -232,7 +247,7 @@ fn template(file: &Gguf, tokenizer: &mut Tokenizer, vocabulary: &Vocabulary, bos
         } else {
             pieces.push(piece)
         }
-        specials.push((token.clone(), id as u32));
+        specials.push((token.clone(), id));
     }
     if specials.is_empty() {
         return Ok(());

@@ -62,6 +62,7 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
         sub_norm: family == Family::BitNet,
         bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: fields.tokens("eos_token_id")?,
+        end_token_ids: Vec::new(),
     };
     config.validate().map_err(|e| Error::invalid(path, e))?;
     Ok(config)
@@ -105,35 +106,68 @@ fn refuse_unsupported(fields: &Fields) -> Result<Family> {
 }
 
 /// Base and scaling of the rotary frequencies, from `rope_theta` and `rope_scaling`, or, as `transformers` 5 writes them,
-/// both in `rope_parameters`.
+/// both in `rope_parameters`. Where several of them are there they must agree: which one counts depends on the version of
+/// `transformers`.
 fn rope(fields: &Fields, default_theta: f64) -> Result<(f64, Option<RopeScaling>)> {
-    let scaling = match fields.object("rope_parameters", "rope_parameters.")? {
-        Some(parameters) => Some(parameters),
-        None => fields.object("rope_scaling", "rope_scaling.")?,
-    };
-    let nested_theta = scaling.as_ref().map_or(Ok(None), |s| s.number("rope_theta"))?;
-    let theta = nested_theta.or(fields.number("rope_theta")?).unwrap_or(default_theta);
-    for part in [Some(fields), scaling.as_ref()].into_iter().flatten() {
-        if part.number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
-            return Err(part.wrong("partial_rotary_factor", "is not supported; it must be 1"));
+    let named = [("rope_parameters", "rope_parameters."), ("rope_scaling", "rope_scaling.")];
+    let mut thetas = vec![("rope_theta", fields.number("rope_theta")?)];
+    let mut scalings = Vec::new();
+    refuse_partial(fields)?;
+    for (name, prefix) in named {
+        // An empty object is the same as none.
+        let Some(part) = fields.object(name, prefix)?.filter(|part| !part.object.is_empty()) else { continue };
+        refuse_partial(&part)?;
+        if let Some((kind, _)) = part.object.iter().find(|(_, value)| value.is_object()) {
+            return Err(part.wrong(kind, "is not supported; all layers must share one rotary embedding"));
         }
+        thetas.push((name, part.number("rope_theta")?));
+        scalings.push((name, scaling(&part)?));
     }
-    let Some(scaling) = scaling else { return Ok((theta, None)) };
-    let key = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let scaling = match scaling.text(key)? {
+    if let [(one, first), (other, second)] = &scalings[..]
+        && first != second
+    {
+        return Err(Error::invalid(fields.path, format!("{one} and {other} disagree; keep the one that is meant")));
+    }
+    let mut stated = thetas.into_iter().filter_map(|(name, theta)| Some((name, theta?)));
+    let Some((place, theta)) = stated.next() else { return Ok((default_theta, scalings.pop().and_then(|s| s.1))) };
+    if let Some((other, different)) = stated.find(|(_, other)| *other != theta) {
+        let place = if place == "rope_theta" { place.to_string() } else { format!("{place}.rope_theta") };
+        let reason =
+            format!("{place} = {theta} and {other}.rope_theta = {different} disagree; keep the one that is meant");
+        return Err(Error::invalid(fields.path, reason));
+    }
+    Ok((theta, scalings.pop().and_then(|s| s.1)))
+}
+
+fn refuse_partial(fields: &Fields) -> Result<()> {
+    match fields.number("partial_rotary_factor")? {
+        None | Some(1.0) => Ok(()),
+        Some(_) => Err(fields.wrong("partial_rotary_factor", "is not supported; it must be 1")),
+    }
+}
+
+/// The scaling in `rope_scaling` or `rope_parameters`.
+fn scaling(part: &Fields) -> Result<Option<RopeScaling>> {
+    let (old, new) = (part.text("type")?, part.text("rope_type")?);
+    if let (Some(old), Some(_)) = (old, new)
+        && new != Some(old)
+    {
+        return Err(part.wrong("type", "and rope_type disagree; keep the one that is meant"));
+    }
+    Ok(match new.or(old) {
         None | Some("default") => None,
-        Some("linear") => Some(RopeScaling::Linear { factor: scaling.required("factor", Fields::number)? }),
+        Some("linear") => Some(RopeScaling::Linear { factor: part.required("factor", Fields::number)? }),
         Some("llama3") => Some(RopeScaling::Llama3 {
-            factor: scaling.required("factor", Fields::number)?,
-            low_freq_factor: scaling.required("low_freq_factor", Fields::number)?,
-            high_freq_factor: scaling.required("high_freq_factor", Fields::number)?,
-            original_max_position_embeddings: scaling.required("original_max_position_embeddings", Fields::whole)?,
+            factor: part.required("factor", Fields::number)?,
+            low_freq_factor: part.required("low_freq_factor", Fields::number)?,
+            high_freq_factor: part.required("high_freq_factor", Fields::number)?,
+            original_max_position_embeddings: part.required("original_max_position_embeddings", Fields::whole)?,
         }),
         Some(_) => {
-            return Err(scaling.wrong(key, "is not supported; it must be default, linear or llama3"));
+            let key = if new.is_some() { "rope_type" } else { "type" };
+            return Err(part.wrong(key, "is not supported; it must be default, linear or llama3"));
         }
-    };
-    Ok((theta, scaling))
+    })
 }
 
 /// A config in the form of `config.json`, as `transformers` 4 and 5 read it. `dtype` is what the weights are stored in.

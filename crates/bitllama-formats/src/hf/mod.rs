@@ -4,21 +4,24 @@
 //! and everything built on it can open them.
 
 mod config;
+mod mapped;
 mod read;
 mod write;
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use bitllama_core::ModelConfig;
 use bitllama_core::weights::WeightSpec;
 use serde::{Deserialize, Serialize};
-use tokenizers::Tokenizer;
 
+pub use crate::tokenizer::read as read_tokenizer;
 pub use config::{config_json, parse_config, read_config, write_config};
 #[cfg(feature = "hub")]
-pub(crate) use read::{is_file_name, shards};
+pub(crate) use read::is_file_name;
+pub(crate) use read::shards;
 
+use crate::companions::{Companions, TokenizerFiles};
+use crate::output::Kind;
 use crate::{Error, Model, Result, atomic};
 
 /// The architecture.
@@ -29,8 +32,6 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 /// The tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
-/// What `transformers` needs to know about the tokenizer beside it.
-pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// How weights are stored in a safetensors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,74 +70,48 @@ impl Dtype {
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
 /// missing or has another shape than the config says.
 pub fn open(folder: &Path) -> Result<Model> {
-    let config = read_config(&folder.join(CONFIG))?;
-    let weights = read::Weights::open(folder, &config)?;
+    let mut config = read_config(&folder.join(CONFIG))?;
+    let weights = read::Weights::open(folder, &mut config)?;
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
-    Ok(Model { path: folder.to_path_buf(), config, tokenizer, weights: Box::new(weights) })
+    let companions = Companions::read(folder)?;
+    companions.complete(&mut config, &tokenizer)?;
+    Ok(Model { path: folder.to_path_buf(), config, tokenizer, companions, weights: Box::new(weights) })
 }
 
-/// Reads a `tokenizer.json`. Truncation and padding, which published files often ask for, are switched off: whole texts
-/// are tokenized here.
+/// Writes a directory that [`open`] and `transformers` read; one that this program wrote there is replaced, and on any error
+/// stays as it was.
 ///
 /// # Errors
-/// [`Error`] if the file is missing, or is no tokenizer.
-pub fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    // `tokenizers` panics on what is no JSON.
-    let _: serde::de::IgnoredAny =
-        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not JSON: {e}")))?;
-    let fault = |e: tokenizers::Error| Error::invalid(path, one_line(&e.to_string()));
-    let mut tokenizer =
-        parse_tokenizer(&bytes).unwrap_or_else(|| Err("a part of it has the wrong form".into())).map_err(fault)?;
-    tokenizer.with_padding(None).with_truncation(None).map_err(fault)?;
-    Ok(tokenizer)
-}
-
-/// `None` where `tokenizers` panics, as it does on a value of the wrong kind; its message is kept from the user.
-fn parse_tokenizer(bytes: &[u8]) -> Option<tokenizers::Result<Tokenizer>> {
-    // The hook is the process's: two readers at once must not put each other's back.
-    static HOOK: Mutex<()> = Mutex::new(());
-    let _guard = HOOK.lock();
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-    std::panic::set_hook(hook);
-    parsed.ok()
-}
-
-/// Writes a directory that [`open`] and `transformers` read; one that stood there is replaced, and on any error stays as
-/// it was.
-///
-/// # Errors
-/// Those of [`write_into`].
-pub fn save(
+/// Those of [`write_into`] and [`atomic::write_folder`].
+pub fn save<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl IntoIterator<Item = (WeightSpec, Vec<f32>)>,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     dtype: Dtype,
 ) -> Result<()> {
-    atomic::write_folder(folder, |temporary| write_into(temporary, config, weights, tokenizer, dtype))
+    atomic::write_folder(folder, Kind::Model, |temporary| write_into(temporary, config, weights, tokenizer, dtype))
 }
 
 /// Writes the files of a model into a folder that exists. Weights may come in any order and are held one at a time.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Invalid`] if a weight of `config` is missing, comes twice, has a wrong number of values, or
-/// has a finite value that `dtype` cannot hold.
-pub fn write_into(
+/// has a value that is infinite, NaN, or beyond what `dtype` can hold.
+pub fn write_into<'a>(
     folder: &Path,
     config: &ModelConfig,
     weights: impl IntoIterator<Item = (WeightSpec, Vec<f32>)>,
-    tokenizer: &Tokenizer,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     dtype: Dtype,
 ) -> Result<()> {
     write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
     write_config(&folder.join(CONFIG), config, dtype)?;
     let path = folder.join(TOKENIZER);
-    let json = tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
+    let files = tokenizer.into();
+    let json = files.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
     atomic::write_bytes(&path, json.as_bytes())?;
-    write::tokenizer_config(&folder.join(TOKENIZER_CONFIG), config, tokenizer)
+    files.write_companions(folder, config)
 }
 
 /// Writes a JSON file, indented, with a line end.

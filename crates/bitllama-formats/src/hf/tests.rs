@@ -6,7 +6,10 @@ use bitllama_core::weights::specs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use tokenizers::Tokenizer;
+
 use super::*;
+use crate::companions::TOKENIZER_CONFIG;
 
 fn tiny() -> ModelConfig {
     ModelConfig {
@@ -25,6 +28,7 @@ fn tiny() -> ModelConfig {
         sub_norm: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
+        end_token_ids: Vec::new(),
     }
 }
 
@@ -51,7 +55,7 @@ fn saved(config: &ModelConfig) -> TempDir {
 
 fn change_config(folder: &TempDir, key: &str, value: Value) {
     let path = folder.path().join(CONFIG);
-    let mut json = read_json(&path).unwrap();
+    let mut json = crate::json::read(&path).unwrap();
     json[key] = value;
     write_json(&path, &json).unwrap();
 }
@@ -98,9 +102,9 @@ fn what_was_saved_is_read_back_in_every_dtype() {
                 count += values.len();
             }
             assert_eq!(model.weights.stored_bytes(), (count * dtype.size()) as u64);
-            let about = read_json(&folder.join(TOKENIZER_CONFIG)).unwrap();
+            let about = crate::json::read(&folder.join(TOKENIZER_CONFIG)).unwrap();
             assert_eq!((&about["bos_token"], &about["eos_token"]), (&json!("<s>"), &json!("</s>")));
-            assert_eq!(read_json(&folder.join(CONFIG)).unwrap()["torch_dtype"], dtype.torch_name());
+            assert_eq!(crate::json::read(&folder.join(CONFIG)).unwrap()["torch_dtype"], dtype.torch_name());
         }
     }
 }
@@ -341,5 +345,50 @@ fn each_fault_of_a_config_names_file_field_and_value() {
     for (key, value, expected) in faults {
         let message = config_of(with(key, value)).unwrap_err().to_string();
         assert!(message.contains(expected) && message.contains("tiny.json") && !message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn places_that_state_rope_twice_must_agree() {
+    let both = |parameters: Value, scaling: Value, theta: Value| {
+        let mut json = with("rope_parameters", parameters);
+        (json["rope_scaling"], json["rope_theta"]) = (scaling, theta);
+        config_of(json).map_err(|e| e.to_string())
+    };
+    let linear = |factor: f64| json!({"rope_type": "linear", "factor": factor});
+    let of = |factor: f64, theta: f64| json!({"rope_type": "linear", "factor": factor, "rope_theta": theta});
+    let expected = (5e5, Some(RopeScaling::Linear { factor: 2.0 }));
+    for scaling in [linear(2.0), json!(null), json!({}), json!({"type": "linear", "factor": 2.0, "rope_theta": 5e5})] {
+        for theta in [json!(5e5), json!(null)] {
+            let config = both(of(2.0, 5e5), scaling.clone(), theta).unwrap();
+            assert_eq!((config.rope_theta, config.rope_scaling), expected);
+        }
+    }
+    let disagree = "rope_parameters and rope_scaling disagree; keep the one that is meant";
+    assert!(both(of(2.0, 5e5), linear(4.0), json!(null)).unwrap_err().ends_with(disagree));
+    assert!(both(json!({"rope_theta": 5e5}), linear(4.0), json!(null)).unwrap_err().ends_with(disagree));
+    let thetas = both(of(2.0, 5e5), json!(null), json!(1e4)).unwrap_err();
+    let expected = "rope_theta = 10000 and rope_parameters.rope_theta = 500000 disagree; keep the one that is meant";
+    assert!(thetas.ends_with(expected), "{thetas}");
+    let thetas = both(of(2.0, 5e5), of(2.0, 3e5), json!(null)).unwrap_err();
+    let expected = "rope_parameters.rope_theta = 500000 and rope_scaling.rope_theta = 300000 disagree";
+    assert!(thetas.contains(expected), "{thetas}");
+    let types = both(json!(null), json!({"type": "yarn", "rope_type": "linear", "factor": 2.0}), json!(null));
+    assert!(types.unwrap_err().contains("rope_scaling.type = \"yarn\" and rope_type disagree"));
+    let layers = both(json!({"full_attention": {"rope_theta": 1e6}}), json!(null), json!(null)).unwrap_err();
+    assert!(
+        layers.contains("rope_parameters.full_attention = {\"rope_theta\":1000000.0} is not supported"),
+        "{layers}"
+    );
+}
+
+#[test]
+fn weights_that_are_not_finite_are_not_written() {
+    for fault in [f32::INFINITY, f32::NAN] {
+        let mut weights = weights_of(&tiny());
+        weights[3].1[5] = fault;
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_into(folder.path(), &tiny(), weights, &tokenizer(), Dtype::F16).unwrap_err().to_string();
+        assert!(error.contains(&format!("weight layers.0.self_attn.q_proj.weight holds {fault} at [1, 1]")), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! One safetensors file, written weight by weight, and what `transformers` asks for beside `tokenizer.json`.
+//! One safetensors file, written weight by weight.
 
 use std::collections::HashMap;
 use std::io::{Seek, SeekFrom, Write};
@@ -8,11 +8,9 @@ use bitllama_core::ModelConfig;
 use bitllama_core::weights::{self, HEAD, WeightSpec};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
-use serde_json::json;
-use tokenizers::Tokenizer;
 
-use super::{Dtype, write_json};
-use crate::{Error, Result, atomic};
+use super::Dtype;
+use crate::{Error, Result, atomic, finite};
 
 /// Writes all weights of `config`. The header follows from the config alone, so each weight goes to its place as it comes.
 pub(super) fn weights(
@@ -56,6 +54,9 @@ pub(super) fn weights(
             if position != data + start {
                 file.seek(SeekFrom::Start((data + start) as u64)).map_err(Error::io(path))?;
             }
+            if let Some(fault) = finite::fault(&spec.shape, &values) {
+                return Err(invalid(format!("weight {name} {fault}")));
+            }
             let bytes = encode(&values, dtype);
             let bytes = bytes
                 .ok_or_else(|| invalid(format!("weight {name} has a value too large for {}", dtype.torch_name())))?;
@@ -77,38 +78,21 @@ fn stored(dtype: Dtype) -> StoredDtype {
     }
 }
 
-/// Little-endian bytes; none if a finite value would become infinite.
+/// Little-endian bytes; none if a value would become infinite.
 fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
-    let fits = |value: &f32, stored_is_finite: bool| stored_is_finite || !value.is_finite();
     let mut bytes = Vec::with_capacity(values.len() * dtype.size());
     for value in values {
         match dtype {
             Dtype::F32 => bytes.extend_from_slice(&value.to_le_bytes()),
             Dtype::F16 => {
                 let stored = f16::from_f32(*value);
-                fits(value, stored.is_finite()).then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
+                stored.is_finite().then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
             }
             Dtype::Bf16 => {
                 let stored = bf16::from_f32(*value);
-                fits(value, stored.is_finite()).then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
+                stored.is_finite().then(|| bytes.extend_from_slice(&stored.to_le_bytes()))?;
             }
         }
     }
     Some(bytes)
-}
-
-/// The least from which `AutoTokenizer` loads `tokenizer.json`.
-pub(super) fn tokenizer_config(path: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
-    let mut json = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_position_embeddings,
-        "clean_up_tokenization_spaces": false,
-    });
-    let bos = config.bos_token_id;
-    for (key, id) in [("bos_token", bos), ("eos_token", config.eos_token_ids.first().copied())] {
-        if let Some(token) = id.and_then(|id| tokenizer.id_to_token(id)) {
-            json[key] = token.into();
-        }
-    }
-    write_json(path, &json)
 }

@@ -33,6 +33,7 @@ pub fn config(tied: bool) -> ModelConfig {
         sub_norm: false,
         bos_token_id: None,
         eos_token_ids: vec![],
+        end_token_ids: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | Context and continuation are encoded as one text and cut where the tokens of the context alone end. Spaces at the end of the context belong to the continuation. | `api/model.py`, `_encode_pair` |
 //! | A BOS stands in front where the tokenizer puts one by itself ([`crate::text::own_bos`]); so does the harness from 0.4.10 on, before that it had none unless told. | `models/huggingface.py`, `tok_encode` |
+//! | Control tokens that a text spells are text ([`crate::text::for_corpus`], for the caller to apply); the harness parses them. | `models/huggingface.py`, `tok_encode` |
 //! | What exceeds the model's context goes from the left. | `models/huggingface.py`, `_loglikelihood_tokens` |
 //! | `acc` takes the choice with the largest log-likelihood, the first of several; `acc_norm` that with the largest log-likelihood over the choice's length, which are its characters (Unicode code points, where papers speak of bytes). | `api/task.py`, `process_results` |
 //! | Standard errors are those of a mean, `sqrt(p (1 - p) / (n - 1))`. | `api/metrics.py`, `mean_stderr` |

@@ -61,8 +61,11 @@ pub trait LogitModel {
     }
 }
 
-/// Whether all of `tokens` are in the vocabulary.
-fn check_tokens<'a>(tokens: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
+/// Makes sure that all of `tokens` are in the vocabulary: the check in front of everything that looks tokens up.
+///
+/// # Errors
+/// [`Error::Token`] with the first one that is not.
+pub fn check_tokens<'a>(tokens: impl IntoIterator<Item = &'a u32>, vocab_size: usize) -> Result<()> {
     match tokens.into_iter().find(|token| **token as usize >= vocab_size) {
         Some(token) => Err(Error::Token { token: *token, vocab_size }),
         None => Ok(()),
@@ -86,6 +89,13 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// Token that replaces the first one of each chunk, if any; [`crate::text::own_bos`] tells as llama.cpp would.
     pub bos: Option<u32>,
+}
+
+impl Options {
+    /// Tokens that are looked at, at most.
+    pub fn tokens(&self) -> usize {
+        self.chunks.map_or(usize::MAX, |chunks| chunks.saturating_mul(self.ctx))
+    }
 }
 
 impl Default for Options {

@@ -1,7 +1,6 @@
 //! Tasks: files of questions, one JSON object a line, read, scored and reported.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -67,7 +66,7 @@ impl Task {
         if limit == Some(0) {
             return Err(Error::Options("at least one question must be answered".into()));
         }
-        let text = fs::read_to_string(path).map_err(bitllama_formats::Error::io(path))?;
+        let text = bitllama_formats::text::read(path)?;
         let mut layout = *layout;
         let mut examples = Vec::new();
         let lines = text.lines().zip(1..).filter(|(text, _)| !text.trim().is_empty());
@@ -165,6 +164,8 @@ pub fn table(results: &[TaskResult]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::tests::Fixed;
     use super::*;
     use crate::testing::byte_tokenizer;

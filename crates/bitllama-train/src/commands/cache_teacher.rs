@@ -1,9 +1,13 @@
 //! `cache-teacher`: the teacher's likeliest tokens of a recipe's training rows, once and on disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::ModelConfig;
+use bitllama_formats::identity::{Identity, Likeness};
+use bitllama_formats::notes;
+use bitllama_formats::output::{Growing, Kind, claim_growing};
 use bitllama_nn::{Llama, Mask, ops};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use bitllama_runtime::text::own_bos;
@@ -12,7 +16,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::identity::{files, protocol, rows};
+use super::identity::{protocol, rows};
+use super::outputs::{apart, caches};
 use super::prepare::sources;
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
@@ -21,7 +26,7 @@ use crate::evaluate::{Scored, token_tensor};
 use crate::models::to_device;
 use crate::recipe::Recipe;
 use crate::teacher_cache::{
-    Dtype, Evaluation, FORMAT_VERSION, INDEX, Index, Likeliest, MAX_ROWS, TeacherCache, tokenizer_sha256,
+    Dtype, Evaluation, FORMAT_VERSION, INDEX, Index, Likeliest, MAX_ROWS, TeacherCache, shard_path, tokenizer_sha256,
 };
 use crate::training::divergence::TeacherSide;
 
@@ -59,6 +64,8 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{}: name the folder to write: `teacher.cache`", args.recipe.at())
     };
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
+    apart(&folder, &recipe, Some(&args.recipe.config))?;
+    let _claim = claim_growing(&folder, Kind::TeacherCache)?;
     let sources = sources(&recipe, None).with_context(at_recipe)?;
     let Some(teacher) = &sources.teacher else { bail!("{}: there is no `[teacher]`", args.recipe.at()) };
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
@@ -72,7 +79,7 @@ pub fn run(args: Args) -> Result<()> {
         "--top-k {top_k}: the vocabulary has {} tokens",
         sources.config.vocab_size
     );
-    let bos = own_bos(&sources.tokenizer, sources.config.bos_token_id)?;
+    let bos = own_bos(&sources.tokenizer)?;
     let options = Options { ctx: recipe.eval_ctx(), chunks: recipe.eval.chunks, bos };
     let perplexity = perplexity(&mut Scored::new(&llama, &device), &valid.all_tokens(), options, |_| {})
         .context("evaluation of the held-out documents")?;
@@ -94,14 +101,14 @@ pub fn run(args: Args) -> Result<()> {
         rows_per_shard: (SHARD_POSITIONS / sequence_length).max(1),
         tokenizer_sha256: tokenizer_sha256(&sources.tokenizer)?,
         data: self::rows(&recipe, &hashes),
-        teacher: files(teacher),
+        teacher: Identity::of(teacher)?,
         evaluation: Evaluation { protocol: protocol(&recipe, &hashes), perplexity },
     };
-    let index = begun(&folder, index, args.overwrite)?;
+    let index = begun(&folder, index, args.overwrite, &kept(&recipe, &folder))?;
     index.write(&folder)?;
 
     let start = Instant::now();
-    let missing: Vec<usize> = (0..index.shards()).filter(|shard| !index.has_shard(&folder, *shard)).collect();
+    let missing = index.missing(&folder)?;
     let bar = ProgressBar::new(missing.iter().map(|shard| index.rows_of(*shard).len() as u64).sum());
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rows  ETA {eta}")?);
     for shard in &missing {
@@ -124,18 +131,40 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The index to go on with in `folder`: the wished one, or that of the folder if it differs in having more rows only.
-fn begun(folder: &Path, wished: Index, overwrite: bool) -> Result<Index> {
-    bitllama_formats::atomic::refuse_foreign(folder, INDEX)?;
-    let Some(found) = Index::read(folder)? else { return Ok(wished) };
+/// The index to go on with in `folder`: the wished one, or that of the folder if it differs in having more rows only. A cache
+/// of version 0.1.0, which knew its teacher by path and size, is gone on with as well: that the perplexity is the same to the
+/// last bit tells that the teacher is. Paths in `keep` are not the cache's.
+fn begun(folder: &Path, wished: Index, overwrite: bool, keep: &[PathBuf]) -> Result<Index> {
+    let files = Growing::new(folder, Kind::TeacherCache);
+    let Some(found) = Index::read(folder)? else {
+        return match files.foreign(keep)? {
+            Some(foreign) => Err(foreign.refusal("no cache is begun in its folder").into()),
+            None => Ok(wished),
+        };
+    };
     let rows = found.rows.max(wished.rows);
-    if (Index { rows, ..found.clone() }) == (Index { rows, ..wished.clone() }) {
-        return Ok(Index { rows, ..wished });
+    let same_teacher = found.teacher.compare(&wished.teacher) != Likeness::Different;
+    let wanted = Index { rows, ..wished.clone() };
+    let alike = Index { rows, format_version: wished.format_version, teacher: wished.teacher.clone(), ..found.clone() };
+    if same_teacher && alike == wanted {
+        if !files.is_recorded() {
+            // Of version 0.1.0, which kept no record.
+            let shards = (0..found.shards()).filter(|shard| found.has_shard(folder, *shard));
+            let shards: Vec<PathBuf> = shards.map(|shard| shard_path(folder, shard)).collect();
+            files.adopt(&[&[INDEX.into()], &shards[..]].concat(), &[])?;
+        }
+        return Ok(wanted);
     }
     let at = folder.display();
-    ensure!(overwrite, "{at}: holds a cache with other settings; `--overwrite` replaces it");
-    std::fs::remove_dir_all(folder).with_context(|| format!("{at}"))?;
+    let other = if same_teacher { "with other settings" } else { "of another teacher" };
+    ensure!(overwrite, "{at}: holds a cache {other}; `--overwrite` replaces it");
+    files.clear(keep)?;
     Ok(wished)
+}
+
+/// Other caches of the recipe, should they lie in this one's folder.
+fn kept(recipe: &Recipe, folder: &Path) -> Vec<PathBuf> {
+    caches(recipe).into_iter().filter(|path| path != folder).collect()
 }
 
 fn likeliest(
@@ -146,7 +175,8 @@ fn likeliest(
     index: &Index,
     device: &Device,
 ) -> Result<Likeliest> {
-    let (hidden, head) = llama.forward_observed(token_tensor(tokens, rows, device), mask, &mut |_, _, _| ());
+    let tokens_in = token_tensor(tokens, rows, llama.config.vocab_size, device)?;
+    let (hidden, head) = llama.forward_observed(tokens_in, mask, &mut |_, _, _| ());
     ensure!(index.top_k < head.vocab(), "the vocabulary has no more than {} tokens", index.top_k);
     let (tokens, log_p) = if ops::fused(device) {
         let width = hidden.dims()[2];
@@ -188,11 +218,17 @@ fn rows_needed(recipe: &Recipe) -> usize {
     recipe.train.steps * recipe.train.batch_size * recipe.train.grad_accumulation
 }
 
-/// The cache of the recipe, if it has one.
+/// The cache of the recipe, if it has one, its checksums verified. One of version 0.1.0, which knew its teacher by path and
+/// size, is used with a note on standard error.
 ///
 /// # Errors
-/// If it is not whole, or not of this run's teacher, tokenizer and rows.
-pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, provenance: &Value) -> Result<Option<TeacherCache>> {
+/// If it is damaged or not whole, or not of this run's teacher, tokenizer and rows.
+pub fn cache_of(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+    provenance: &Value,
+) -> Result<Option<TeacherCache>> {
     let Some(folder) = recipe.teacher.as_ref().and_then(|teacher| teacher.cache.as_ref()) else { return Ok(None) };
     let cache = TeacherCache::open(folder, recipe.distill().top_k)?;
     let at = folder.display();
@@ -201,8 +237,23 @@ pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, provenance: &Value) -> R
         "{at}: made by a teacher with another tokenizer than the student's: their tokens do not mean the same"
     );
     let hashes = &provenance["data_sha256"];
+    let teacher: Identity = serde_json::from_value(provenance["teacher"].clone())?;
+    match cache.index.teacher.compare(&teacher) {
+        Likeness::Same => {}
+        Likeness::Unproven => notes::tell(
+            folder,
+            "made by version 0.1.0, which knew its teacher by path and size only; `cache-teacher` with this recipe finds out \
+             if that has changed",
+        ),
+        Likeness::Different => bail!(
+            "{at}: made with another teacher, not with what {} holds now; `cache-teacher --overwrite` with this recipe \
+             makes a new one",
+            teacher.path
+        ),
+    }
     for (what, of_cache, of_run) in [
-        ("teacher", cache.index.teacher.clone(), provenance["teacher"].clone()),
+        ("vocabulary", json!(cache.index.vocab_size), json!(config.vocab_size)),
+        ("data.sequence_length", json!(cache.index.sequence_length), json!(recipe.data.sequence_length)),
         (
             "data (text, seed, data.valid_fraction or data.sequence_length)",
             cache.index.data.clone(),
@@ -218,5 +269,6 @@ pub fn cache_of(recipe: &Recipe, tokenizer: &Tokenizer, provenance: &Value) -> R
         "{at}: has {} rows and the run takes {needed}; `cache-teacher` with this recipe adds them",
         cache.index.rows
     );
+    cache.verify(needed)?;
     Ok(Some(cache))
 }

@@ -1,14 +1,15 @@
 //! `distill` and `pretrain`: train a student by a recipe, with or without a teacher.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::artifact::Layout;
-use bitllama_formats::{Model, atomic, hf};
+use bitllama_formats::output::{Growing, Kind, claim_folder, claim_growing};
+use bitllama_formats::{Model, hf};
 use bitllama_nn::Llama;
 use bitllama_runtime::evaluate::Perplexity;
 use bitllama_runtime::text::own_bos;
@@ -18,16 +19,18 @@ use serde_json::{Value, json};
 
 use super::identity::{fingerprint, provenance};
 use super::outcome::{Outcome, Row};
+use super::outputs::{self, apart, caches};
 use super::prepare::{Lesson, compared, initialized, resume_point, sources, student, with_calibrated_sub_norms};
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
+use crate::grid::run::SPENT;
 use crate::models::to_device;
 use crate::monitor::progress::Log;
 use crate::ptq;
 use crate::recipe::{Quant, Recipe, dry_run};
-use crate::training::checkpoint::{CheckpointState, FOLDER};
+use crate::training::checkpoint::{self, CheckpointState, FOLDER};
 use crate::training::interrupt;
 use crate::training::run::{Outcome as LoopOutcome, Run, restored};
 use crate::training::teacher::Teacher;
@@ -40,7 +43,8 @@ pub struct Args {
     /// Go on from the newest checkpoint of the run's folder, if it has one
     #[arg(long)]
     resume: bool,
-    /// Start anew in a folder that holds an earlier run, and delete that run's checkpoints
+    /// Start anew in a folder that holds an earlier run, and delete what that run wrote; refused if the folder holds anything
+    /// else
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
     /// Print the resolved recipe, sizes and a memory estimate, and stop
@@ -95,6 +99,8 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let device = bitllama_nn::device(&recipe.device).with_context(at_recipe)?;
+    apart(&recipe.output, recipe, (!args.resume).then_some(&*args.recipe.config))?;
+    let _claim = claim_growing(&recipe.output, Kind::Run)?;
     let start = earlier_run(args, recipe)?;
     let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
     let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
@@ -140,18 +146,21 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
         projections,
         device: &tracked,
         plan,
-        tokenizer,
+        tokenizer: sources.tokenizer_files(),
         valid: &valid.all_tokens(),
-        eval_bos: own_bos(tokenizer, config.bos_token_id)?,
+        eval_bos: own_bos(tokenizer)?,
         log: args.log,
         fingerprint,
     };
-    if start.is_none() {
-        clear(&recipe.output)?;
+    match start {
+        Some(_) => outputs::adopt(&recipe.output)?,
+        None => Growing::new(&recipe.output, Kind::Run).clear(&untouched(args, recipe))?,
     }
-    fs::create_dir_all(&recipe.output).with_context(|| format!("{}", recipe.output.display()))?;
+    // What is written at the end must have its place.
+    let (model, kind) = if teacher.is_some() { ("artifact", Kind::Artifact) } else { ("model", Kind::Model) };
+    drop(claim_folder(&recipe.output.join(model), kind)?);
     write_json(recipe, "run.json", &provenance)?;
-    atomic::write_bytes(&recipe.output.join("recipe.toml"), toml::to_string(recipe)?.as_bytes())?;
+    Growing::new(&recipe.output, Kind::Run).write("recipe.toml", toml::to_string(recipe)?.as_bytes())?;
     let student = match sources.calibrate_sub_norms {
         true => with_calibrated_sub_norms(recipe, &student, plan, &mut rows, &device)?,
         false => student,
@@ -189,39 +198,42 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     }
 }
 
-/// Makes sure that a run neither mixes with nor destroys an earlier one; the checkpoint to resume from.
+/// Makes sure that a run neither mixes with nor destroys an earlier one, or what is not this program's; the checkpoint to
+/// resume from.
 fn earlier_run(args: &Args, recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
-    let found = resume_point(recipe)?;
     if args.resume {
+        let found = resume_point(recipe)?;
         if found.is_none() {
+            new_run(args, recipe)?;
             say(args, &format!("{}: no checkpoint yet, starting from the first step", recipe.output.display()));
         }
         return Ok(found);
     }
-    match found {
-        Some((state, _)) if !args.overwrite => bail!(
+    match checkpoint::newest_step(&recipe.output.join(FOLDER))? {
+        Some(step) if !args.overwrite => bail!(
             "{}: holds a run of {} steps; pass `--resume` to go on with it, `--overwrite` to start anew, or set \
              another `output`",
             recipe.output.display(),
-            state.step
+            step
         ),
-        _ => Ok(None),
+        _ => new_run(args, recipe).map(|()| None),
     }
 }
 
-/// Removes what an earlier run left, once nothing but the disk can stop the new one from starting.
-fn clear(output: &Path) -> Result<()> {
-    for name in [FOLDER, "tensorboard", "artifact", "model", "result.json", BASELINE] {
-        let path = output.join(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("{}", path.display()));
-            }
-            _ => {}
-        }
+/// Makes sure that a new run may have its folder to itself.
+fn new_run(args: &Args, recipe: &Recipe) -> Result<()> {
+    match Growing::new(&recipe.output, Kind::Run).foreign(&untouched(args, recipe))? {
+        Some(foreign) => Err(foreign.refusal("no new run starts in its folder").into()),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Paths that a new run leaves as they are, should they lie in its folder.
+fn untouched(args: &Args, recipe: &Recipe) -> Vec<PathBuf> {
+    let mut paths = caches(recipe);
+    // A grid counts what a run took over all its starts.
+    paths.extend(args.resume.then(|| recipe.output.join(SPENT)));
+    paths
 }
 
 fn baseline(
@@ -268,6 +280,7 @@ fn finish_distill(
     provenance: Value,
 ) -> Result<()> {
     let artifact = run.recipe.output.join("artifact");
+    Growing::new(&run.recipe.output, Kind::Run).subfolder("artifact")?;
     export(&artifact, student, run.plan, run.tokenizer, Layout::Packed, provenance)?;
     let size = StoredSize::of(run.plan);
     let low_bit = |perplexity| Row { perplexity, bits_per_weight: size.bits_per_weight(), bytes: size.bytes as u64 };
@@ -290,6 +303,7 @@ fn finish_distill(
 
 fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexity) -> Result<()> {
     let folder = run.recipe.output.join("model");
+    Growing::new(&run.recipe.output, Kind::Run).subfolder("model")?;
     save_hf(&folder, student, run.tokenizer, hf::Dtype::F16)?;
     if args.json {
         let mut result = serde_json::to_value(perplexity)?;
@@ -308,7 +322,7 @@ fn finish_pretrain(args: &Args, run: &Run, student: &Llama, perplexity: Perplexi
 }
 
 fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {
-    Ok(atomic::write_bytes(&recipe.output.join(name), format!("{value:#}\n").as_bytes())?)
+    Ok(Growing::new(&recipe.output, Kind::Run).write(name, format!("{value:#}\n").as_bytes())?)
 }
 
 fn say(args: &Args, text: &str) {

@@ -11,12 +11,11 @@ use bitllama_runtime::evaluate::{
     Comparison, LogitModel, Options, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore, compare, perplexity,
     table,
 };
-use bitllama_runtime::text::{encode, own_bos};
+use bitllama_runtime::text::{Reading, encode_start, own_bos};
 use burn::tensor::Device;
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
-use crate::data::documents::whole;
 use crate::evaluate::Scored;
 use crate::models;
 
@@ -26,9 +25,11 @@ pub struct Args {
     /// A Hugging Face directory, GGUF file, hub id, checkpoint, folder of a run, or artifact
     #[arg(long)]
     model: String,
-    /// The text, a UTF-8 file; of a .jsonl file the fields `text` of its lines
+    /// The text, a UTF-8 file or a folder of them: plain, or the texts of .jsonl, .ndjson and .json; .gz and .zst may follow
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Tokens a chunk of the text; chunks do not overlap and the second half of each is scored
     #[arg(long, requires = "text", default_value_t = 512)]
     ctx: usize,
@@ -83,10 +84,11 @@ enum OnText {
 /// A model, text or task that is missing, damaged or too short, or a teacher with another vocabulary.
 pub fn run(args: Args) -> Result<()> {
     let device = bitllama_nn::device(&args.device)?;
-    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, whole(path)?))).transpose()?;
+    args.reading.check(args.text.is_some())?;
+    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, args.reading.text(path)?))).transpose()?;
     let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let mut student = subject(&args.model, &device)?;
-    let bos = own_bos(&student.tokenizer, student.config.bos_token_id)?;
+    let bos = own_bos(&student.tokenizer).with_context(|| args.model.clone())?;
     let limit = student.config.max_position_embeddings;
     let text = match text {
         Some((path, text)) => {
@@ -102,7 +104,8 @@ pub fn run(args: Args) -> Result<()> {
         None => None,
     };
     let Subject { model, tokenizer, .. } = &mut student;
-    let answer = |task: &Task| task.score(&mut **model, tokenizer, bos, limit, |score| report_answers(task, score));
+    let tokenizer = args.reading.tokenizer(tokenizer)?;
+    let answer = |task: &Task| task.score(&mut **model, &tokenizer, bos, limit, |score| report_answers(task, score));
     let tasks = tasks.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
     if args.json {
         println!("{}", serde_json::to_string(&Report { text, tasks })?);
@@ -130,7 +133,8 @@ fn on_text(
     options: Options,
     device: &Device,
 ) -> Result<OnText> {
-    let tokens = encode(&student.tokenizer, options.bos, text)?;
+    let tokenizer = args.reading.tokenizer(&student.tokenizer)?;
+    let tokens = encode_start(&tokenizer, options.bos, text, options.tokens())?;
     let progress = |p: Progress| eprintln!("[{}/{}] perplexity {:.4}", p.chunk, p.chunks, p.perplexity);
     let at_text = || format!("{}", path.display());
     let Some(name) = &args.teacher else {

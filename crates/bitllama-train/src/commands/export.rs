@@ -1,9 +1,10 @@
 //! `export`: a checkpoint to an artifact.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bitllama_core::size::StoredSize;
+use bitllama_formats::output::{self, Kind};
 use bitllama_formats::{artifact, hf};
 use bitllama_nn::device::default_name;
 use burn::module::Module;
@@ -19,7 +20,7 @@ pub struct Args {
     /// The checkpoint, or the folder of a run (then its best checkpoint)
     #[arg(long)]
     checkpoint: String,
-    /// Folder to write; an artifact that is there is replaced
+    /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
     /// What to write
@@ -44,13 +45,16 @@ enum Layout {
 /// Runs the command.
 ///
 /// # Errors
-/// A checkpoint that is missing or damaged; a folder that cannot be written.
+/// A checkpoint that is missing or damaged; a folder that cannot be written, or holds what this program did not write.
 pub fn run(args: Args) -> Result<()> {
+    output::apart(&args.output, [("--checkpoint", Path::new(&args.checkpoint))])?;
+    let kind = if args.layout == Layout::Hf { Kind::Model } else { Kind::Artifact };
+    let _claim = output::claim_folder(&args.output, kind)?;
     let loaded = models::load(&args.checkpoint, &bitllama_nn::device(default_name())?)?;
     let plan = loaded
         .plan
         .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;
-    let (llama, tokenizer) = (&loaded.llama, &loaded.source.tokenizer);
+    let (llama, tokenizer) = (&loaded.llama, loaded.source.tokenizer_files());
     let provenance = json!({
         "checkpoint": loaded.source.path.file_name().map(|n| n.to_string_lossy()),
         "version": env!("CARGO_PKG_VERSION"),

@@ -4,14 +4,14 @@
 //! Documents are written in groups that are generated together; what is in the file is a function of the settings, which lie
 //! beside it, and of the document's number. So a command that was stopped goes on to the same file.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use bitllama_formats::atomic;
+use anyhow::{Context, Result, ensure};
+use bitllama_formats::identity::Identity;
+use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
+use bitllama_runtime::text::decode;
 use bitllama_runtime::{Decoder, KvCache, Sampler, Sampling, memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenizers::Tokenizer;
 
+use super::corpus::{Corpus, Document};
 use crate::{models, seeded};
 
 /// More documents at once make no machine faster.
@@ -57,7 +58,7 @@ pub struct Args {
     /// Of all random choices
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Replace a file that was made with other settings
+    /// Replace a file that this command made with other settings
     #[arg(long)]
     overwrite: bool,
     /// Print one JSON object on standard output
@@ -70,6 +71,7 @@ pub struct Args {
 struct Origin {
     model: String,
     model_bytes: u64,
+    model_sha256: Option<String>,
     length: usize,
     batch: usize,
     greedy: usize,
@@ -77,14 +79,6 @@ struct Origin {
     top_k: Option<usize>,
     top_p: Option<f32>,
     seed: u64,
-}
-
-/// A line of the file.
-#[derive(Debug, Serialize, Deserialize)]
-struct Document {
-    text: String,
-    /// Of the text, as the model gave them.
-    tokens: usize,
 }
 
 /// Runs the command.
@@ -95,6 +89,8 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens must be at least 1");
     ensure!((1..=MAX_BATCH).contains(&args.batch), "--batch {} is not between 1 and {MAX_BATCH}", args.batch);
     let model = models::open(&args.model)?;
+    output::apart(&args.output, [("--model", &*model.path)])?;
+    let _claim = output::claim_file(&args.output)?;
     let limit = model.config.max_position_embeddings;
     ensure!(
         args.length >= 2 && args.length <= limit,
@@ -106,6 +102,7 @@ pub fn run(args: Args) -> Result<()> {
     let origin = Origin {
         model: args.model.clone(),
         model_bytes: model.weights.stored_bytes(),
+        model_sha256: Identity::of(&model)?.sha256,
         length: args.length,
         batch: args.batch,
         greedy: args.greedy,
@@ -117,36 +114,33 @@ pub fn run(args: Args) -> Result<()> {
     let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
     // Before a file that they would not fill is made or replaced.
     Sampler::new(sampling(args.seed))?;
-    let (mut done, mut tokens) = begun(&args, &origin)?;
-    let (found, tokenizer) = (tokens, &model.tokenizer);
-    let starts = first_tokens(tokenizer, &model.config.eos_token_ids)?;
+    let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
+    let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
+    let starts = first_tokens(tokenizer, model.config.end_tokens())?;
     let decoder = Decoder::from_model(&model)?;
 
-    let mut file = OpenOptions::new().append(true).open(&args.output).with_context(|| at(&args.output))?;
-    let bar = ProgressBar::new(args.tokens as u64).with_position(tokens as u64);
+    let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  ETA {eta}")?);
     bar.reset_eta();
     let start = Instant::now();
-    while tokens < args.tokens {
-        let group: Vec<Start> = (done..done + args.batch)
+    while corpus.tokens < args.tokens {
+        let group: Vec<Start> = (corpus.documents..corpus.documents + args.batch)
             .map(|document| {
                 let mut rng = seeded(args.seed, "document", document as u64);
                 let first = starts[rng.random_range(0..starts.len())];
                 Start { tokens: vec![first], sampling: sampling(rng.random()), greedy: args.greedy }
             })
             .collect();
-        let mut lines = Vec::new();
+        let mut documents = Vec::new();
         for written in generate_batch(&decoder, &group, args.length)? {
-            let text = tokenizer.decode(&written, true).map_err(|e| anyhow!("tokenizer: {e}"))?;
-            serde_json::to_writer(&mut lines, &Document { text, tokens: written.len() })?;
-            lines.push(b'\n');
-            tokens += written.len();
+            let text = decode(tokenizer, &written)?;
+            documents.push(Document { text, tokens: written.len() });
         }
-        file.write_all(&lines).with_context(|| at(&args.output))?;
-        done += args.batch;
-        bar.set_position(tokens as u64);
+        corpus.append(&documents)?;
+        bar.set_position(corpus.tokens as u64);
     }
-    file.sync_all().with_context(|| at(&args.output))?;
+    let (done, tokens) = (corpus.documents, corpus.tokens);
+    corpus.finish()?;
     bar.finish_and_clear();
     let speed = (tokens - found) as f64 / start.elapsed().as_secs_f64().max(1e-9);
     if args.json {
@@ -160,59 +154,9 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn at(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// Where the settings lie.
-fn origin_path(output: &Path) -> PathBuf {
-    let mut name = output.as_os_str().to_owned();
-    name.push(".origin.json");
-    name.into()
-}
-
-/// Documents and tokens that the file has, in whole groups; what a group that was cut short left is taken away. A new file
-/// is made, with its settings beside it.
-fn begun(args: &Args, origin: &Origin) -> Result<(usize, usize)> {
-    let (output, beside) = (&args.output, origin_path(&args.output));
-    if output.exists() && !args.overwrite {
-        let bytes = fs::read(&beside).with_context(|| {
-            format!(
-                "{}: not made by `generate-data`, or {} is gone; `--overwrite` replaces it",
-                at(output),
-                at(&beside)
-            )
-        })?;
-        let earlier: Origin = serde_json::from_slice(&bytes).with_context(|| at(&beside))?;
-        ensure!(
-            earlier == *origin,
-            "{}: was made with other settings ({}); `--overwrite` replaces it",
-            at(output),
-            at(&beside)
-        );
-        let text = fs::read_to_string(output).with_context(|| at(output))?;
-        let mut lines: Vec<(&str, usize)> = text
-            .split_inclusive('\n')
-            .map_while(|line| Some((line, serde_json::from_str::<Document>(line).ok()?.tokens)))
-            .filter(|(line, _)| line.ends_with('\n'))
-            .collect();
-        lines.truncate(lines.len() / args.batch * args.batch);
-        let kept: usize = lines.iter().map(|(line, _)| line.len()).sum();
-        let file = OpenOptions::new().write(true).open(output).with_context(|| at(output))?;
-        file.set_len(kept as u64).with_context(|| at(output))?;
-        return Ok((lines.len(), lines.iter().map(|(_, tokens)| tokens).sum()));
-    }
-    if let Some(parent) = output.parent() {
-        fs::create_dir_all(parent).with_context(|| at(parent))?;
-    }
-    atomic::write_bytes(&beside, format!("{:#}\n", serde_json::to_value(origin)?).as_bytes())?;
-    atomic::write_bytes(output, b"")?;
-    Ok((0, 0))
-}
-
 /// Tokens that a document may start with: those that have a text and are no special tokens.
-fn first_tokens(tokenizer: &Tokenizer, eos: &[u32]) -> Result<Vec<u32>> {
-    let mut special: Vec<u32> = eos.to_vec();
+fn first_tokens(tokenizer: &Tokenizer, ends: impl Iterator<Item = u32>) -> Result<Vec<u32>> {
+    let mut special: Vec<u32> = ends.collect();
     special.extend(tokenizer.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
     let mut tokens: Vec<u32> = tokenizer.get_vocab(true).into_values().filter(|id| !special.contains(id)).collect();
     tokens.sort_unstable();

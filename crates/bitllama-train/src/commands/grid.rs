@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::excerpt;
+use bitllama_formats::output::{Kind, claim_growing};
 use globset::GlobBuilder;
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -13,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::grid::cache::Shared;
 use crate::grid::child::{self, Ended};
-use crate::grid::config::{Grid, Planned};
+use crate::grid::config::{Grid, Planned, identify};
 use crate::grid::measure::Reference;
 use crate::grid::results::{FORMAT_VERSION, Other, Results, Teacher, machines};
 use crate::grid::run::{self, Stage};
@@ -47,7 +48,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.jobs > 0, "--jobs must be at least 1");
     let grid = Grid::read(&args.config)?;
     let at_grid = || format!("{}", args.config.display());
-    let all = grid.plan().with_context(at_grid)?;
+    let mut all = grid.plan().with_context(at_grid)?;
+    identify(&mut all).with_context(at_grid)?;
     let others = others::read(&grid)?;
     let mut failed = IndexMap::new();
     let mut tasks = Vec::new();
@@ -73,7 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
     failed.iter().for_each(|(name, why)| eprintln!("{name} failed: {why}"));
     interrupt::listen()?;
-    std::fs::create_dir_all(&grid.output).with_context(|| format!("{}", grid.output.display()))?;
+    let _claim = claim_growing(&grid.output, Kind::Grid)?;
     let (model, device) = (teacher_of(&all).with_context(at_grid)?, bitllama_nn::device(&all[0].recipe.device)?);
     let start = Instant::now();
     let mut reference = Reference::open(model, &grid.eval, &device).with_context(at_grid)?;

@@ -2,33 +2,37 @@
 
 use anyhow::Result;
 use bitllama_core::ModelConfig;
-use bitllama_formats::Model;
+use bitllama_formats::identity::Identity;
+use bitllama_formats::{Model, checksums};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
+use crate::models;
+use crate::recipe::student::Student;
 use crate::recipe::{Precision, Quant, Recipe};
 use crate::teacher_cache::TeacherCache;
-use crate::training::checkpoint::Fingerprint;
+use crate::training::checkpoint::{Fingerprint, STUDENT_MODEL, TEACHER};
 
-/// What made a run: recipe, code, teacher, data.
+/// Origin of a run: recipe, code, data, and the identities of its teacher and of the model that the student starts from.
 ///
 /// # Errors
-/// None that a recipe that was read can cause.
+/// A model that cannot be read.
 pub fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Result<Value> {
+    let start = recipe.student.model.as_deref().map(models::open).transpose()?;
     Ok(json!({
         "recipe": serde_json::to_value(recipe)?,
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
-        "teacher": teacher.map(files),
+        "teacher": teacher.map(Identity::of).transpose()?,
+        "student": start.as_ref().map(Identity::of).transpose()?,
         "data_sha256": hashes,
     }))
 }
 
-/// What must be the same for a run to go on: everything that the next batch, the loss, the figures and the meaning of
+/// Everything that must be the same for a run to go on: whatever the next batch, the loss, the figures and the meaning of
 /// the weights depend on. Learning rate and length may change.
 ///
 /// # Errors
-/// As [`provenance`].
+/// None that a recipe that was read can cause.
 pub fn fingerprint(
     recipe: &Recipe,
     provenance: &Value,
@@ -43,7 +47,8 @@ pub fn fingerprint(
         ("data.sequence_length", json!(data.sequence_length)),
         ("train.batch_size", json!(train.batch_size)),
         ("train.grad_accumulation", json!(train.grad_accumulation)),
-        ("teacher", provenance["teacher"].clone()),
+        (TEACHER, provenance["teacher"].clone()),
+        (STUDENT_MODEL, provenance["student"].clone()),
         ("student", serde_json::to_value(config)?),
         ("bits", json!(recipe.bits)),
         ("quant", json!(Quant { cache: None, ..recipe.quant.clone() })),
@@ -65,26 +70,23 @@ pub fn fingerprint(
     Ok(parts.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }
 
-/// A name for the start that `quant.init` finds by calibration: a hash of all that it depends on.
+/// A name for the start that `quant.init` finds by calibration for a student of shape `config`: a hash of all that it
+/// depends on. Models count by their content, not by their paths.
 ///
 /// # Errors
 /// None that a recipe that was read can cause.
-pub fn start(recipe: &Recipe, provenance: &Value) -> Result<String> {
+pub fn start(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Result<String> {
     let quant = &recipe.quant;
+    let student = Student { model: None, config: None, tokenizer: None, ..recipe.student.clone() };
     let parts = json!([
         [quant.init.name(), env!("CARGO_PKG_VERSION")],
         quant.calibration_tokens,
         rows(recipe, &provenance["data_sha256"]),
-        [&provenance["teacher"], &serde_json::to_value(&recipe.student)?],
+        [&provenance["teacher"]["sha256"], &provenance["student"]["sha256"]],
+        (config, student),
         recipe.bits,
     ]);
-    let hash = Sha256::digest(serde_json::to_vec(&parts)?);
-    Ok(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// What tells the files of a model apart. For a hub id the path is the folder of a commit.
-pub fn files(model: &Model) -> Value {
-    json!({ "path": model.path, "bytes": model.weights.stored_bytes() })
+    Ok(checksums::of_bytes(&serde_json::to_vec(&parts)?).chars().take(16).collect())
 }
 
 /// What decides the training rows, of data with these hashes.

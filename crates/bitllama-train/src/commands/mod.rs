@@ -2,6 +2,7 @@
 
 pub mod bench_step;
 pub mod cache_teacher;
+mod corpus;
 pub mod distill;
 pub mod eval;
 pub mod export;
@@ -9,6 +10,7 @@ pub mod generate_data;
 pub mod grid;
 mod identity;
 pub mod outcome;
+mod outputs;
 mod prepare;
 pub mod quantize;
 mod recipe_args;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
-use bitllama_formats::{Model, hf};
+use bitllama_formats::text::files;
+use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
 use bitllama_nn::weights::{Weights, narrowed};
@@ -20,7 +21,7 @@ use tokenizers::{AddedToken, Tokenizer, TokenizerBuilder};
 use super::cache_teacher::cache_of;
 use super::identity;
 use crate::data::batches::Rows;
-use crate::data::documents;
+use crate::data::documents::documents;
 use crate::models::{self, ResolvedPlan};
 use crate::ptq::gptq::Rounded;
 use crate::ptq::kept::kept;
@@ -45,10 +46,19 @@ pub struct Sources {
     layers: Vec<usize>,
     /// The student's tokenizer.
     pub tokenizer: Tokenizer,
+    /// Files that belong to it.
+    companions: Companions,
     /// The student's bit plan.
     pub plan: ResolvedPlan,
     /// Whether sub-norms have been put in whose weights are to be found ([`with_calibrated_sub_norms`]).
     pub calibrate_sub_norms: bool,
+}
+
+impl Sources {
+    /// The student's tokenizer with its companions.
+    pub fn tokenizer_files(&self) -> TokenizerFiles<'_> {
+        TokenizerFiles { tokenizer: &self.tokenizer, companions: Some(&self.companions) }
+    }
 }
 
 /// Opens what a recipe names. With `resumed`, the student's weights are those of that folder.
@@ -70,19 +80,20 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
         (None, Some(name)) => Some(models::open(name)?),
         (None, None) => None,
     };
-    let (mut config, layers, tokenizer) = match (start.as_ref(), &recipe.student.config, &teacher) {
+    let (mut config, layers, tokenizer, companions) = match (start.as_ref(), &recipe.student.config, &teacher) {
         (Some(model), _, _) if resumed.is_some() => {
             let all = (0..model.config.num_hidden_layers).collect();
-            (model.config.clone(), all, model.tokenizer.clone())
+            (model.config.clone(), all, model.tokenizer.clone(), model.companions.clone())
         }
         (Some(model), _, _) | (None, None, Some(model)) => {
             let (config, layers) = recipe.student.shape(&model.config)?;
-            (config, layers, model.tokenizer.clone())
+            (config, layers, model.tokenizer.clone(), model.companions.clone())
         }
         (None, Some(path), _) => {
-            let config = hf::read_config(path)?;
-            let tokenizer = tokenizer(recipe, &config, teacher.as_ref())?;
-            (config, Vec::new(), tokenizer)
+            let mut config = hf::read_config(path)?;
+            let (tokenizer, companions) = tokenizer(recipe, &config, teacher.as_ref())?;
+            companions.complete(&mut config, &tokenizer)?;
+            (config, Vec::new(), tokenizer, companions)
         }
         (None, None, None) => bail!("the recipe names no model: set `student.config` or `student.model`"),
     };
@@ -100,7 +111,7 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
     let calibrate_sub_norms = inserted && init == SubNormInit::Calibrated;
     config.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&config)?;
-    Ok(Sources { teacher, start, config, layers, tokenizer, plan, calibrate_sub_norms })
+    Ok(Sources { teacher, start, config, layers, tokenizer, companions, plan, calibrate_sub_norms })
 }
 
 /// The student of a run, with autodiff and fake-quantized: as it starts, or as the checkpoint `resumed` has it.
@@ -137,7 +148,7 @@ pub fn student(
 /// some methods other weights found on the first training `rows`.
 ///
 /// # Errors
-/// Those of [`ptq::calibrated`]; a `quant.cache` that is damaged or cannot be written.
+/// Those of [`ptq::calibrated`]; a `quant.cache` that cannot be written.
 pub fn initialized(
     recipe: &Recipe,
     student: &Llama,
@@ -148,7 +159,9 @@ pub fn initialized(
 ) -> Result<Llama> {
     let mut find = || Ok(ptq::starts(plan, rounded(recipe, student, plan, rows, device)?));
     let (weights, scales) = match recipe.quant.cache.as_ref().filter(|_| recipe.quant.init.calibrates()) {
-        Some(folder) => kept(&folder.join(format!("{}.safetensors", identity::start(recipe, provenance)?)), find)?,
+        Some(folder) => {
+            kept(&folder.join(format!("{}.safetensors", identity::start(recipe, provenance, &student.config)?)), find)?
+        }
         None => find()?,
     };
     let student = models::rebuilt(student, &weights, &device.clone().autodiff());
@@ -227,7 +240,7 @@ impl Lesson {
     /// Those of [`cache_of`].
     pub fn cache(recipe: &Recipe, sources: &Sources, provenance: &Value) -> Result<Option<TeacherCache>> {
         match sources.teacher.is_some() && recipe.distill().needs_teacher() {
-            true => cache_of(recipe, &sources.tokenizer, provenance),
+            true => cache_of(recipe, &sources.tokenizer, &sources.config, provenance),
             false => Ok(None),
         }
     }
@@ -273,10 +286,10 @@ pub fn compared(recipe: &Recipe, sources: &Sources, tracked: &Device) -> Result<
     Ok((compared, projections))
 }
 
-/// The checkpoint that `--resume` goes on from, if the run has one.
+/// The checkpoint that `--resume` goes on from, if the run has one: the newest that is not damaged.
 ///
 /// # Errors
-/// If its state cannot be read.
+/// Those of [`checkpoint::newest`].
 pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)>> {
     let checkpoints = recipe.output.join(checkpoint::FOLDER);
     let Some(folder) = checkpoint::newest(&checkpoints)? else { return Ok(None) };
@@ -292,28 +305,28 @@ fn same_architecture(a: &ModelConfig, b: &ModelConfig) -> bool {
         && a.rope_theta == b.rope_theta
 }
 
-fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> Result<Tokenizer> {
-    let tokenizer = match (&recipe.student.tokenizer, teacher) {
-        (Some(path), _) => hf::read_tokenizer(path)?,
-        (None, Some(teacher)) => teacher.tokenizer.clone(),
-        (None, None) => train_tokenizer(recipe, config)?,
+/// The tokenizer of a student made from a `config`: its own with what lies beside it, the teacher's, or a new one.
+fn tokenizer(recipe: &Recipe, config: &ModelConfig, teacher: Option<&Model>) -> Result<(Tokenizer, Companions)> {
+    let (tokenizer, companions) = match (&recipe.student.tokenizer, teacher) {
+        (Some(path), _) => (hf::read_tokenizer(path)?, Companions::read(path.parent().unwrap_or(Path::new("")))?),
+        (None, Some(teacher)) => (teacher.tokenizer.clone(), teacher.companions.clone()),
+        (None, None) => (train_tokenizer(recipe, config)?, Companions::default()),
     };
-    let tokens = tokenizer.get_vocab_size(true);
-    ensure!(
-        tokens <= config.vocab_size,
-        "the tokenizer has {tokens} tokens, more than the vocab_size of {} in student.config",
-        config.vocab_size
-    );
-    Ok(tokenizer)
+    if let Some(reason) = bitllama_formats::model::beyond(&tokenizer, config.vocab_size) {
+        bail!("student.config: the tokenizer has {reason}");
+    }
+    Ok((tokenizer, companions))
 }
 
 /// Byte-level BPE (as GPT-2's) on the text of `data.train`, held-out documents included, with one special token that
 /// ends documents.
 fn train_tokenizer(recipe: &Recipe, config: &ModelConfig) -> Result<Tokenizer> {
     let mut texts = Vec::new();
-    for file in documents::files(&recipe.data.train)? {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        texts.extend(documents::split(&file, &text, &recipe.data.text_field, &recipe.data.document_start)?);
+    for file in files(&recipe.data.train)? {
+        documents(&file, &recipe.data, |document| {
+            texts.push(document.to_string());
+            Ok(())
+        })?;
     }
     ensure!(
         config.eos_token_ids == [0] && config.bos_token_id.is_none_or(|bos| bos == 0),

@@ -1,14 +1,15 @@
 //! `quantize`: a model to an artifact without training.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
 use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme, excerpt};
+use bitllama_formats::output::{self, Kind};
 use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
 use bitllama_nn::device::default_name;
-use bitllama_runtime::text::{encode, own_bos};
+use bitllama_runtime::text::{Reading, encode, own_bos};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -23,7 +24,7 @@ pub struct Args {
     /// A Hugging Face directory, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// Folder to write; an artifact that is there is replaced
+    /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
     /// Bits of the matrices of all blocks
@@ -59,9 +60,12 @@ pub struct Args {
     /// *.down_proj=int8; may be given several times, the last one that matches decides
     #[arg(long, value_name = "GLOB=SCHEME")]
     rule: Vec<String>,
-    /// Calibration text for --method importance, gptq and block, UTF-8; may be given several times
+    /// Calibration text for --method importance, gptq and block, a file or folder as `eval --text` reads it; may be given
+    /// several times
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Tokens of calibration text to use, spread evenly over all of it
     #[arg(long, default_value_t = 32768)]
     calibration_tokens: usize,
@@ -155,6 +159,9 @@ pub fn run(args: Args) -> Result<()> {
     match (args.method.calibrates(), args.calibration.is_empty()) {
         (true, true) => bail!("--method {} needs text: pass --calibration FILE", args.method.name()),
         (false, false) => bail!("--method {} uses no text: leave --calibration out", args.method.name()),
+        (false, true) if args.reading != Reading::default() => {
+            bail!("--text-field and --parse-special are of no use without --calibration")
+        }
         _ => {}
     }
     ensure!(args.epochs > 0, "--epochs must be at least 1");
@@ -164,6 +171,9 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
     let device = bitllama_nn::device(&args.device)?;
     let model = models::open(&args.model)?;
+    let inputs = args.calibration.iter().map(|path| ("--calibration", &**path));
+    output::apart(&args.output, inputs.chain([("--model", &*model.path)]))?;
+    let _claim = output::claim_folder(&args.output, Kind::Artifact)?;
     let plan = plan(&args, &model.config)?;
 
     let mut rounded = match args.method.calibrates() {
@@ -217,6 +227,7 @@ pub fn run(args: Args) -> Result<()> {
         "model": model.path,
         "method": args.method.name(),
         "calibration": args.calibration,
+        "reading": args.method.calibrates().then_some(&args.reading),
         "calibration_tokens": args.method.calibrates().then_some(args.calibration_tokens),
         "act_order": args.act_order,
         "damping": args.damping,
@@ -226,7 +237,14 @@ pub fn run(args: Args) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });
-    artifact::write(&args.output, &model.config, weights, &model.tokenizer, artifact::Layout::Packed, provenance)?;
+    artifact::write(
+        &args.output,
+        &model.config,
+        weights,
+        model.tokenizer_files(),
+        artifact::Layout::Packed,
+        provenance,
+    )?;
     let (size, seconds) = (StoredSize::of(&plan), start.elapsed().as_secs_f64());
     if args.json {
         let result = json!({
@@ -287,10 +305,12 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
 fn calibration_rows(args: &Args, model: &Model) -> Result<Vec<Vec<u32>>> {
     let (ctx, limit) = (args.calibration_ctx, model.config.max_position_embeddings);
     ensure!(ctx > 0 && ctx <= limit, "--calibration-ctx {ctx} is not within the model's context of {limit} tokens");
-    let bos = own_bos(&model.tokenizer, model.config.bos_token_id)?;
+    let bos = own_bos(&model.tokenizer)?;
+    let tokenizer = args.reading.tokenizer(&model.tokenizer)?;
     let mut tokens = Vec::new();
     for path in &args.calibration {
-        tokens.extend(tokens_of(path, model, bos)?);
+        let text = args.reading.text(path)?;
+        tokens.extend(encode(&tokenizer, bos, &text).with_context(|| format!("{}", path.display()))?);
     }
     let rows = (tokens.len() / ctx).min(args.calibration_tokens / ctx);
     ensure!(
@@ -300,9 +320,4 @@ fn calibration_rows(args: &Args, model: &Model) -> Result<Vec<Vec<u32>>> {
     );
     let apart = (tokens.len() - ctx) / rows.max(2).saturating_sub(1);
     Ok((0..rows).map(|row| tokens[row * apart..row * apart + ctx].to_vec()).collect())
-}
-
-fn tokens_of(path: &Path, model: &Model, bos: Option<u32>) -> Result<Vec<u32>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    encode(&model.tokenizer, bos, &text).with_context(|| format!("{}", path.display()))
 }

@@ -1,146 +1,69 @@
-//! Documents out of files: a text file is one document or is cut where a line begins with given words; each line of
-//! a JSONL file is one document.
+//! Documents to train on: those of the reader of text, a plain text file cut where a line begins with given words.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
+use bitllama_formats::text::{self, Kind};
 
-/// The files of `sources` in a fixed order; folders are gone through for `.txt`, `.md` and `.jsonl` files.
+use crate::recipe::Data;
+
+/// Gives the documents of a file to `each`, in order; blank ones are left out.
 ///
 /// # Errors
-/// A source that does not exist, a folder without text.
-pub fn files(sources: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for source in sources {
-        let metadata = std::fs::metadata(source).with_context(|| format!("{}", source.display()))?;
-        if metadata.is_dir() {
-            let before = files.len();
-            collect(source, &mut files)?;
-            ensure!(files.len() > before, "{}: no .txt, .md or .jsonl file in this folder", source.display());
-        } else {
-            files.push(source.clone());
+/// Those of [`text::documents`], and of `each`.
+pub fn documents(path: &Path, options: &Data, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    let plain = Kind::of(path)? == Kind::Text;
+    text::documents(path, &options.text_field, |document| match plain {
+        true => cut(&document, &options.document_start).filter(|part| !part.trim().is_empty()).try_for_each(&mut each),
+        false => each(&document),
+    })
+}
+
+/// The parts of a text whose first lines start with one of `starts`, and what stands in front of them.
+fn cut<'a>(text: &'a str, starts: &[String]) -> impl Iterator<Item = &'a str> {
+    let mut rest = text;
+    let begins = |line: &str| starts.iter().any(|start| line.starts_with(start.as_str()));
+    std::iter::from_fn(move || {
+        let mut end = rest.find('\n').map_or(rest.len(), |at| at + 1);
+        while end < rest.len() && !(end > 0 && begins(&rest[end..])) {
+            end += rest[end..].find('\n').map_or(rest.len() - end, |at| at + 1);
         }
-    }
-    Ok(files)
-}
-
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))?;
-    let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    paths.sort();
-    for path in paths {
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else if path.extension().is_some_and(|e| ["txt", "md", "jsonl"].iter().any(|known| e == *known))
-            && path.file_name() != Some("README.md".as_ref())
-        {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// The documents of one file; blank ones are left out.
-///
-/// # Errors
-/// A JSONL line that is no JSON object or lacks `text_field`, with its number; a file without any text.
-pub fn split(path: &Path, text: &str, text_field: &str, document_start: &[String]) -> Result<Vec<String>> {
-    let mut documents: Vec<String> = if is_jsonl(path) {
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        lines
-            .map(|(i, line)| json_text(line, text_field).with_context(|| format!("{}:{}", path.display(), i + 1)))
-            .collect::<Result<_>>()?
-    } else {
-        cut(text, document_start)
-    };
-    documents.retain(|document| !document.trim().is_empty());
-    ensure!(!documents.is_empty(), "{}: no text in this file", path.display());
-    Ok(documents)
-}
-
-/// A file as evaluations read it: as it is, or of a JSONL file the fields `text` of all lines, a blank line between them.
-///
-/// # Errors
-/// As [`split`]; a file that cannot be read.
-pub fn whole(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let documents = split(path, &text, "text", &[])?;
-    if !is_jsonl(path) {
-        return Ok(text);
-    }
-    Ok(documents.iter().map(|document| document.trim()).collect::<Vec<_>>().join("\n\n"))
-}
-
-fn is_jsonl(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "jsonl")
-}
-
-fn json_text(line: &str, field: &str) -> Result<String> {
-    let value: serde_json::Value = serde_json::from_str(line).context("not a JSON object")?;
-    match value.get(field) {
-        Some(serde_json::Value::String(text)) => Ok(text.clone()),
-        Some(_) => bail!("field `{field}` is no string"),
-        None => bail!("no field `{field}`; set `data.text_field` to the one that has the text"),
-    }
-}
-
-fn cut(text: &str, document_start: &[String]) -> Vec<String> {
-    let mut documents = vec![String::new()];
-    for line in text.split_inclusive('\n') {
-        if document_start.iter().any(|start| line.starts_with(start.as_str())) {
-            documents.push(String::new());
-        }
-        if let Some(document) = documents.last_mut() {
-            document.push_str(line);
-        }
-    }
-    documents
+        let (part, after) = rest.split_at(end);
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(name: &str, text: &str, starts: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let options = toml::from_str(&format!("train = []\ndocument_start = [{starts}]")).unwrap();
+        let mut found = Vec::new();
+        let push = |document: &str| {
+            found.push(document.to_string());
+            Ok(())
+        };
+        documents(&path, &options, push).unwrap();
+        found
+    }
+
     #[test]
     fn a_text_file_is_cut_where_a_line_starts_a_document() {
-        let text = "Title\n\nChapter 1\na Chapter b\n\nChapter 2\nc\n";
-        let cut = split("a.txt".as_ref(), text, "text", &["Chapter".into()]).unwrap();
-        assert_eq!(cut, ["Title\n\n", "Chapter 1\na Chapter b\n\n", "Chapter 2\nc\n"]);
-        assert_eq!(split("a.txt".as_ref(), text, "text", &[]).unwrap(), [text]);
+        let text = "Title\n\nChapter 1\na Chapter b\n\n \nChapter 2\nc\r\n";
+        let parts = ["Title\n\n", "Chapter 1\na Chapter b\n\n \n", "Chapter 2\nc\r\n"];
+        assert_eq!(of("a.txt", text, "\"Chapter\", \"CHAPTER\""), parts);
+        assert_eq!(of("a.txt", &parts[1..].concat(), "\"Chapter\""), parts[1..]);
+        assert_eq!(of("a.txt", "\n\nChapter", "\"Chapter\""), ["Chapter"]);
+        assert_eq!(of("a.md", text, ""), [text]);
     }
 
     #[test]
-    fn jsonl_lines_are_documents_and_faults_name_the_line() {
-        let good = "{\"text\": \"one\"}\n\n{\"text\": \"two\", \"id\": 3}\n";
-        let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            whole(&path).map_err(|error| format!("{error:#}"))
-        };
-        assert_eq!(write("a.jsonl", good).unwrap(), "one\n\ntwo");
-        assert_eq!(write("a.txt", "one\n").unwrap(), "one\n");
-        assert!(write("b.txt", " \n").unwrap_err().ends_with("b.txt: no text in this file"));
-        assert_eq!(split("a.jsonl".as_ref(), good, "text", &[]).unwrap(), ["one", "two"]);
-        for bad in [
-            "{\"text\": \"one\"}\n{\"body\": 1}\n",
-            "{\"text\": \"one\"}\n{\"text\": 1}\n",
-            "{\"text\": \"one\"}\nno\n",
-        ] {
-            let message = format!("{:#}", split("a.jsonl".as_ref(), bad, "text", &[]).unwrap_err());
-            assert!(message.starts_with("a.jsonl:2:"), "{message}");
-        }
-    }
-
-    #[test]
-    fn empty_and_missing_sources_are_errors() {
-        assert!(split("a.txt".as_ref(), " \n", "text", &[]).is_err());
-        assert!(files(&["no/such".into()]).is_err());
-        let folder = tempfile::tempdir().unwrap();
-        assert!(files(&[folder.path().into()]).is_err());
-        std::fs::write(folder.path().join("b.txt"), "b").unwrap();
-        std::fs::write(folder.path().join("a.jsonl"), "{}").unwrap();
-        let found = files(&[folder.path().into()]).unwrap();
-        assert_eq!(found.iter().map(|f| f.file_name().unwrap()).collect::<Vec<_>>(), ["a.jsonl", "b.txt"]);
+    fn a_document_of_json_is_not_cut() {
+        assert_eq!(of("a.jsonl", "{\"text\": \"Chapter 1\\nChapter 2\"}", "\"Chapter\""), ["Chapter 1\nChapter 2"]);
     }
 }

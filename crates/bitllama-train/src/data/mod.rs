@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`documents`] | documents out of text and JSONL files |
+//! | [`documents`] | text files cut into documents |
 //! | [`tokens`] | documents to tokens, cached on disk by content and memory-mapped |
 //! | [`batches`] | tokens to training rows, in an order fixed by the seed |
 

@@ -1,24 +1,33 @@
 //! Documents to tokens. Each source file becomes one shard in the cache, named by the hash of everything its tokens
 //! depend on, so that it is tokenized once and a changed file is noticed.
 //!
-//! A shard is `KEY.tokens` (u32, one document after the other) and `KEY.json` (document lengths).
+//! A shard is `KEY.tokens` (u32, one document after the other) and `KEY.json` (document lengths, and a checksum of both). One that
+//! is damaged, or has no checksum as those of version 0.1.0, is made anew.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 use bitllama_core::ModelConfig;
-use bitllama_formats::{Error as FormatError, atomic};
-use bitllama_runtime::text::own_bos;
+use bitllama_formats::text::{Kind, files};
+use bitllama_formats::{Error as FormatError, atomic, checksums, output};
+use bitllama_runtime::text::{for_corpus, for_tokens, own_bos, tokens_of_all};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use super::documents;
+use super::documents::documents;
 use crate::recipe::Data;
+
+/// Part of a shard's key: to be counted up when the same text comes to other tokens than before.
+const VERSION: &str = "tokens 2";
+
+/// Bytes of documents that are tokenized together; larger documents are written while they are tokenized.
+const BATCH: usize = 1 << 20;
 
 /// Tokenized documents.
 #[derive(Clone)]
@@ -39,37 +48,31 @@ struct Shard {
 struct ShardIndex {
     source: String,
     document_lengths: Vec<usize>,
+    /// [`checksum`].
+    sha256: String,
 }
 
 impl Corpus {
     /// Tokenizes `sources`, or finds their tokens in `options.cache`. Each document ends with the
-    /// model's EOS token, and begins with its BOS where the tokenizer puts one in front by itself.
+    /// tokenizer's EOS (the first of `eos_token_ids`), and begins with the BOS that the tokenizer puts in front by itself, if any.
     ///
     /// # Errors
     /// A source that cannot be read or holds no text, with its path; a cache that cannot be written.
     pub fn load(sources: &[PathBuf], options: &Data, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<Self> {
         let vocabulary = tokenizer.to_string(false).map_err(|e| anyhow!("the tokenizer cannot be hashed: {e}"))?;
-        let (bos, eos) = (own_bos(tokenizer, config.bos_token_id)?, config.eos_token_ids.first().copied());
+        let (bos, eos) = (own_bos(tokenizer)?, config.eos_token_ids.first().copied());
+        output::recover(&options.cache)?;
         let mut corpus = Corpus { shards: Vec::new(), documents: Vec::new(), hashes: Vec::new() };
-        for file in documents::files(sources)? {
-            let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-            let mut hash = Sha256::new();
-            for part in [
-                vocabulary.as_bytes(),
-                format!("{bos:?} {eos:?}").as_bytes(),
-                format!("{:?} {:?} {:?}", file.extension(), options.text_field, options.document_start).as_bytes(),
-                text.as_bytes(),
-            ] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
-            }
-            let key: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
-            let (shard, lengths) = match open_shard(&options.cache, &key) {
+        let tokenizer = for_corpus(tokenizer, options.parse_special)?;
+        for file in files(sources)? {
+            let reading = (Kind::of(&file)?, &options.text_field, &options.document_start, options.parse_special);
+            let parts = [VERSION, &vocabulary, &format!("{bos:?} {eos:?}"), &format!("{reading:?}")];
+            let key = key(parts, &file).with_context(|| format!("{}", file.display()))?;
+            let (shard, lengths) = match open_shard(&options.cache, &key, config.vocab_size) {
                 Some(found) => found,
                 None => {
-                    let encodings = encode(&file, &text, options, tokenizer)?;
-                    write_shard(&options.cache, &key, &file, encodings, [bos, eos], config.vocab_size)?;
-                    open_shard(&options.cache, &key)
+                    write_shard(&options.cache, &key, &file, options, &tokenizer, [bos, eos], config.vocab_size)?;
+                    open_shard(&options.cache, &key, config.vocab_size)
                         .with_context(|| format!("{}: the token cache cannot be read back", options.cache.display()))?
                 }
             };
@@ -117,8 +120,21 @@ impl Shard {
     }
 }
 
-/// A shard and its document lengths, if the cache has it whole.
-fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
+/// SHA-256 of what a shard holds.
+fn checksum(tokens: &[u32], document_lengths: &[usize]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytemuck::cast_slice::<u32, u8>(tokens));
+    with_lengths(hash, document_lengths)
+}
+
+/// The end of [`checksum`]: `hash` has the tokens.
+fn with_lengths(mut hash: Sha256, document_lengths: &[usize]) -> String {
+    document_lengths.iter().for_each(|length| hash.update((*length as u64).to_le_bytes()));
+    checksums::hex(&hash.finalize())
+}
+
+/// A shard and its document lengths, if the cache has it as it was written and all its tokens are in the vocabulary.
+fn open_shard(cache: &Path, key: &str, vocab_size: usize) -> Option<(Shard, Vec<usize>)> {
     let index: ShardIndex = serde_json::from_slice(&std::fs::read(cache.join(format!("{key}.json"))).ok()?).ok()?;
     let file = File::open(cache.join(format!("{key}.tokens"))).ok()?;
     let total = index.document_lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n))?;
@@ -127,50 +143,126 @@ fn open_shard(cache: &Path, key: &str) -> Option<(Shard, Vec<usize>)> {
     }
     // SAFETY: shards are written under another name and renamed, never changed in place.
     let map = if total > 0 { Some(unsafe { Mmap::map(&file) }.ok()?) } else { None };
-    Some((Shard { map }, index.document_lengths))
+    let shard = Shard { map };
+    let known = shard.tokens().iter().all(|token| (*token as usize) < vocab_size);
+    (known && checksum(shard.tokens(), &index.document_lengths) == index.sha256)
+        .then_some((shard, index.document_lengths))
 }
 
-/// The tokens of each document of a file.
-fn encode(file: &Path, text: &str, options: &Data, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let documents = documents::split(file, text, &options.text_field, &options.document_start)?;
-    let mut tokens = Vec::with_capacity(documents.len());
-    // In pieces: until its ids are taken, an encoding is many times larger than the text.
-    for piece in documents.chunks(1000) {
-        let encodings = tokenizer.encode_batch_fast(piece.to_vec(), false);
-        let encodings = encodings.map_err(|e| anyhow!("{}: cannot be tokenized: {e}", file.display()))?;
-        tokens.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
+/// Hash of `parts` and of the content of a file.
+fn key(parts: [&str; 4], file: &Path) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
-    Ok(tokens)
+    std::io::copy(&mut File::open(file)?, &mut hash)?;
+    Ok(hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect())
 }
 
 fn write_shard(
     cache: &Path,
     key: &str,
     file: &Path,
-    documents: Vec<Vec<u32>>,
-    [bos, eos]: [Option<u32>; 2],
+    options: &Data,
+    tokenizer: &Tokenizer,
+    around: [Option<u32>; 2],
     vocab_size: usize,
 ) -> Result<()> {
-    let (mut tokens, mut document_lengths) = (Vec::new(), Vec::new());
-    for document in documents {
-        let start = tokens.len();
-        tokens.extend(bos);
-        tokens.extend_from_slice(&document);
-        tokens.extend(eos);
-        document_lengths.push(tokens.len() - start);
+    atomic::create_folders(cache)?;
+    let path = cache.join(format!("{key}.tokens"));
+    let (mut document_lengths, mut hash, mut failed) = (Vec::new(), Sha256::new(), None);
+    let written = atomic::write_file(&path, |out| {
+        let (lengths, hash) = (&mut document_lengths, &mut hash);
+        let mut shard = ShardWriter { out, path: &path, source: file, vocab_size, document_lengths: lengths, hash };
+        let filled = fill(&mut shard, options, tokenizer, around);
+        // Under this name for `write_file` to undo; the error with its causes comes out below.
+        filled.map_err(|error| {
+            let told = FormatError::invalid(file, format!("{error:#}"));
+            failed = Some(error);
+            told
+        })
+    });
+    match failed {
+        Some(error) => return Err(error),
+        None => written?,
     }
-    if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab_size) {
-        bail!("{}: token {token} is outside the model's vocabulary of {vocab_size}", file.display());
-    }
-    ensure!(!tokens.is_empty(), "{}: no tokens in this file", file.display());
-    std::fs::create_dir_all(cache).with_context(|| format!("{}", cache.display()))?;
-    let tokens_file = cache.join(format!("{key}.tokens"));
-    // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
-    atomic::write_file(&tokens_file, |out| {
-        out.write_all(bytemuck::cast_slice(&tokens)).map_err(FormatError::io(&tokens_file))
-    })?;
-    let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths })?;
+    let sha256 = with_lengths(hash, &document_lengths);
+    let index = serde_json::to_vec(&ShardIndex { source: file.display().to_string(), document_lengths, sha256 })?;
     atomic::write_bytes(&cache.join(format!("{key}.json")), &index)?;
+    Ok(())
+}
+
+/// A shard's file of tokens, being written.
+struct ShardWriter<'a> {
+    out: &'a mut BufWriter<File>,
+    path: &'a Path,
+    source: &'a Path,
+    vocab_size: usize,
+    document_lengths: &'a mut Vec<usize>,
+    /// Of the tokens so far.
+    hash: &'a mut Sha256,
+}
+
+impl ShardWriter<'_> {
+    /// Writes tokens of the last document.
+    fn add(&mut self, tokens: &[u32]) -> Result<(), FormatError> {
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocab_size) {
+            let reason = format!("token {token} is outside the model's vocabulary of {}", self.vocab_size);
+            return Err(FormatError::invalid(self.source, reason));
+        }
+        // In the byte order of the machine, in which `cast_slice` reads it back: a cache is not for carrying around.
+        let bytes: &[u8] = bytemuck::cast_slice(tokens);
+        self.out.write_all(bytes).map_err(FormatError::io(self.path))?;
+        self.hash.update(bytes);
+        if let Some(length) = self.document_lengths.last_mut() {
+            *length += tokens.len();
+        }
+        Ok(())
+    }
+}
+
+/// Tokenizes the documents of the shard's source. Of `around`, the first stands in front of each and the second behind it.
+fn fill(shard: &mut ShardWriter, options: &Data, tokenizer: &Tokenizer, around: [Option<u32>; 2]) -> Result<()> {
+    let [bos, eos] = around.map(|token| token.map(|token| vec![token]).unwrap_or_default());
+    let refused = |source: &Path, error| anyhow!("{}: cannot be tokenized: {error}", source.display());
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    let write = |shard: &mut ShardWriter, batch: &mut Vec<String>| {
+        for tokens in tokens_of_all(tokenizer, batch).map_err(|e| refused(shard.source, e))? {
+            shard.document_lengths.push(0);
+            [&bos, &tokens, &eos].into_iter().try_for_each(|tokens| shard.add(tokens))?;
+        }
+        batch.clear();
+        Ok::<_, anyhow::Error>(())
+    };
+    documents(shard.source, options, |document| {
+        if document.len() < BATCH {
+            batch.push(document.to_string());
+            bytes += document.len();
+            if bytes < BATCH {
+                return Ok(());
+            }
+        }
+        write(shard, &mut batch)?;
+        bytes = 0;
+        if document.len() >= BATCH {
+            shard.document_lengths.push(0);
+            shard.add(&bos)?;
+            let mut written = Ok(());
+            let told = for_tokens(tokenizer, document, |tokens| {
+                written = shard.add(tokens);
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            told.map_err(|e| refused(shard.source, e))?;
+            written?;
+            shard.add(&eos)?;
+        }
+        Ok(())
+    })?;
+    write(shard, &mut batch)?;
+    if shard.document_lengths.iter().all(|length| *length == 0) {
+        return Err(FormatError::invalid(shard.source, "no tokens in this file").into());
+    }
     Ok(())
 }
 
@@ -242,5 +334,29 @@ pub(crate) mod tests {
         // A shard that a kill or a full disk cut short is made anew.
         fs::write(cache.join(format!("{key}.tokens")), [0; 6]).unwrap();
         assert_eq!(load(folder.path()).unwrap().document(0), [998, 1, 2, 4, EOS]);
+
+        // So is one with a token or a length changed, of the same size; or without a checksum.
+        let (tokens, index) = (cache.join(format!("{key}.tokens")), cache.join(format!("{key}.json")));
+        let spoiled = |path: &Path, from: &str, to: &str| {
+            let text = fs::read(path).unwrap();
+            let at = text.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+            fs::write(path, [&text[..at], to.as_bytes(), &text[at + from.len()..]].concat()).unwrap();
+            assert_eq!(load(folder.path()).unwrap().document(0), [998, 1, 2, 4, EOS], "{from}");
+        };
+        spoiled(&tokens, "\x02", "\x03");
+        spoiled(&index, "[5]", "[4]");
+        spoiled(&index, "\"sha256\"", "\"sha512\"");
+    }
+
+    #[test]
+    fn tokens_of_a_larger_vocabulary_are_not_taken_from_the_cache() {
+        let (folder, _) = corpus("# \n1 2 997\n");
+        let options = format!("train = []\ndocument_start = [\"#\"]\ncache = {:?}", folder.path().join("cache"));
+        // The tokenizer and the text are those of the shard, so its key is too.
+        let smaller = ModelConfig { vocab_size: 998, ..config() };
+        let load =
+            Corpus::load(&[folder.path().join("text.txt")], &toml::from_str(&options).unwrap(), &tokenizer(), &smaller);
+        let message = load.err().unwrap().to_string();
+        assert!(message.contains("token 998 is outside the model's vocabulary of 998"), "{message}");
     }
 }

@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 
 use super::child::{self, Ended};
 use super::config::{Grid, Planned};
-use crate::recipe::Recipe;
 
 /// Folders that a run shares with others, if there are others.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,9 +22,9 @@ pub struct Shared {
 impl Shared {
     /// What `planned` shares with others of `all`.
     pub fn of(grid: &Grid, planned: &Planned, all: &[Planned]) -> Self {
-        let others = |key: fn(&Recipe) -> Option<Value>| {
-            let own = key(&planned.recipe)?;
-            let sharing = all.iter().filter(|other| key(&other.recipe).as_ref() == Some(&own)).count();
+        let others = |key: fn(&Planned) -> Option<Value>| {
+            let own = key(planned)?;
+            let sharing = all.iter().filter(|other| key(other).as_ref() == Some(&own)).count();
             (sharing > 1).then_some(own)
         };
         let teacher = others(teacher_key).filter(|_| grid.cache_teacher);
@@ -44,18 +43,22 @@ impl Shared {
 }
 
 /// What a teacher's cache depends on; `None` of a run that needs no teacher, or more of it than a cache has.
-fn teacher_key(recipe: &Recipe) -> Option<Value> {
+fn teacher_key(planned: &Planned) -> Option<Value> {
+    let recipe = &planned.recipe;
     let distill = recipe.distill();
     let trains = recipe.train.steps > 0 && distill.needs_teacher();
     let teacher = recipe.teacher.as_ref().filter(|_| trains)?;
     if distill.hidden.is_some() || distill.relations.is_some() || teacher.cache.is_some() {
         return None;
     }
-    Some(json!([teacher.model, recipe.student, recipe.data, recipe.seed, distill.temperature, distill.top_k]))
+    let content = planned.models[0].as_ref().and_then(|identity| identity.sha256.clone());
+    let teacher = content.unwrap_or_else(|| teacher.model.clone());
+    Some(json!([teacher, recipe.student, recipe.data, recipe.seed, distill.temperature, distill.top_k]))
 }
 
 /// What a start by calibration depends on; `None` of a run that does not calibrate, or keeps its start elsewhere.
-fn start_key(recipe: &Recipe) -> Option<Value> {
+fn start_key(planned: &Planned) -> Option<Value> {
+    let recipe = &planned.recipe;
     let quant = &recipe.quant;
     if !quant.init.calibrates() || quant.cache.is_some() {
         return None;

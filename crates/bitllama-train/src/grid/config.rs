@@ -25,6 +25,7 @@
 //!
 //! [eval]                                 # by llama.cpp's protocol
 //! texts = { emma = "data/emma.txt" }
+//! text_field = "text"                    # of JSON objects in them
 //! ctx = 128                              # 512 if absent
 //! chunks = 20                            # all if absent
 //! ```
@@ -37,10 +38,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::excerpt;
+use bitllama_formats::identity::Identity;
+use bitllama_runtime::text::Reading;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use toml::Value;
 
+use crate::models;
 use crate::recipe::{Recipe, load};
 
 /// Overrides of a recipe, by key.
@@ -102,13 +106,25 @@ struct Method {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Eval {
-    /// Files by name, text or JSONL with fields `text`; the first is the main one in reports.
+    /// Files or folders of text by name; the first is the main one in reports.
     pub texts: IndexMap<String, PathBuf>,
+    /// Field of a JSON object that has the text; `text` if absent.
+    text_field: Option<String>,
+    /// Control tokens that a text spells, like `</s>`, are read as such and not as text.
+    #[serde(default)]
+    parse_special: bool,
     /// Tokens a chunk.
     #[serde(default = "defaults::ctx")]
     pub ctx: usize,
     /// The first so many chunks only.
     pub chunks: Option<usize>,
+}
+
+impl Eval {
+    /// How the texts are read.
+    pub fn reading(&self) -> Reading {
+        Reading { text_field: self.text_field.clone(), parse_special: self.parse_special }
+    }
 }
 
 /// `[bench]`
@@ -154,6 +170,33 @@ pub struct Planned {
     pub sets: Vec<String>,
     /// The recipe with that.
     pub recipe: Recipe,
+    /// Its teacher and the model that its student starts from, as [`identify`] finds them; `None` where a model is not at hand.
+    pub models: [Option<Identity>; 2],
+}
+
+/// The names of the models of a recipe: the teacher's, and that of the student's start.
+pub fn model_names(recipe: &Recipe) -> [Option<&str>; 2] {
+    [recipe.teacher.as_ref().map(|teacher| teacher.model.as_str()), recipe.student.model.as_deref()]
+}
+
+/// Finds the identities of all models of a grid, each once. Models of the hub stay as they are in its cache, and go by their names.
+///
+/// # Errors
+/// A model that is there and cannot be read.
+pub fn identify(all: &mut [Planned]) -> Result<()> {
+    let mut known: IndexMap<String, Identity> = IndexMap::new();
+    for planned in all {
+        for (name, found) in model_names(&planned.recipe).into_iter().zip(&mut planned.models) {
+            let Some(name) = name.filter(|name| Path::new(name).exists()) else { continue };
+            let identity = match known.get(name) {
+                Some(identity) => identity.clone(),
+                None => Identity::of(&models::open(name)?)?,
+            };
+            known.insert(name.to_string(), identity.clone());
+            *found = Some(identity);
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Planned {
@@ -249,6 +292,6 @@ impl Grid {
         ensure!(recipe.teacher.is_some(), "{}: a grid needs a `[teacher]`", self.recipe.display());
         ensure!(!recipe.bits.is_empty(), "{folder}: no bit plan; `bits` is to be set by the recipe or its scheme");
         recipe.check_device().with_context(|| folder.clone())?;
-        Ok(Planned { scheme: scheme.clone(), method: method.clone(), seed, sets, recipe })
+        Ok(Planned { scheme: scheme.clone(), method: method.clone(), seed, sets, recipe, models: [None, None] })
     }
 }

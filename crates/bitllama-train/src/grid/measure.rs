@@ -6,16 +6,16 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use bitllama_core::weights::parameter_count;
 use bitllama_formats::Artifact;
+use bitllama_formats::output::RECORD;
 use bitllama_runtime::Decoder;
 use bitllama_runtime::evaluate::{Comparison, LogitModel, Options, compare, perplexity};
 use bitllama_runtime::memory;
-use bitllama_runtime::text::{encode, own_bos};
+use bitllama_runtime::text::{encode_start, own_bos};
 use burn::tensor::Device;
 use indexmap::IndexMap;
 
 use super::config::Eval;
 use super::results;
-use crate::data::documents::whole;
 use crate::evaluate::{Remembering, Scored};
 use crate::models;
 
@@ -43,14 +43,16 @@ impl Reference {
             eval.ctx,
             config.max_position_embeddings
         );
-        let bos = own_bos(tokenizer, config.bos_token_id)?;
+        let bos = own_bos(tokenizer)?;
+        let reading = eval.reading();
+        let tokenizer = reading.tokenizer(tokenizer)?;
         let options = Options { ctx: eval.ctx, chunks: eval.chunks, bos };
         let room = memory::available().map_or(0, |bytes| bytes / 4);
         let mut model = Remembering::new(Scored::new(&loaded.llama, device), room);
         let (mut texts, mut perplexities) = (IndexMap::new(), IndexMap::new());
         for (text, path) in &eval.texts {
             let at = || format!("{}", path.display());
-            let tokens = encode(tokenizer, bos, &whole(path)?)?;
+            let tokens = encode_start(&tokenizer, bos, &reading.text(path)?, options.tokens()).with_context(at)?;
             let result = perplexity(&mut model, &tokens, options, |_| ()).with_context(at)?;
             perplexities.insert(text.clone(), result);
             texts.insert(text.clone(), tokens);
@@ -90,15 +92,16 @@ impl Reference {
     }
 }
 
-/// Bytes of the files in a folder.
+/// Bytes of the files in a folder, without the record of what was written.
 ///
 /// # Errors
 /// If it cannot be read.
 pub fn bytes_of(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
-        let meta = entry?.metadata()?;
-        bytes += if meta.is_file() { meta.len() } else { 0 };
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        bytes += if meta.is_file() && entry.file_name() != RECORD { meta.len() } else { 0 };
     }
     Ok(bytes)
 }

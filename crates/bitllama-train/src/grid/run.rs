@@ -14,19 +14,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bitllama_formats::atomic;
+use bitllama_formats::identity::{Identity, Likeness};
+use bitllama_formats::output::{Growing, Kind};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::child::{self, Ended};
-use super::config::{Bench, Eval, Planned};
+use super::config::{Bench, Eval, Planned, model_names};
 use super::energy::Energy;
 use super::measure::{Reference, bytes_of};
 use super::results::{Cell, Speed, Training, machine};
 use crate::commands::outcome::Outcome;
 use crate::monitor::Metrics;
 use crate::recipe::{Recipe, load};
+
+/// The file of [`Spent`].
+pub const SPENT: &str = "spent.json";
 
 /// What training took so far, over all starts of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -81,7 +86,7 @@ fn artifact(planned: &Planned) -> PathBuf {
 /// How far it is.
 ///
 /// # Errors
-/// If its folder holds a run of another recipe.
+/// If its folder holds a run of another recipe, or of another teacher or start under the same name.
 pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
     let folder = folder(planned);
     if let Some(made) = made_with(folder)? {
@@ -90,6 +95,12 @@ pub fn stage(planned: &Planned, eval: &Eval) -> Result<Stage> {
             "{}: made with another recipe than the grid has now; remove that folder or name another `output`",
             folder.display()
         );
+        if let Some(model) = replaced(folder, &made, planned) {
+            bail!(
+                "{}: made with another {model} than the grid has now; remove that folder or name another `output`",
+                folder.display()
+            );
+        }
     }
     if read::<Outcome>(folder, "result.json").is_none() {
         return Ok(Stage::Training);
@@ -113,12 +124,31 @@ fn made_with(folder: &Path) -> Result<Option<Recipe>> {
     if path.is_file() { load::load(&path, &[]).map(Some) } else { Ok(None) }
 }
 
-/// All of a recipe that its figures depend on; folders may be moved, and caches come and go with other runs of the grid.
+/// The model that `planned` has another one of than the run in `folder` was made with. They are told apart by their content, as
+/// far as that is known on both sides, and else by their names.
+fn replaced(folder: &Path, made: &Recipe, planned: &Planned) -> Option<&'static str> {
+    let record: serde_json::Value = read(folder, "run.json").unwrap_or_default();
+    let names = model_names(made).into_iter().zip(model_names(&planned.recipe));
+    let models = ["teacher", "student"].into_iter().zip(names).zip(&planned.models);
+    let mut replaced = models.filter(|((what, (before, now)), found)| {
+        let recorded: Option<Identity> = serde_json::from_value(record[what].clone()).ok().flatten();
+        match (recorded, found) {
+            (Some(recorded), Some(found)) => recorded.compare(found) == Likeness::Different,
+            _ => before != now,
+        }
+    });
+    replaced.next().map(|((what, _), _)| what)
+}
+
+/// All of a recipe that its figures depend on, but models, which [`replaced`] compares; folders may be moved, and caches come and
+/// go with other runs of the grid.
 fn comparable(recipe: &Recipe) -> Result<String> {
     let mut recipe = recipe.clone();
     if let Some(teacher) = &mut recipe.teacher {
         teacher.cache = None;
+        teacher.model.clear();
     }
+    recipe.student.model = None;
     recipe.quant.cache = None;
     recipe.output.clear();
     recipe.data.cache.clear();
@@ -130,12 +160,28 @@ fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
 }
 
 fn write(folder: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    Ok(atomic::write_bytes(&folder.join(name), format!("{:#}\n", serde_json::to_value(value)?).as_bytes())?)
+    let (files, text) = (Growing::new(folder, Kind::Run), format!("{:#}\n", serde_json::to_value(value)?));
+    if !files.is_recorded() {
+        // Of version 0.1.0, which kept no record.
+        let own: [(&str, bool); 3] = [
+            (SPENT, read::<Spent>(folder, SPENT).is_some()),
+            ("texts.json", read::<OnTexts>(folder, "texts.json").is_some()),
+            ("speed.json", read::<Timed>(folder, "speed.json").is_some()),
+        ];
+        let own: Vec<PathBuf> = own.iter().filter(|(_, is_own)| *is_own).map(|(name, _)| name.into()).collect();
+        files.adopt(&own, &[])?;
+    }
+    if name != SPENT {
+        return Ok(files.write(name, text.as_bytes())?);
+    }
+    // Written every few seconds: the record would grow without end.
+    files.log(name)?;
+    Ok(atomic::write_bytes(&folder.join(name), text.as_bytes())?)
 }
 
 /// What training took so far.
 pub fn spent(planned: &Planned) -> Spent {
-    read(folder(planned), "spent.json").unwrap_or_default()
+    read(folder(planned), SPENT).unwrap_or_default()
 }
 
 /// Trains a run to its end, or goes on with it; `progress` is told how many steps it has taken.
@@ -166,7 +212,7 @@ pub fn train(
         }
         let joules = Energy::now().zip(energy.as_ref()).and_then(|(now, start)| now.since(start));
         let joules = joules.map(|joules| joules + earlier.joules.unwrap_or_default());
-        write(folder, "spent.json", &Spent { seconds: earlier.seconds + start.elapsed().as_secs_f64(), joules })
+        write(folder, SPENT, &Spent { seconds: earlier.seconds + start.elapsed().as_secs_f64(), joules })
     };
     let (mut noted, mut failed) = (start, Ok(()));
     let ended = child::run(&args, threads, |line| {

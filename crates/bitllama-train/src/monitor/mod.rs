@@ -10,6 +10,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use bitllama_formats::output::{Growing, Kind};
 use bitllama_runtime::evaluate::Perplexity;
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,7 @@ impl Monitor {
     /// # Errors
     /// If a file cannot be read or written.
     pub fn open(folder: &Path, log: Log, steps: usize, resumed_at: usize) -> Result<Self> {
+        Growing::new(folder, Kind::Run).log("metrics.jsonl")?;
         Ok(Self {
             progress: Progress::new(log, steps, resumed_at),
             metrics: MetricsFile::open(&folder.join("metrics.jsonl"), resumed_at)?,

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use bitllama_formats::atomic;
+use bitllama_formats::output::{Growing, Kind};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::Weights;
 use tensorboard_rs::record_writer::RecordWriter;
@@ -23,17 +25,20 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Starts a new event file in `folder`. TensorBoard is told to forget what an earlier process had written after
+    /// Starts a new event file in `folder`, which lies in that of its run. TensorBoard is told to forget what an earlier process had written after
     /// `resumed_at`.
     ///
     /// # Errors
     /// If the file cannot be made.
     pub fn open(folder: &Path, resumed_at: usize) -> Result<Self> {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // TensorBoard reads the files of a folder in the order of their names.
         let name =
             format!("events.out.tfevents.{:010}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());
+        if let Some(run) = folder.parent() {
+            Growing::new(run, Kind::Run).log(&format!("tensorboard/{name}"))?;
+        }
+        atomic::create_folders(folder)?;
         let path = folder.join(name);
         let writer = RecordWriter::new(File::create(&path).with_context(|| format!("{}", path.display()))?);
         let mut file = Self { path, writer };

@@ -25,12 +25,17 @@ const ROWS: usize = 4;
 
 impl Stream {
     /// The embeddings of `rows` of tokens, all of the same length.
-    pub fn new(llama: &Llama, rows: &[Vec<u32>], device: &Device) -> Self {
-        let seq = rows.first().map_or(0, Vec::len);
-        let batches =
-            rows.chunks(ROWS).map(|rows| llama.embed(token_tensor(&rows.concat(), rows.len(), device))).collect();
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn new(llama: &Llama, rows: &[Vec<u32>], device: &Device) -> Result<Self> {
+        let (seq, vocab_size) = (rows.first().map_or(0, Vec::len), llama.config.vocab_size);
+        let embedded = |rows: &[Vec<u32>]| -> Result<Tensor<3>> {
+            Ok(llama.embed(token_tensor(&rows.concat(), rows.len(), vocab_size, device)?))
+        };
+        let batches = rows.chunks(ROWS).map(embedded).collect::<Result<_>>()?;
         let masks = rows.chunks(ROWS).map(|rows| Mask::causal(rows.len(), seq, device)).collect();
-        Self { batches, rotary: Rotary::new(&llama.config, seq, device), masks }
+        Ok(Self { batches, rotary: Rotary::new(&llama.config, seq, device), masks })
     }
 
     /// `sum x x^T` of the inputs of each matrix of `block`, by the names of [`bitllama_core::weights::BLOCK_MATRICES`].

@@ -3,26 +3,33 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bitllama_core::rounding::StoredScales;
-use bitllama_formats::{scales, vectors};
+use bitllama_formats::{Error as FormatError, atomic, notes, output, scales, vectors};
 
 /// Weights and trained scales by name, as [`super::starts`] gives them.
 pub type Found = (HashMap<String, Vec<f32>>, StoredScales);
 
-/// What the file `path` has; found and written there if there is no such file.
+/// The content of the file `path`; found and written there if there is no such file. One that is damaged is named on standard
+/// error and replaced.
 ///
 /// # Errors
-/// Those of `find`; a file that is damaged or cannot be written.
+/// Those of `find`; a file that cannot be written.
 pub fn kept(path: &Path, find: impl FnOnce() -> Result<Found>) -> Result<Found> {
     if path.is_file() {
-        let mut vectors = vectors::read(path)?;
-        let scales = scales::taken(&mut vectors);
-        return Ok((vectors.into_iter().collect(), scales));
+        match vectors::read(path) {
+            Ok(mut vectors) => {
+                let scales = scales::taken(&mut vectors);
+                return Ok((vectors.into_iter().collect(), scales));
+            }
+            Err(FormatError::Invalid { reason, .. }) => notes::tell(path, &format!("{reason}; it is made again")),
+            Err(error) => return Err(error.into()),
+        }
     }
     let (weights, scales) = find()?;
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        atomic::create_folders(folder)?;
+        output::recover(folder)?;
     }
     let weights_named = weights.iter().map(|(name, weight)| (name.clone(), &weight[..]));
     vectors::write(path, weights_named.chain(scales::named(&scales)))?;
@@ -47,8 +54,13 @@ mod tests {
         let found = (weights, scales);
         assert_eq!(kept(&path, || Ok(found.clone())).unwrap(), found);
         assert_eq!(kept(&path, || unreachable!()).unwrap(), found);
-        std::fs::write(&path, b"garbage").unwrap();
-        let error = kept(&path, || unreachable!()).unwrap_err().to_string();
-        assert!(error.contains("start.safetensors"), "{error}");
+        let whole = std::fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for damaged in [&b"garbage"[..], &flipped, &whole[..whole.len() - 4]] {
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(kept(&path, || Ok(found.clone())).unwrap(), found);
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "made again");
+        }
     }
 }

@@ -144,7 +144,7 @@ pub fn calibrated(
     mut progress: impl FnMut(usize, Option<reconstruct::Report>),
 ) -> Result<HashMap<String, Rounded>> {
     ensure!(!rows.is_empty(), "there is no calibration text");
-    let mut stream = blocks::Stream::new(&llama, rows, device);
+    let mut stream = blocks::Stream::new(&llama, rows, device)?;
     let mut teachers = (method == Method::Block).then(|| stream.clone());
     let plan: HashMap<&str, (&WeightSpec, Quantizer)> =
         plan.iter().filter_map(|(spec, quantizer)| Some((spec.name.as_str(), (spec, (*quantizer)?)))).collect();

@@ -98,7 +98,7 @@ pub struct Teacher {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Text files, JSONL files, or folders of them.
+    /// Files of text or folders of them, as [`bitllama_formats::text`] reads them.
     pub train: Vec<PathBuf>,
     /// Held-out text; if absent, `valid_fraction` of the documents of `train` are held out.
     #[serde(default)]
@@ -106,9 +106,12 @@ pub struct Data {
     /// Share of the documents that is held out, at least one document.
     #[serde(default = "defaults::valid_fraction")]
     pub valid_fraction: f64,
-    /// Field of a JSONL line that has the text.
+    /// Field of a JSON object that has the text.
     #[serde(default = "defaults::text_field")]
     pub text_field: String,
+    /// Control tokens that a text spells, like `</s>`, are read as such and not as text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parse_special: bool,
     /// A line of a text file that starts with one of these begins a new document; empty: a file is one document.
     #[serde(default)]
     pub document_start: Vec<String>,

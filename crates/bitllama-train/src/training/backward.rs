@@ -9,6 +9,7 @@ use bitllama_nn::ops::gradient;
 use bitllama_nn::profile::phase;
 use bitllama_nn::rotary::Rotary;
 use bitllama_nn::{Llama, Mask};
+use bitllama_runtime::evaluate::check_tokens;
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
@@ -86,7 +87,7 @@ struct Pass<'a> {
 /// step.
 ///
 /// # Errors
-/// If a teacher's cache does not have its rows.
+/// A token outside the vocabulary; a teacher's cache that does not have its rows.
 pub fn micro_batch(
     setting: &Setting,
     student: &Llama,
@@ -97,7 +98,9 @@ pub fn micro_batch(
     let Setting { recipe, compared, projections, .. } = setting;
     let (rows, seq, distill) = (recipe.train.batch_size, recipe.data.sequence_length, recipe.distill());
     let plain = setting.device.clone().inner();
-    let inputs = token_tensor(&batch.inputs, rows, &plain);
+    let vocab_size = student.config.vocab_size;
+    let inputs = token_tensor(&batch.inputs, rows, vocab_size, &plain)?;
+    check_tokens(&batch.targets, vocab_size)?;
     let mask = Mask::within_documents(&batch.documents, seq, &plain);
     let (known, of_teacher) = phase("teacher", || setting.teacher.known(first, inputs.clone(), &mask, compared))?;
     let pass = Pass {

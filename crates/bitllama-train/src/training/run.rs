@@ -7,11 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{ModelConfig, Scheme};
+use bitllama_formats::TokenizerFiles;
 use bitllama_nn::weights::Weights;
 use bitllama_nn::{Llama, SharedNumber};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use burn::tensor::Device;
-use tokenizers::Tokenizer;
 
 use super::checkpoint::{self, Best, CheckpointState, Fingerprint};
 use super::interrupt;
@@ -42,7 +42,7 @@ pub struct Run<'a> {
     /// Of the student.
     pub plan: &'a ResolvedPlan,
     /// Of the student.
-    pub tokenizer: &'a Tokenizer,
+    pub tokenizer: TokenizerFiles<'a>,
     /// Held-out tokens.
     pub valid: &'a [u32],
     /// BOS as the evaluation protocol wants it.

@@ -1,14 +1,13 @@
 //! `bitllama eval`: perplexity on a text, accuracy on multiple-choice tasks.
 
-use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
 use bitllama_runtime::evaluate::{self, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore};
-use bitllama_runtime::text::{encode, own_bos};
+use bitllama_runtime::text::{Reading, encode_start, own_bos};
 use bitllama_runtime::{Decoder, Settings};
 use clap::Args;
 use serde::Serialize;
@@ -22,9 +21,12 @@ pub struct Options {
     /// Artifact to evaluate; also a Hugging Face directory or a GGUF file, which run in f32
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
-    /// UTF-8 text to predict
+    /// Text to predict, a UTF-8 file or a folder of them: plain, or the texts of .jsonl, .ndjson and .json; .gz and .zst may
+    /// follow
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Tokens a chunk of the text; the second half of each is scored
     #[arg(long, value_name = "N", requires = "text", default_value_t = evaluate::Options::default().ctx)]
     ctx: usize,
@@ -79,13 +81,16 @@ struct TextReport {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     options.threads.apply()?;
     // Before the model: a wrong path should not cost the time to load one.
-    let text = options.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, read(path)?))).transpose()?;
+    options.reading.check(options.text.is_some())?;
+    let read = |path| Ok::<_, anyhow::Error>((path, options.reading.text(path)?));
+    let text = options.text.as_deref().map(read).transpose()?;
     let read_task = |file| Task::read(file, options.limit);
     let tasks = options.task.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
     let settings = source::settings(options.activations, options.kv, Settings::default())?;
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
-    let bos = own_bos(&tokenizer, decoder.config().bos_token_id)?;
+    let bos = own_bos(&tokenizer).with_context(|| options.artifact.display().to_string())?;
+    let tokenizer = options.reading.tokenizer(&tokenizer)?;
     let start = std::time::Instant::now();
     let text = match text {
         Some((path, text)) => {
@@ -118,18 +123,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| path.display().to_string())
-}
-
 fn perplexity(
     decoder: &mut Decoder,
     tokenizer: &Tokenizer,
     text: &str,
     options: evaluate::Options,
 ) -> bitllama_runtime::Result<Perplexity> {
-    // Not a lone BOS where there is no text.
-    let tokens = if text.is_empty() { Vec::new() } else { encode(tokenizer, options.bos, text)? };
+    let tokens = encode_start(tokenizer, options.bos, text, options.tokens())?;
     evaluate::perplexity(decoder, &tokens, options, report_chunk)
 }
 

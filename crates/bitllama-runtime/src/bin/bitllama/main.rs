@@ -30,6 +30,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    bitllama_formats::notes::listen(|remark| console::note(format_args!("note: {remark}\n")));
     let cli: Cli = match console::parse() {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -18,7 +18,7 @@ pub struct Options {
     /// Artifact to run; also a Hugging Face directory or a GGUF file, which run in f32
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
-    /// Text to continue
+    /// Text to continue; control tokens that it spells, like </s>, are read as such, so that chat templates can be written
     #[arg(long, value_name = "TEXT")]
     prompt: String,
     /// Most tokens to generate

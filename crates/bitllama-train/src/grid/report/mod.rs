@@ -16,11 +16,11 @@ mod terminal;
 mod view;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bitllama_formats::atomic::write_bytes;
-use bitllama_formats::{json, version};
+use bitllama_formats::output::{Growing, Kind};
+use bitllama_formats::{atomic, json, version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -39,12 +39,18 @@ pub const PAGE_FILE: &str = "report.html";
 /// is made if it is not there. Each file is whole or as it was, and all are made before the first is written.
 ///
 /// # Errors
-/// A folder that cannot be written.
+/// A folder that cannot be written, or in which a file of these names is not a report's.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
     let files = files(results)?;
-    std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+    atomic::create_folders(folder)?;
+    let growing = Growing::new(folder, Kind::Grid);
+    if !growing.is_recorded() && read(folder).is_ok() {
+        // Of version 0.1.0, which kept no record.
+        let own: Vec<PathBuf> = files.iter().map(|(name, _)| name.into()).collect();
+        growing.adopt(&own, &[])?;
+    }
     for (name, content) in files {
-        write_bytes(&folder.join(name), &content)?;
+        growing.write(&name, &content)?;
     }
     Ok(())
 }
@@ -134,6 +140,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                ".bitllama-record",
                 "kld-bytes.svg",
                 "perplexity-bits.svg",
                 "perplexity-speed.svg",
@@ -143,6 +150,21 @@ mod tests {
                 "results.json"
             ]
         );
+    }
+
+    #[test]
+    fn a_file_of_the_users_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (results, page) = (sample::results(), folder.path().join("report.md"));
+        std::fs::write(&page, "mine").unwrap();
+        let error = format!("{:#}", write(&results, folder.path()).unwrap_err());
+        assert!(error.contains("report.md: not on record as written by this program"), "{error}");
+        assert_eq!(std::fs::read(&page).unwrap(), b"mine");
+        std::fs::remove_file(&page).unwrap();
+        write(&results, folder.path()).unwrap();
+        // A report of version 0.1.0, which kept no record, is one by its results.
+        std::fs::remove_file(folder.path().join(".bitllama-record")).unwrap();
+        write(&results, folder.path()).unwrap();
     }
 
     #[test]
