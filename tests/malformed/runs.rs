@@ -38,7 +38,7 @@ fn try_json(
 
 fn read_state(folder: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write(folder, "state.json", bytes);
-    CheckpointState::read(folder).map(drop)
+    Ok(CheckpointState::read(folder).map(drop)?)
 }
 
 fn read_results(folder: &Path, bytes: &[u8]) -> anyhow::Result<()> {
