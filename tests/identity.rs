@@ -155,7 +155,7 @@ fn a_start_is_kept_by_the_content_of_its_models() {
     let (first, _) = run("first", &teacher);
     let [start] = &files()[..] else { panic!("{:?}", files()) };
     let whole = fs::read(start).unwrap();
-    assert!(run("moved", &copy_of_nano(folder.path(), "moved")).0 == first);
+    assert!(run("second", &copy_of_nano(folder.path(), "moved")).0 == first);
     assert_eq!(files().len(), 1, "the same content starts the same");
 
     // A damaged one is found again.
@@ -187,10 +187,10 @@ fn a_corpus_goes_on_with_the_same_model_only() {
 
     let origin = folder.path().join("corpus.jsonl.origin.json");
     edit(&origin, |origin| remove(origin, "model_sha256"));
-    let said = notes(make(&model, "200"));
+    let said = notes(make(&moved, "200"));
     assert!(said.contains("corpus.jsonl: begun by version 0.1.0"), "{said}");
     edit(&origin, |origin| remove(origin, "model_sha256"));
-    assert!(refusal(make(&moved, "250")).contains("by another model"), "its path is all that is known");
+    assert!(refusal(make(&model, "250")).contains("by another model"), "its path is all that is known");
     edit(&origin, |origin| origin["model_sha256"] = "0".into());
     let message = refusal(make(&model, "250"));
     assert!(message.contains("corpus.jsonl: was made by another model than this is now"), "{message}");
@@ -299,7 +299,7 @@ fn what_version_0_1_0_left_is_gone_on_with_and_said() {
     succeed(&mut cached());
     run_json(&of(&teacher, &[]));
 
-    // As 0.1.0 wrote them: no checksums, and of the teacher its path and size.
+    // As 0.1.0 wrote them: no checksums, no record, and of the teacher its path and size.
     let checkpoint = run.join("checkpoints/step-000003");
     let old_checkpoint = || {
         fs::remove_file(checkpoint.join("SHA256SUMS")).unwrap();
@@ -312,6 +312,7 @@ fn what_version_0_1_0_left_is_gone_on_with_and_said() {
     let old_cache = || {
         let bytes = fs::read(&shard).unwrap();
         fs::write(&shard, &bytes[..bytes.len() - 32]).unwrap();
+        fs::remove_file(tc.join(".bitllama-record")).unwrap();
         edit(&tc.join("index.json"), |index| {
             index["format_version"] = 1.into();
             remove(&mut index["teacher"], "sha256");
@@ -326,7 +327,7 @@ fn what_version_0_1_0_left_is_gone_on_with_and_said() {
     );
     assert!(said.contains("tc: made by version 0.1.0") && said.contains("`cache-teacher`"), "{said}");
     let said = notes(command(&of(&teacher, &["train.steps=4"]), &["--resume"]));
-    assert!(!said.contains("step-"), "the checkpoint of now has a hash: {said}");
+    assert!(!said.contains("step-000004: made by"), "the checkpoint of now has a hash: {said}");
     succeed(&mut cached());
     let said = notes(command(&of(&teacher, &["train.steps=4"]), &["--resume"]));
     assert!(!said.contains("note:"), "the same perplexity tells that the teacher is: {said}");

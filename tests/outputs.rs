@@ -23,9 +23,10 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// Names of what should not outlive its process.
-fn left_behind(folder: &Path) -> Vec<PathBuf> {
-    contents(folder).into_keys().filter(|path| path.to_str().unwrap().contains('~')).collect()
+/// Makes sure that nothing is in a folder that should not outlive its process.
+fn nothing_left_behind(folder: &Path) {
+    let left: Vec<_> = contents(folder).into_keys().filter(|path| path.to_str().unwrap().contains('~')).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// `bitllama-train` with `args`, run to its end.
@@ -92,7 +93,7 @@ fn a_folder_of_the_users_loses_nothing() {
     for flags in [&[][..], &["--overwrite"]] {
         refused(run(&[&generate[..], flags].concat()), "result.json: not on record as written by `generate-data`");
     }
-    assert_eq!(left_behind(root.path()), [PathBuf::new(); 0]);
+    nothing_left_behind(root.path());
 }
 
 #[test]
@@ -138,13 +139,11 @@ fn a_run_is_replaced_only_as_it_was_written() {
     fs::remove_file(folder.join("notes.txt")).unwrap();
     let cache = format!("data.cache={}", folder.join("cache").display());
     for _ in 0..2 {
-        succeed(
-            &mut train(&["distill", "--overwrite", "--config", "recipes/quickstart.toml"])
-                .args(short_run(&folder, &[&cache]).iter().skip(3)),
-        );
+        let args = short_run(&folder, &[&cache]);
+        succeed(train(&args.iter().map(String::as_str).collect::<Vec<_>>()).arg("--overwrite"));
     }
     assert!(fs::read_dir(folder.join("cache")).unwrap().count() > 0);
-    assert_eq!(left_behind(root.path()), [PathBuf::new(); 0]);
+    nothing_left_behind(root.path());
 }
 
 #[test]
@@ -191,7 +190,7 @@ fn the_second_writer_is_told_who_the_first_is() {
     let fewer = ["train.steps=400", "train.checkpoint_every=4", "train.steps=6"];
     assert!(short(&folder, &fewer, &["--overwrite"]).status.success());
     assert_eq!(metrics(&folder).iter().filter(|line| line.get("loss").is_some()).count(), 6);
-    assert_eq!(left_behind(root.path()), [PathBuf::new(); 0]);
+    nothing_left_behind(root.path());
 }
 
 #[test]
@@ -214,8 +213,29 @@ fn of_two_writers_one_succeeds_or_both_in_turn() {
         for output in outputs.iter().filter(|output| !output.status.success()) {
             assert!(failure(output).contains("is writing here"));
         }
-        assert_eq!(left_behind(root.path()), [PathBuf::new(); 0]);
+        nothing_left_behind(root.path());
     }
+}
+
+#[test]
+fn runs_that_share_a_cache_do_not_wait_for_each_other() {
+    let root = tempfile::tempdir().unwrap();
+    let lsq = "bits.layers.*={ scheme = \"int4\", method = \"lsq\" }";
+    let cache = format!("quant.cache={}", root.path().join("starts").display());
+    let sets =
+        ["train.steps=2", "train.warmup_steps=0", "quant.init=gptq", "quant.calibration_tokens=256", lsq, &cache];
+    // Both name the same folder for tokens.
+    let outputs = std::thread::scope(|scope| {
+        let runs = ["both.a", "both.b"].map(|name| root.path().join(name));
+        let runs = runs.map(|output| scope.spawn(move || short(&output, &sets, &[])));
+        runs.map(|run| run.join().unwrap())
+    });
+    for output in outputs {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(metrics(&root.path().join("both.a")), metrics(&root.path().join("both.b")));
+    assert_eq!(fs::read_dir(root.path().join("starts")).unwrap().count(), 1);
+    nothing_left_behind(root.path());
 }
 
 #[test]
@@ -237,5 +257,5 @@ fn a_command_that_was_killed_is_done_by_the_next_start() {
         assert!(fs::read(whole.join(file)).unwrap() == fs::read(killed.join(file)).unwrap(), "{file}");
     }
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
-    assert_eq!(left_behind(root.path()), [PathBuf::new(); 0]);
+    nothing_left_behind(root.path());
 }

@@ -170,14 +170,13 @@ fn every_command_refuses_an_infinite_weight_by_name() {
     bytes[at..at + 2].copy_from_slice(&f16::INFINITY.to_le_bytes());
     let path = changed(&folder.path().join("model"), &tensors, |_| ());
     let (model, out) = (path.to_str().unwrap(), folder.path().join("out"));
-    let output = out.to_str().unwrap();
+    let (output, data) = (out.to_str().unwrap(), folder.path().join("data.jsonl").display().to_string());
     let quantize = ["quantize", "--model", model, "--output", output, "--bits", "4", "--method"];
     let calibrated = ["--calibration", TEXT, "--calibration-tokens", "256", "--calibration-ctx", "64"];
     let generate =
-        ["generate-data", "--model", model, "--output", output, "--tokens", "8", "--length", "4", "--batch", "1"];
+        ["generate-data", "--model", model, "--output", &data, "--tokens", "8", "--length", "4", "--batch", "1"];
     let teacher = short_run(&out, &[&format!("teacher.model={model:?}")]);
     let student = short_run(&out, &[&format!("student.model={model:?}")]);
-    let as_args = |args: &[String]| -> Vec<String> { args.to_vec() };
     let owned = |args: &[&str]| -> Vec<String> { args.iter().map(|arg| arg.to_string()).collect() };
     let commands = [
         owned(&["eval", "--model", model, "--text", TEXT, "--ctx", "64", "--chunks", "1"]),
@@ -186,8 +185,8 @@ fn every_command_refuses_an_infinite_weight_by_name() {
         owned(&[&quantize[..], &["gptq"], &calibrated[..]].concat()),
         owned(&["export", "--checkpoint", model, "--output", output, "--layout", "hf"]),
         owned(&generate),
-        as_args(&teacher),
-        as_args(&student),
+        teacher,
+        student,
     ];
     for args in commands {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -195,7 +194,9 @@ fn every_command_refuses_an_infinite_weight_by_name() {
         let expected =
             "model.safetensors: layers.1.mlp.down_proj.weight holds inf at [5, 7]; every value must be finite";
         assert!(message.ends_with(expected), "{args:?}: {message}");
-        assert!(!out.join("manifest.json").exists() && !out.join("config.json").exists(), "{args:?}");
+        let left: Vec<_> =
+            ["out/manifest.json", "out/config.json", "data.jsonl"].map(|name| folder.path().join(name)).into();
+        assert!(left.iter().all(|path| !path.exists()), "{args:?}");
     }
     assert!(bitllama_runtime::open(&path).unwrap_err().to_string().contains("layers.1.mlp.down_proj.weight holds inf"));
 }

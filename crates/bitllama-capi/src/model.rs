@@ -51,7 +51,8 @@ pub extern "C" fn bitllama_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Opens an artifact (the folder with `manifest.json`), or a Hugging Face directory or GGUF file in full precision, by its
+/// Opens an artifact (the folder with `manifest.json`), a checkpoint, which is the student that its bit plan makes of its
+/// weights, the folder of a run, which is its best student, or a Hugging Face directory or GGUF file in full precision, by its
 /// path. `threads` of 0 or less: one for each core, shared by all models opened so. `flags` is 0 or `BITLLAMA_EXACT`.
 ///
 /// Returns the model, which `bitllama_free` gives back, or NULL; `bitllama_last_error` tells why.

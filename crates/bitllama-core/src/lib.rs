@@ -11,6 +11,7 @@
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`dense`] | a matrix in memory, for it to work on |
 //! | [`activation`] | low-bit activations, keys and values: codes, rounding, which matrix reads them how |
+//! | [`activation_rules`] | the rules that say so, as recipes have them |
 //! | [`search`] | scales that make the squared error small |
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activation;
+pub mod activation_rules;
 pub mod bit_plan;
 pub mod config;
 pub mod dense;
@@ -39,6 +41,7 @@ pub mod size;
 pub mod weights;
 
 pub use activation::{Activation, ActivationPlan, ActivationRule};
+pub use activation_rules::ActivationRules;
 pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use dense::DenseMatrix;

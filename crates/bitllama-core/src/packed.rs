@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::panel::{self, COLUMN_UNIT, PANEL_ROWS};
-use crate::rounding::{DoubleQuantized, Quantized, quantize};
+use crate::rounding::{DoubleQuantized, Quantized, Scales, quantize};
 use crate::scales::{DOUBLE_BLOCK, DoubleScales, PackedScales};
 use crate::{DenseMatrix, Error, Quantizer, ScaleFormat, Scheme};
 
@@ -98,9 +98,22 @@ impl PackedMatrix {
     /// # Errors
     /// [`Error::Packed`] if a weight is not finite, [`Error::Quantizer`] if groups do not divide the columns.
     pub fn quantize(quantizer: &Quantizer, shape: [usize; 2], weight: Vec<f32>) -> Result<Self, Error> {
+        Self::quantize_by(quantizer, shape, weight, None)
+    }
+
+    /// As [`PackedMatrix::quantize`], by `trained` scales if there are any: `[rows, groups]`, or one of the whole matrix.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::quantize`].
+    pub fn quantize_by(
+        quantizer: &Quantizer,
+        shape: [usize; 2],
+        weight: Vec<f32>,
+        trained: Option<Scales<DenseMatrix>>,
+    ) -> Result<Self, Error> {
         quantizer.check_shape(shape)?;
         let weight = DenseMatrix { data: weight, columns: quantizer.group_len(shape) };
-        Self::pack(quantizer, shape, quantize(quantizer, weight, None))
+        Self::pack(quantizer, shape, quantize(quantizer, weight, trained))
     }
 
     /// Packs fields, one a byte. `fields` writes those of a row into its second argument (`[columns]`).

@@ -62,7 +62,7 @@ fn what_makes_no_sense_is_refused_by_the_name_of_its_file() {
         (TOKENIZER_CONFIG, json!([]), "is damaged"),
         (TOKENIZER_CONFIG, json!({ "eos_token": 2 }), "eos_token is neither a text nor an object with `content`"),
         (TOKENIZER_CONFIG, json!({ "eos_token": "no such" }), "eos_token is \"no such\", which the vocabulary"),
-        (SPECIAL_TOKENS, json!({ "eos_token": "x".repeat(999) }), "xxx\".., which the vocabulary"),
+        (SPECIAL_TOKENS, json!({ "eos_token": "x".repeat(999) }), "xxx..\", which the vocabulary"),
     ];
     for (name, json, words) in faults {
         let message = read(&[(name, json)]).unwrap_err().to_string();

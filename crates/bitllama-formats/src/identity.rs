@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::companions::{GENERATION_CONFIG, SPECIAL_TOKENS, TOKENIZER_CONFIG};
+use crate::model::Role;
 use crate::{Error, Model, Result, checksums, gguf, hf};
 use memo::Memo;
 
@@ -46,7 +47,10 @@ impl Identity {
         Ok(Self {
             path: model.path.display().to_string(),
             bytes: model.weights.stored_bytes(),
-            sha256: Some(content(&model.path)?),
+            sha256: Some(match model.role {
+                Role::Latent => checksums::of_bytes(format!("latent weights of {}", content(&model.path)?).as_bytes()),
+                Role::Whole | Role::Student => content(&model.path)?,
+            }),
         })
     }
 

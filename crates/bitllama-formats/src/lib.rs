@@ -2,18 +2,19 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`model`] | opens a Hugging Face directory or a GGUF file as one [`Model`] |
+//! | [`model`] | opens a Hugging Face directory, a GGUF file, a checkpoint, an artifact or the folder of a run as one [`Model`] |
 //! | [`hf`] | Hugging Face directories: `config.json`, safetensors (sharded or not), `tokenizer.json` |
 //! | [`gguf`] | GGUF: metadata, block formats, tokenizer |
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
+//! | [`checkpoint`] | the state of a run, its best checkpoint, and the student that a checkpoint is |
 //! | [`scales`] | trained scales beside a checkpoint |
 //! | [`text`] | text files and folders to documents |
 //! | [`vectors`] | vectors of f32 by name |
-//! | [`json`] | small JSON files |
 //! | [`tokenizer`] | `tokenizer.json`, read with distrust |
 //! | [`companions`] | the files beside it, such as a chat template |
+//! | [`json`] | small JSON files |
 //! | [`version`] | versions of JSON files |
 //! | [`notes`] | remarks of readers to the user |
 //! | [`identity`] | what tells models apart: a hash of their content |
@@ -25,6 +26,7 @@
 
 pub mod artifact;
 pub mod atomic;
+pub mod checkpoint;
 pub mod checksums;
 pub mod companions;
 mod error;

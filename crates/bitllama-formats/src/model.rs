@@ -1,13 +1,15 @@
-//! A model in full precision, whatever file it comes from.
+//! A model, whatever file it comes from.
 
 use std::path::{Path, PathBuf};
 
-use bitllama_core::ModelConfig;
 use bitllama_core::weights::WeightSpec;
+use bitllama_core::{ActivationPlan, ModelConfig};
 use tokenizers::Tokenizer;
 
+use crate::artifact::MANIFEST_FILE;
+use crate::checkpoint::{self, CheckpointState, STATE};
 use crate::companions::{Companions, TokenizerFiles};
-use crate::{Error, Result, gguf, hf};
+use crate::{Error, Result, StoredWeight, artifact, gguf, hf};
 
 /// Weights that are read on demand, one at a time, so that a file larger than memory can be gone through.
 pub trait WeightSource: Send + Sync {
@@ -18,16 +20,35 @@ pub trait WeightSource: Send + Sync {
     /// infinite or NaN.
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>>;
 
-    /// Bytes that all weights take in the file.
+    /// One weight as a student has it: packed where it is low-bit. Its numbers are those of [`WeightSource::read`].
+    ///
+    /// # Errors
+    /// As [`WeightSource::read`].
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        self.read(spec).map(StoredWeight::Full)
+    }
+
+    /// Bytes that all weights take as they are stored; of a checkpoint's student, those that it takes packed.
     fn stored_bytes(&self) -> u64;
 
     /// Gives back the memory of what has been read so far, in so far as it is the file's; it can be read again.
     fn release(&self);
 }
 
-/// A full-precision model: architecture, tokenizer, weights.
+/// The kind of weights that a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Those that were trained or published.
+    Whole,
+    /// Those of a student, of a checkpoint or an artifact, rounded.
+    Student,
+    /// The latent ones of a checkpoint, which its student rounds.
+    Latent,
+}
+
+/// A model: architecture, tokenizer, weights.
 pub struct Model {
-    /// The folder or file it was read from.
+    /// The folder or file it was read from; of a run, that of its best student.
     pub path: PathBuf,
     /// Architecture.
     pub config: ModelConfig,
@@ -35,6 +56,10 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Files that belong to the tokenizer.
     pub companions: Companions,
+    /// How a student was trained to read its activations; nothing is rounded of other models.
+    pub activations: ActivationPlan,
+    /// The kind of the weights.
+    pub role: Role,
     /// Weights by name.
     pub weights: Box<dyn WeightSource>,
 }
@@ -44,13 +69,52 @@ impl Model {
     pub fn tokenizer_files(&self) -> TokenizerFiles<'_> {
         TokenizerFiles { tokenizer: &self.tokenizer, companions: Some(&self.companions) }
     }
+
+    /// A model in full precision.
+    pub(crate) fn plain(
+        path: &Path,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        companions: Companions,
+        weights: impl WeightSource + 'static,
+    ) -> Self {
+        let (path, activations) = (path.to_path_buf(), ActivationPlan::default());
+        Self { path, config, tokenizer, companions, activations, role: Role::Whole, weights: Box::new(weights) }
+    }
 }
 
-/// Opens a Hugging Face directory or a GGUF file.
+/// Opens a Hugging Face directory, a GGUF file, a checkpoint, an artifact, or the folder of a run, which is its best student
+/// ([`checkpoint::student_of`]). A checkpoint's weights are those of its student: rounded as its bit plan says.
 ///
 /// # Errors
-/// [`Error`] if nothing is there, or it is neither, or its parts do not fit together.
+/// [`Error`] if nothing is there, or it is none of these, or its parts do not fit together.
 pub fn open(path: &Path) -> Result<Model> {
+    let path = &checkpoint::student_of(path)?;
+    if path.join(MANIFEST_FILE).is_file() && !path.join(hf::CONFIG).is_file() {
+        return artifact::open_model(path);
+    }
+    let model = open_files(path)?;
+    match CheckpointState::read(path)? {
+        Some(state) => checkpoint::student(model, path, &state),
+        None => Ok(model),
+    }
+}
+
+/// Opens the latent weights of a checkpoint, or of the best one of a run: what training moves, before any rounding.
+///
+/// # Errors
+/// As [`open`]; [`Error::Invalid`] for what is no checkpoint.
+pub fn open_latent(path: &Path) -> Result<Model> {
+    let path = &checkpoint::student_of(path)?;
+    if CheckpointState::read(path)?.is_none() {
+        let reason = format!("not a checkpoint (no {STATE}), so that it has no latent weights");
+        return Err(Error::invalid(path, reason));
+    }
+    Ok(Model { role: Role::Latent, ..open_files(path)? })
+}
+
+/// A Hugging Face directory or a GGUF file, with its weights as they stand there.
+fn open_files(path: &Path) -> Result<Model> {
     let model = if path.is_dir() {
         hf::open(path)?
     } else if path.is_file() {

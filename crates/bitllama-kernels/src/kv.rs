@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use bitllama_core::Activation;
 use bitllama_core::activation::steps;
+use bitllama_core::scales::LARGEST_F16;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -22,7 +23,8 @@ pub enum KvKind {
     /// 32-bit floats, as computed.
     #[default]
     F32,
-    /// IEEE 754 half precision; numbers beyond 65504 become infinite.
+    /// IEEE 754 half precision. From the first number beyond 65504 on, the keys, or the values, of that head are kept as
+    /// computed.
     F16,
     /// Codes -127 ..= 127 with one `f32` scale for each position and head: [`Activation::Int8`].
     Int8,
@@ -95,6 +97,8 @@ struct Head {
 enum Numbers {
     F32(Aligned<f32>),
     F16(Aligned<f16>),
+    /// `f16` numbers up to a position, and from there on `f32` ones: the number of that position was beyond the range of `f16`.
+    Wide(Aligned<f32>, usize),
     /// Codes, and the scale of each position.
     Int8(Aligned<i8>, Aligned<f32>),
     /// The same, a vector of codes in a number.
@@ -175,20 +179,27 @@ impl LayerKv {
             head.values.resize(positions, stride);
             for token in 0..n {
                 let start = token * row + index * head_dim;
-                head.keys.set(first + token, &keys[start..][..head_dim], key_offset(head_dim), LANES);
-                head.values.set(first + token, &values[start..][..head_dim], |position| position * stride, 1);
+                let position = first + token;
+                head.keys.set(position, &keys[start..][..head_dim], key_offset(head_dim, position), LANES);
+                head.values.set(position, &values[start..][..head_dim], position * stride, 1);
             }
         }
     }
 
     /// Forgets all positions from `len` on, and keeps the memory. Does nothing if there are not so many.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        if len < self.len {
+            self.len = len;
+            for head in &mut self.heads {
+                head.keys.truncate(len);
+                head.values.truncate(len);
+            }
+        }
     }
 
     /// Forgets all positions, and keeps the memory.
     pub fn clear(&mut self) {
-        self.len = 0;
+        self.truncate(0);
     }
 
     /// The key of a position as stored, into `out` (`[head_dim]`).
@@ -197,7 +208,7 @@ impl LayerKv {
     /// If there is no such head or position, or `out` is longer than a head.
     pub fn key_into(&self, kv_head: usize, position: usize, out: &mut [f32]) {
         assert!(position < self.len && out.len() <= self.head_dim, "no such position, or too long a head");
-        self.heads[kv_head].keys.get(position, key_offset(self.head_dim)(position), LANES, out);
+        self.heads[kv_head].keys.get(position, key_offset(self.head_dim, position), LANES, out);
     }
 
     /// The value of a position as stored, into `out` (`[head_dim]`).
@@ -226,8 +237,8 @@ pub(crate) fn value_stride(head_dim: usize) -> usize {
 }
 
 /// Where the first element of a position's key is; the others follow at distances of [`LANES`].
-fn key_offset(head_dim: usize) -> impl Fn(usize) -> usize {
-    move |position| position / LANES * LANES * head_dim + position % LANES
+fn key_offset(head_dim: usize, position: usize) -> usize {
+    position / LANES * LANES * head_dim + position % LANES
 }
 
 impl Numbers {
@@ -243,7 +254,7 @@ impl Numbers {
     /// Grows to `positions` of `elements` each; never shrinks.
     fn resize(&mut self, positions: usize, elements: usize) {
         match self {
-            Self::F32(data) => data.grow(positions * elements),
+            Self::F32(data) | Self::Wide(data, _) => data.grow(positions * elements),
             Self::F16(data) => data.grow(positions * elements),
             Self::Int8(codes, scales) => {
                 codes.grow(positions * elements);
@@ -259,7 +270,7 @@ impl Numbers {
 
     fn reserve(&mut self, positions: usize, elements: usize) {
         match self {
-            Self::F32(data) => data.reserve(positions * elements),
+            Self::F32(data) | Self::Wide(data, _) => data.reserve(positions * elements),
             Self::F16(data) => data.reserve(positions * elements),
             Self::Int8(codes, scales) => {
                 codes.reserve(positions * elements);
@@ -274,28 +285,32 @@ impl Numbers {
 
     fn bytes(&self) -> usize {
         match self {
-            Self::F32(data) => data.bytes(),
+            Self::F32(data) | Self::Wide(data, _) => data.bytes(),
             Self::F16(data) => data.bytes(),
             Self::Int8(codes, scales) => codes.bytes() + scales.bytes(),
             Self::Int4(codes, scales) => codes.bytes() + scales.bytes(),
         }
     }
 
-    /// Stores `row` as `position`, from `offset(position)` on, one element every `step`.
-    fn set(&mut self, position: usize, row: &[f32], offset: impl Fn(usize) -> usize, step: usize) {
-        let offset = offset(position);
+    /// Stores `row` as `position`, from `offset` on, one element every `step`.
+    fn set(&mut self, position: usize, row: &[f32], offset: usize, step: usize) {
+        let mut beyond = false;
         match self {
-            Self::F32(data) => scatter(row, &mut data.as_mut_slice()[offset..], step),
+            Self::F32(data) | Self::Wide(data, _) => scatter(row, &mut data.as_mut_slice()[offset..], step),
             Self::F16(data) => {
                 let mut halves = [f16::ZERO; CHUNK];
                 for (index, row) in row.chunks(CHUNK).enumerate() {
                     let halves = &mut halves[..row.len()];
                     halves.convert_from_f32_slice(row);
+                    if halves.iter().any(|half| !half.is_finite()) {
+                        beyond = true;
+                        break;
+                    }
                     scatter(halves, &mut data.as_mut_slice()[offset + index * CHUNK * step..], step);
                 }
             }
             Self::Int8(data, scales) => {
-                let [inverse, scale] = steps(largest_magnitude(row), Activation::Int8.largest_code());
+                let [inverse, scale] = steps(largest_finite(row), Activation::Int8.largest_code());
                 scales.as_mut_slice()[position] = scale;
                 let mut codes = [0; CHUNK];
                 for (index, row) in row.chunks(CHUNK).enumerate() {
@@ -307,7 +322,7 @@ impl Numbers {
                 }
             }
             Self::Int4(data, scales) => {
-                let [inverse, scale] = steps(largest_magnitude(row), Activation::Int4.largest_code());
+                let [inverse, scale] = steps(largest_finite(row), Activation::Int4.largest_code());
                 scales.as_mut_slice()[position] = scale;
                 let data = data.as_mut_slice();
                 for (i, x) in row.iter().enumerate() {
@@ -318,6 +333,19 @@ impl Numbers {
                 }
             }
         }
+        if let (true, Self::F16(data)) = (beyond, &*self) {
+            *self = Self::Wide(widened(data), position);
+            self.set(position, row, offset, step);
+        }
+    }
+
+    /// Forgets the positions from `len` on: what they asked for is asked for no more.
+    fn truncate(&mut self, len: usize) {
+        if let Self::Wide(data, from) = self
+            && len <= *from
+        {
+            *self = Self::F16(narrowed(data));
+        }
     }
 
     /// Reads what [`Numbers::set`] stored at `offset`.
@@ -325,7 +353,7 @@ impl Numbers {
         for (i, out) in out.iter_mut().enumerate() {
             let at = offset + i * step;
             *out = match self {
-                Self::F32(data) => data.as_slice()[at],
+                Self::F32(data) | Self::Wide(data, _) => data.as_slice()[at],
                 Self::F16(data) => data.as_slice()[at].to_f32(),
                 Self::Int8(codes, scales) => f32::from(codes.as_slice()[at]) * scales.as_slice()[position],
                 Self::Int4(codes, scales) => {
@@ -337,7 +365,7 @@ impl Numbers {
 
     fn as_stored(&self) -> Stored<'_> {
         match self {
-            Self::F32(data) => Stored::F32(data.as_slice()),
+            Self::F32(data) | Self::Wide(data, _) => Stored::F32(data.as_slice()),
             Self::F16(data) => Stored::F16(data.as_slice()),
             Self::Int8(codes, scales) => Stored::Int8(codes.as_slice(), scales.as_slice()),
             Self::Int4(codes, scales) => Stored::Int4(codes.as_slice(), scales.as_slice()),
@@ -347,6 +375,28 @@ impl Numbers {
 
 /// Elements converted at a time, in a buffer on the stack.
 const CHUNK: usize = 128;
+
+/// The largest magnitude of a row; no number where one of the row is infinite or no number, which codes cannot tell.
+fn largest_finite(row: &[f32]) -> f32 {
+    if row.iter().all(|x| x.is_finite()) { largest_magnitude(row) } else { f32::NAN }
+}
+
+fn widened(halves: &Aligned<f16>) -> Aligned<f32> {
+    let mut wide = Aligned::new();
+    wide.grow(halves.as_slice().len());
+    wide.as_mut_slice().iter_mut().zip(halves.as_slice()).for_each(|(wide, half)| *wide = half.to_f32());
+    wide
+}
+
+/// Of numbers that [`widened`] gave the same again; of others, which are forgotten, the nearest that is finite.
+fn narrowed(wide: &Aligned<f32>) -> Aligned<f16> {
+    let mut halves = Aligned::new();
+    halves.grow(wide.as_slice().len());
+    let limit = LARGEST_F16;
+    let narrow = |x: &f32| f16::from_f32(x.clamp(-limit, limit));
+    halves.as_mut_slice().iter_mut().zip(wide.as_slice()).for_each(|(half, wide)| *half = narrow(wide));
+    halves
+}
 
 fn scatter<T: Copy>(row: &[T], out: &mut [T], step: usize) {
     if step == 1 {
@@ -392,6 +442,64 @@ mod tests {
                 assert_eq!(found, key, "{activation}");
                 kv.value_into(index % heads, index / heads, &mut found);
                 assert_eq!(found, value, "{activation}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_beyond_f16_are_kept_and_the_others_are_as_before() {
+        let (heads, head_dim) = (2, 130);
+        let keys = |position: usize, size: f32| -> Vec<f32> {
+            (0..heads * head_dim).map(|i| (((i + position) * 7919 % 1013) as f32 - 506.0) * size).collect()
+        };
+        let all: Vec<Vec<f32>> = (0..20).map(|position| keys(position, 0.013)).collect();
+        let mut plain = LayerKv::new(KvKind::F16, heads, head_dim);
+        let mut kv = plain.clone();
+        let key = |kv: &LayerKv, head: usize, position: usize| {
+            let mut found = vec![0.0; head_dim];
+            kv.key_into(head, position, &mut found);
+            found
+        };
+        for row in &all {
+            kv.append(row, row);
+            plain.append(row, row);
+        }
+        // A key of the second head that is too large, in its second half; values stay in range.
+        let mut large = keys(20, 0.013);
+        large[head_dim + 129] = -7e5;
+        kv.append(&large, &all[0]);
+        plain.append(&all[1], &all[0]);
+        kv.append(&all[2], &all[2]);
+        plain.append(&all[2], &all[2]);
+        assert_eq!(key(&kv, 1, 20), large[head_dim..], "kept as computed");
+        assert_eq!(key(&kv, 1, 21), all[2][head_dim..], "and those after it");
+        for position in 0..20 {
+            assert_eq!(key(&kv, 1, position), key(&plain, 1, position), "those before it are halves");
+        }
+        assert_eq!(key(&kv, 0, 21), key(&plain, 0, 21), "other heads are halves");
+        assert!(matches!((kv.keys(1), kv.keys(0), kv.values(1)), (Stored::F32(_), Stored::F16(_), Stored::F16(_))));
+        // Forgotten, it is as if it had never been.
+        kv.truncate(20);
+        plain.truncate(20);
+        kv.append(&all[3], &all[3]);
+        plain.append(&all[3], &all[3]);
+        assert!(matches!(kv.keys(1), Stored::F16(_)));
+        for position in 0..21 {
+            assert_eq!(key(&kv, 1, position), key(&plain, 1, position));
+        }
+    }
+
+    #[test]
+    fn codes_do_not_hide_what_is_no_number() {
+        for kind in KvKind::ALL {
+            for broken in [f32::INFINITY, f32::NAN] {
+                let mut kv = LayerKv::new(kind, 1, 3);
+                kv.append(&[1.0, broken, 2.0], &[3e38, 0.0, 1.0]);
+                let mut found = [0.0; 3];
+                kv.key_into(0, 0, &mut found);
+                assert!(!found[1].is_finite(), "{kind} {broken}: {found:?}");
+                kv.value_into(0, 0, &mut found);
+                assert!((found[0] / 3e38 - 1.0).abs() < 1e-5, "{kind}: {found:?}");
             }
         }
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`console`] | what both programs print, and their command lines |
 //! | [`memory`] | how much this process took |
-//! | [`mod@open`] | an artifact, a Hugging Face directory or a GGUF file, by its path |
+//! | [`mod@open`] | an artifact, a checkpoint, a run, a Hugging Face directory or a GGUF file, by its path |
 //! | [`model`] | the decoder: what it is made of, and how it computes |
 //! | [`forward`] | one pass: tokens to logits, for one sequence or several |
 //! | [`kv_cache`] | keys and values of the positions seen so far |
@@ -41,5 +41,5 @@ pub use forward::Sequence;
 pub use generate::{Generation, Stop, generate};
 pub use kv_cache::KvCache;
 pub use model::{Decoder, LogitsOf, Settings};
-pub use open::{open, open_quantized};
+pub use open::{open, open_latent, open_quantized};
 pub use sampling::{Sampler, Sampling};

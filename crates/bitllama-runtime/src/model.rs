@@ -113,12 +113,15 @@ impl Decoder {
         Self::trained(artifact.config.clone(), artifact.activations.clone(), weight)
     }
 
-    /// Loads every weight of a full-precision model, in f32.
+    /// Loads every weight of a model: in f32, or packed where it is the student of a checkpoint.
     ///
     /// # Errors
     /// [`Error`] if a weight is missing, damaged or of another shape.
     pub fn from_model(model: &Model) -> Result<Self> {
-        Self::new(model.config.clone(), |spec| Ok(StoredWeight::Full(model.weights.read(spec)?)))
+        let weight = |spec: &WeightSpec| Ok(model.weights.stored(spec)?);
+        let decoder = Self::trained(model.config.clone(), model.activations.clone(), weight)?;
+        model.weights.release();
+        Ok(decoder)
     }
 
     /// Builds a decoder of weights that `weight` supplies by name, one call each.

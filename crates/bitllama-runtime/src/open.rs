@@ -4,45 +4,68 @@ use std::path::Path;
 
 use bitllama_core::weights::WeightSpec;
 use bitllama_core::{PackedMatrix, Quantizer, Scheme};
-use bitllama_formats::{Artifact, StoredWeight, model};
+use bitllama_formats::artifact::MANIFEST_FILE;
+use bitllama_formats::hf::CONFIG;
+use bitllama_formats::{Artifact, Model, StoredWeight, checkpoint, model};
 use tokenizers::Tokenizer;
 
 use crate::model::Decoder;
 use crate::{Error, Result};
 
-/// Opens an artifact, or a Hugging Face directory or GGUF file in f32, with its tokenizer. A directory with a
+/// Opens an artifact, a checkpoint, which is the student that its bit plan makes of its weights, a Hugging Face directory or
+/// GGUF file in f32, or the folder of a run, which is its best student; with its tokenizer. A directory with a
 /// `manifest.json` is an artifact; one with a `config.json` only is not.
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, or it cannot be read, or an artifact has no tokenizer.
 pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
-    let is_artifact = path.join("manifest.json").is_file();
-    if path.is_dir() && !is_artifact && !path.join("config.json").is_file() {
-        let reason = "neither an artifact (no manifest.json) nor a Hugging Face directory (no config.json)";
-        return Err(Error::Format(bitllama_formats::Error::invalid(path, reason)));
+    let path = &checkpoint::student_of(path)?;
+    let is_artifact = path.join(MANIFEST_FILE).is_file();
+    if path.is_dir() && !is_artifact && !path.join(CONFIG).is_file() {
+        let reason =
+            "neither an artifact (no manifest.json) nor a Hugging Face directory (no config.json) nor a run's folder";
+        return Err(invalid(path, reason));
     }
     if !is_artifact {
-        let model = model::open(path)?;
-        return Ok((Decoder::from_model(&model)?, model.tokenizer));
+        return of_model(model::open(path)?);
     }
     let mut artifact = Artifact::open(path)?;
-    let Some(tokenizer) = artifact.tokenizer.take() else {
-        return Err(Error::Format(bitllama_formats::Error::invalid(path, "the artifact has no tokenizer.json")));
-    };
+    let tokenizer = artifact.tokenizer.take();
+    let tokenizer = tokenizer.ok_or_else(|| invalid(path, "the artifact has no tokenizer.json"))?;
     Ok((Decoder::from_artifact(&artifact)?, tokenizer))
 }
 
-/// Opens a Hugging Face directory or GGUF file, and rounds each weight to the scheme that `scheme` names for it, to
-/// nearest by the plainest [`Quantizer`] of the scheme that fits its shape; `None` leaves it in f32.
+/// Opens the latent weights of a checkpoint, or of the best one of a run, in f32: what training moves, before any rounding.
+///
+/// # Errors
+/// [`Error::Format`] if it is no checkpoint, or cannot be read.
+pub fn open_latent(path: &Path) -> Result<(Decoder, Tokenizer)> {
+    of_model(model::open_latent(path)?)
+}
+
+fn of_model(model: Model) -> Result<(Decoder, Tokenizer)> {
+    Ok((Decoder::from_model(&model)?, model.tokenizer))
+}
+
+fn invalid(path: &Path, reason: &str) -> Error {
+    Error::Format(bitllama_formats::Error::invalid(path, reason))
+}
+
+/// Opens what [`open`] opens, or the `latent` weights of a checkpoint, and rounds each weight to the scheme that `scheme` names
+/// for it, to nearest by the plainest [`Quantizer`] of the scheme that fits its shape; `None` leaves it in f32.
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, it cannot be read, or it is an artifact, which has its schemes already.
-pub fn open_quantized(path: &Path, scheme: impl Fn(&WeightSpec) -> Option<Scheme>) -> Result<(Decoder, Tokenizer)> {
-    if path.join("manifest.json").is_file() {
-        let reason = "an artifact has its schemes already; only full-precision models can be quantized";
-        return Err(Error::Format(bitllama_formats::Error::invalid(path, reason)));
+pub fn open_quantized(
+    path: &Path,
+    latent: bool,
+    scheme: impl Fn(&WeightSpec) -> Option<Scheme>,
+) -> Result<(Decoder, Tokenizer)> {
+    let path = &checkpoint::student_of(path)?;
+    if path.join(MANIFEST_FILE).is_file() {
+        return Err(invalid(path, "an artifact has its schemes already; only full-precision models can be quantized"));
     }
-    let model = model::open(path)?;
+    let model = if latent { model::open_latent(path)? } else { model::open(path)? };
     let decoder = Decoder::new(model.config.clone(), |spec| {
         let data = model.weights.read(spec)?;
         Ok(match (scheme(spec), &spec.shape[..]) {

@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec, specs};
-use bitllama_core::{BitPlan, ModelConfig};
+use bitllama_formats::checkpoint::{CheckpointState, plan, read_scales, student_of};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::fake_quant;
 use bitllama_nn::weights::{Weights, build};
@@ -18,17 +19,18 @@ use tokenizers::Tokenizer;
 
 use crate::recipe::activations::Activations;
 use crate::seeded;
-use crate::training::checkpoint::{self, CheckpointState};
 
 pub use bitllama_core::bit_plan::ResolvedPlan;
 
-/// Opens what a recipe or a flag names: a Hugging Face directory, a GGUF file, or a hub id (fetched first).
+/// Opens what a recipe or a flag names: a Hugging Face directory, a GGUF file, a hub id (fetched first), a checkpoint, an
+/// artifact, or the folder of a run (then its best student). Of a checkpoint it opens the student, whose weights are rounded,
+/// or its `latent` weights.
 ///
 /// # Errors
-/// One line: what is missing or damaged, and where.
-pub fn open(name: &str) -> Result<Model> {
+/// One line: what is missing or damaged, and where; latent weights of what is no checkpoint.
+pub fn open(name: &str, latent: bool) -> Result<Model> {
     let path = resolve(name)?;
-    Ok(model::open(&path)?)
+    Ok(if latent { model::open_latent(&path)? } else { model::open(&path)? })
 }
 
 /// The architecture of a model; of a hub id only `config.json` is fetched.
@@ -36,9 +38,14 @@ pub fn open(name: &str) -> Result<Model> {
 /// # Errors
 /// As [`open`].
 pub fn config(name: &str) -> Result<ModelConfig> {
+    let local = student_of(Path::new(name))?;
+    if local.is_dir() {
+        let path = local.join(hf::CONFIG);
+        return if path.is_file() { Ok(hf::read_config(&path)?) } else { Ok(open(name, false)?.config) };
+    }
     match hub::HubConfig::from_env().resolve_config(name)? {
         Some(path) => Ok(hf::read_config(&path)?),
-        None => Ok(open(name)?.config),
+        None => Ok(open(name, false)?.config),
     }
 }
 
@@ -50,17 +57,20 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
     Ok(hub::resolve(name)?)
 }
 
-/// The weights of a file as a Burn module.
+/// A model as a Burn module: of a student with its activations rounded, as it was trained.
 ///
 /// # Errors
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
     let llama = build(&model.config, device, |spec| model.weights.read(spec))?;
     model.weights.release();
-    Ok(llama)
+    Ok(match model.activations.is_empty() {
+        true => llama,
+        false => bitllama_nn::activations::quantize(llama, &model.activations),
+    })
 }
 
-/// As [`to_device`], for a `config` with some of the file's blocks only, `layers`, and maybe with sub-norms which the file has
+/// The weights of a model as a Burn module, for a `config` with some of the file's blocks only, `layers`, and maybe with sub-norms which the file has
 /// not: their weights are 1.
 ///
 /// # Errors
@@ -121,26 +131,19 @@ pub struct Loaded {
     pub plan: Option<ResolvedPlan>,
 }
 
-/// Opens anything that `eval` and `export` take: the names of [`open`], a checkpoint folder, or the folder of a run
-/// (then its best checkpoint).
+/// Loads anything that [`open`] opens. The student of a checkpoint is rounded on the device, by its bit plan.
 ///
 /// # Errors
-/// As [`open`]; a checkpoint whose state cannot be read.
-pub fn load(name: &str, device: &Device) -> Result<Loaded> {
-    let path = resolve(name)?;
-    let path = best_of_run(&path)?.unwrap_or(path);
-    let source = model::open(&path)?;
-    let mut llama = to_device(&source, device)?;
-    let plan = match CheckpointState::read(&path)? {
-        Some(state) => {
-            let plan = BitPlan::new(state.bits.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
-            let plan = plan.resolve(&source.config)?;
-            llama = quantized(llama, &plan, &state.activations, &checkpoint::read_scales(&path, &plan)?)?;
-            Some(plan)
-        }
-        None => None,
-    };
-    Ok(Loaded { llama, source, plan })
+/// As [`open`]; a weight that is missing or damaged.
+pub fn load(name: &str, latent: bool, device: &Device) -> Result<Loaded> {
+    let path = student_of(&resolve(name)?)?;
+    let state = CheckpointState::read(&path)?.filter(|_| !latent);
+    let source = if latent || state.is_some() { model::open_latent(&path)? } else { model::open(&path)? };
+    let llama = to_device(&source, device)?;
+    let Some(state) = state else { return Ok(Loaded { llama, source, plan: None }) };
+    let plan = plan(&path, &state, &source.config)?;
+    let llama = quantized(llama, &plan, &state.activations, &read_scales(&path, &plan)?)?;
+    Ok(Loaded { llama, source, plan: Some(plan) })
 }
 
 /// A student: a model in full precision with its bit plan attached, trained scales in `stored`, and its activations
@@ -166,16 +169,6 @@ pub fn quantized_by(
     let activations = activations.plan_for(plan)?;
     let llama = fake_quant::quantize_by(llama, plan, stored, strength);
     Ok(bitllama_nn::activations::quantize(llama, &activations))
-}
-
-/// The best checkpoint, if `path` is the folder of a run.
-fn best_of_run(path: &Path) -> Result<Option<PathBuf>> {
-    let checkpoints = path.join(checkpoint::FOLDER);
-    if !checkpoints.is_dir() {
-        return Ok(None);
-    }
-    let best = checkpoint::best(&checkpoints)?;
-    Ok(Some(best.with_context(|| format!("{}: no checkpoint in this run", path.display()))?))
 }
 
 /// Teacher and student must mean the same by a token.

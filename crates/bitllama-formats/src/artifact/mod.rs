@@ -13,6 +13,7 @@
 //! | `write.rs` | a folder written whole or not at all |
 //! | `read.rs` | a folder opened, every weight checked against the architecture |
 //! | `scales.rs` | scales and zero points of a weight, read in whatever form |
+//! | `source.rs` | an artifact as the source of a model's weights |
 //! | `files.rs` | the arrays of an artifact: NPZ members and loose files |
 //! | `codes.rs` | codes of the older tools, to panels and back; what can be wrong inside panels |
 
@@ -23,6 +24,7 @@ mod forms;
 mod manifest;
 mod read;
 mod scales;
+mod source;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -36,6 +38,7 @@ use tokenizers::Tokenizer;
 use crate::npz::Npz;
 use crate::{Companions, Result};
 
+pub use source::open_model;
 pub use write::{write, write_trained};
 
 /// The NPZ of an artifact.

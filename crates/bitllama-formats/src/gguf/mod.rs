@@ -32,5 +32,5 @@ pub fn open(path: &Path) -> Result<Model> {
     let tokenizer = tokenizer::tokenizer(&file)?;
     let companions = special::companions(&file, &config, &tokenizer)?;
     let weights = model::Weights::new(file, config.clone())?;
-    Ok(Model { path: path.to_path_buf(), config, tokenizer, companions, weights: Box::new(weights) })
+    Ok(Model::plain(path, config, tokenizer, companions, weights))
 }

@@ -77,10 +77,6 @@ impl<'a> Vocabulary<'a> {
         let Array::Strings(tokens) = file.required("tokenizer.ggml.tokens", Gguf::array)? else {
             return Err(file.invalid("metadata tokenizer.ggml.tokens is no list of strings"));
         };
-        if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
-            let reason = format!("tokenizer.ggml.tokens has a token of {} bytes, more than {MAX_TOKEN}", long.len());
-            return Err(file.invalid(reason));
-        }
         // Before anything is made of them: rows of the embedding are in the file, tokens may be of no length.
         let rows = file.tensor("token_embd.weight").map_or(usize::MAX, |embedding| embedding.shape[0]);
         if tokens.len() > rows {
@@ -89,7 +85,11 @@ impl<'a> Vocabulary<'a> {
                 file.invalid(format!("the tokenizer has {tokens} tokens, but the model's vocab_size is {rows}"))
             );
         }
-        let mut seen = HashSet::new();
+        if let Some(long) = tokens.iter().find(|token| token.len() > MAX_TOKEN) {
+            let reason = format!("tokenizer.ggml.tokens has a token of {} bytes, more than {MAX_TOKEN}", long.len());
+            return Err(file.invalid(reason));
+        }
+        let mut seen = HashSet::with_capacity(tokens.len());
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
             return Err(file.invalid(format!("tokenizer.ggml.tokens has `{}` twice", excerpt(twice))));
         }

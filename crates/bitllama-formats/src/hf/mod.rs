@@ -75,7 +75,7 @@ pub fn open(folder: &Path) -> Result<Model> {
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
     let companions = Companions::read(folder)?;
     companions.complete(&mut config, &tokenizer)?;
-    Ok(Model { path: folder.to_path_buf(), config, tokenizer, companions, weights: Box::new(weights) })
+    Ok(Model::plain(folder, config, tokenizer, companions, weights))
 }
 
 /// Writes a directory that [`open`] and `transformers` read; one that this program wrote there is replaced, and on any error

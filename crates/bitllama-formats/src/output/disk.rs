@@ -91,9 +91,14 @@ pub(super) fn flush(file: &File, path: &Path) -> Result<()> {
 /// Flushes the names in a folder to the disk, where the system can.
 pub(super) fn flush_folder(path: &Path) -> Result<()> {
     step(path)?;
-    #[cfg(all(unix, not(test)))]
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))?;
-    Ok(())
+    if cfg!(any(test, not(unix))) {
+        return Ok(());
+    }
+    match File::open(path).and_then(|folder| folder.sync_all()) {
+        // Some network file systems cannot.
+        Err(e) if !matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Flushes all files and folders within a folder, and the folder itself.

@@ -165,6 +165,6 @@ mod tests {
         let output = folder.path().join("model");
         fs::write(beside(&output), "process 1 on elsewhere").unwrap();
         drop(Lock::take(&beside(&output), &output).unwrap());
-        assert_eq!(disk::entries(folder.path()).unwrap(), [PathBuf::new(); 0]);
+        assert!(disk::entries(folder.path()).unwrap().is_empty());
     }
 }

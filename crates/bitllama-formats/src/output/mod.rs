@@ -53,12 +53,16 @@ impl Drop for Claim {
     }
 }
 
-/// Claims a file that is to be written: takes its lock, and finishes or undoes what a dead writer left.
+/// Claims a file that is to be written, with others beside it: takes its lock, and finishes or undoes what dead writers left in
+/// its folder.
 ///
 /// # Errors
 /// [`Error::Invalid`] if another process writes it; [`Error::Io`].
 pub fn claim_file(path: &Path) -> Result<Claim> {
-    claim(&followed(path)?)
+    let path = followed(path)?;
+    let claim = claim(&path)?;
+    temporary::recover(disk::parent(&path))?;
+    Ok(claim)
 }
 
 /// The lock beside `path`, after the folder that both lie in was made.

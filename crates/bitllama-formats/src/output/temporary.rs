@@ -133,7 +133,7 @@ mod tests {
         let file = File::create(&living).unwrap();
         file.lock().unwrap();
         recover(folder.path()).unwrap();
-        assert_eq!(disk::entries(folder.path()).unwrap(), [living.clone()]);
+        assert_eq!(disk::entries(folder.path()).unwrap(), std::slice::from_ref(&living));
         drop(file);
         recover(folder.path()).unwrap();
         assert!(!living.exists());

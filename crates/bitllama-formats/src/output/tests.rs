@@ -176,6 +176,19 @@ fn a_kill_at_any_step_of_a_first_write_leaves_a_model_or_nothing() {
     );
 }
 
+#[test]
+fn a_kill_at_any_step_of_a_file_and_one_beside_it_leaves_nothing_unfinished() {
+    at_every_step(
+        |_| {},
+        |root| {
+            let _claim = claim_file(&root.join("a/text"))?;
+            write_bytes(&root.join("a/text.origin.json"), b"{}")?;
+            write_bytes(&root.join("a/text"), b"new")
+        },
+        |root, restarted| assert!(!restarted || names(&root.join("a")) == ["text", "text.origin.json"]),
+    );
+}
+
 /// What a run does, in little: starts anew in its folder, writes what it keeps, a log and a checkpoint.
 fn run(root: &Path, content: &str) -> Result<()> {
     let path = root.join("run");

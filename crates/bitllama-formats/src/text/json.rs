@@ -1,7 +1,7 @@
 //! Documents out of JSON: objects line by line, or the elements of one array. Neither is ever held as a tree.
 
 use std::fmt;
-use std::io::BufRead;
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 
 use bitllama_core::excerpt;
@@ -12,10 +12,8 @@ use crate::{Error, Result};
 /// Fields that an error lists.
 const LISTED: usize = 8;
 
-/// A line's buffer is kept for the next one up to this size.
-const KEPT: usize = 1 << 20;
-
-/// Gives the text of each line's object to `each`; blank lines are left out.
+/// Gives the text of each line's object to `each`; blank lines are left out. Lines are parsed while they are read: a line
+/// takes the memory of its text, not its own beside it.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Line`] for a line without a text; those of `each`.
@@ -25,31 +23,54 @@ pub(super) fn lines<E: From<Error>>(
     field: &str,
     each: &mut impl FnMut(String) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut buffer = Vec::new();
-    for line in 1.. {
-        buffer.clear();
-        buffer.shrink_to(KEPT);
-        if reader.read_until(b'\n', &mut buffer).map_err(Error::io(path))? == 0 {
-            break;
+    let (mut line, mut indent) = (1, 0);
+    loop {
+        let block = reader.fill_buf().map_err(Error::io(path))?;
+        match block.first() {
+            None => return Ok(()),
+            Some(b'\n') => {
+                reader.consume(1);
+                (line, indent) = (line + 1, 0);
+            }
+            Some(byte) if byte.is_ascii_whitespace() => {
+                reader.consume(1);
+                indent += 1;
+            }
+            Some(_) => {
+                let refused = |reason| Error::Line { path: path.into(), line, reason };
+                let text = match object(Line(reader), field) {
+                    Ok(found) => found.map_err(refused)?,
+                    Err(e) if e.is_io() => return Err(Error::io(path)(e.into()).into()),
+                    Err(e) => {
+                        let reason = format!("no JSON object: {} (column {})", cause(&e), indent + e.column());
+                        return Err(refused(reason).into());
+                    }
+                };
+                each(text)?;
+            }
         }
-        if buffer.trim_ascii().is_empty() {
-            continue;
-        }
-        let text = object(&buffer, field).map_err(|reason| Error::Line { path: path.into(), line, reason })?;
-        if buffer.len() > KEPT {
-            buffer = Vec::new();
-        }
-        each(text)?;
     }
-    Ok(())
 }
 
-/// Text of the object that stands alone in `json`.
-fn object(json: &[u8], field: &str) -> Result<String, String> {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let found = Document { field, strings: false }.deserialize(&mut deserializer);
-    let found = found.and_then(|found| deserializer.end().map(|()| found));
-    found.unwrap_or_else(|e| Err(format!("no JSON object: {} (column {})", cause(&e), e.column())))
+/// Text of the object that stands alone in `line`.
+fn object(line: Line<impl BufRead>, field: &str) -> serde_json::Result<Found> {
+    let mut deserializer = serde_json::Deserializer::from_reader(line);
+    let found = Document { field, strings: false }.deserialize(&mut deserializer)?;
+    deserializer.end().map(|()| found)
+}
+
+/// A reader up to the end of its line.
+struct Line<'a, R>(&'a mut R);
+
+impl<R: BufRead> Read for Line<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let block = self.0.fill_buf()?;
+        let block = &block[..block.len().min(out.len())];
+        let n = block.iter().position(|byte| *byte == b'\n').unwrap_or(block.len());
+        out[..n].copy_from_slice(&block[..n]);
+        self.0.consume(n);
+        Ok(n)
+    }
 }
 
 /// Gives the text of each element of an array to `each`.

@@ -19,6 +19,8 @@ use super::parts::{steps, strings};
 const MAX_STEPS: usize = 256;
 /// Bytes of a text that a step inserts.
 const MAX_INSERTED: usize = 256;
+/// Bytes of a pattern; those of published tokenizers have some hundred.
+const MAX_PATTERN: usize = 16 << 10;
 /// How many times longer a text may become. Byte-level alphabets double it, NFKD has a character that becomes eleven times
 /// as long.
 const MAX_GROWTH: usize = 32;
@@ -87,6 +89,10 @@ where
         let inserted = ["content", "prepend", "replacement", "prefix", "suffix"].map(|key| value[key].as_str());
         if let Some(length) = inserted.iter().flatten().map(|text| text.len()).max().filter(|n| *n > MAX_INSERTED) {
             return Err(format!("the {name} inserts a text of {length} bytes, more than {MAX_INSERTED}"));
+        }
+        let patterns = ["Regex", "String"].map(|key| value["pattern"][key].as_str());
+        if let Some(length) = patterns.iter().flatten().map(|text| text.len()).find(|n| *n > MAX_PATTERN) {
+            return Err(format!("the {name} has a pattern of {length} bytes, more than {MAX_PATTERN}"));
         }
         let wrong = |e: String| format!("the {name} cannot be built: {e}");
         built.push(guarded(|| Ok(serde_json::from_value::<Step>(value.clone())?)).map_err(wrong)?);

@@ -30,9 +30,10 @@ const MAX_FILE: u64 = 256 << 20;
 const MAX_DEPTH: usize = 16;
 /// Bytes of a token as it is written; the longest published ones are runs of some hundred spaces.
 pub(crate) const MAX_TOKEN: usize = 8192;
-/// Bytes of a normalizer, which may hold a table of characters, and of the other steps.
-const MAX_NORMALIZER: usize = 4 << 20;
-const MAX_STEP: usize = 256 << 10;
+/// Bytes of a normalizer and of each other kind of steps.
+const MAX_PART: usize = 256 << 10;
+/// Bytes of the table of characters that a normalizer may hold beside, as one string.
+const MAX_TABLE: usize = 4 << 20;
 /// Texts that every tokenizer is tried on.
 const PROBES: [&str; 4] = ["a", "Ab 12, c'd\n", "é日🦙\t\u{fdfa}", "       <s></s>"];
 /// Bytes of tokens that a byte of text may give: a byte that is no token becomes six, as in `<0x0A>`.
@@ -74,12 +75,18 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
             return Err(format!("{} nests {} lists and objects, more than {MAX_DEPTH}", quoted(&part.key), part.depth));
         }
     }
-    let part = |key: &str, limit: usize| -> Result<Value, String> {
+    let part = |key: &str| -> Result<Value, String> {
         let Some(part) = parts.iter().find(|part| part.key == key) else { return Ok(Value::Null) };
-        match part.text.len() {
-            length if length > limit => Err(format!("its {key} takes {length} bytes, more than {limit}")),
-            _ => serde_json::from_str(part.text).map_err(|e| format!("{key}: {e}")),
+        if !part.text.starts_with(['{', 'n']) {
+            return Err(format!("its {key} is neither an object nor null"));
         }
+        // Once read, lists and objects take many times the bytes of their text; one long string does not.
+        let table = if key == "normalizer" { part.longest_string.min(MAX_TABLE) } else { 0 };
+        let (length, limit) = (part.text.len(), MAX_PART + table);
+        if length > limit {
+            return Err(format!("its {key} takes {length} bytes, more than {limit}"));
+        }
+        serde_json::from_str(part.text).map_err(|e| format!("{key}: {e}"))
     };
     for name in ["added_tokens", "model"] {
         if let Some(part) = parts.iter().find(|part| part.key == name && part.longest_string > MAX_TOKEN) {
@@ -87,10 +94,10 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
         }
     }
     // Before the tokenizer is built: building it normalizes its added tokens.
-    growth::normalizers(part("normalizer", MAX_NORMALIZER)?)?;
-    growth::pre_tokenizers(part("pre_tokenizer", MAX_STEP)?)?;
-    growth::decoders(part("decoder", MAX_STEP)?)?;
-    let templates = part("post_processor", MAX_STEP)?;
+    growth::normalizers(part("normalizer")?)?;
+    growth::pre_tokenizers(part("pre_tokenizer")?)?;
+    growth::decoders(part("decoder")?)?;
+    let templates = part("post_processor")?;
 
     let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes))?;
     guarded(|| tokenizer.with_padding(None).with_truncation(None).map(|_| ()))?;
@@ -119,7 +126,7 @@ pub(crate) fn check(tokenizer: &Tokenizer) -> Result<(), String> {
     for text in PROBES {
         let at = |e: String| format!("{e}, on the text {text:?}");
         // A vocabulary without a token for what is unknown refuses texts, and may.
-        let Ok(encoding) = guarded(|| Ok(tokenizer.encode_fast(text, false))).map_err(at)? else { continue };
+        let Ok(encoding) = guarded(|| Ok(tokenizer.encode(text, false))).map_err(at)? else { continue };
         let bytes: usize = encoding.get_tokens().iter().map(String::len).sum();
         if bytes > MAX_PER_BYTE * text.len() {
             return Err(at(format!("makes tokens of {bytes} bytes")));

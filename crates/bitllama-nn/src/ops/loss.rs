@@ -27,11 +27,15 @@ pub enum Side<'a> {
     Likeliest(&'a [u32], &'a [f32]),
 }
 
-/// What the loss is made of: `ce * cross-entropy + divergence * D`, each a mean over positions.
+/// What the loss is made of: `ce * cross-entropy + divergence * D`, the first a sum over scored positions divided by `scored`,
+/// the second a mean over all positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mixture {
     /// Weight of the cross-entropy.
     pub ce: f64,
+    /// The divisor of the sum of the cross-entropies: the number of scored targets, or, where several batches make up a
+    /// step, their mean number over these.
+    pub scored: f64,
     /// Weight of the divergence.
     pub divergence: f64,
     /// By which both sides' logits are divided for the divergence.
@@ -44,7 +48,7 @@ pub struct Mixture {
 pub struct Losses {
     /// What is followed back: a scalar of shape `[1]`.
     pub loss: Tensor<1>,
-    /// Mean cross-entropy of the scored targets, nats.
+    /// Sum of the cross-entropies of the scored targets divided by [`Mixture::scored`], nats.
     pub ce: f64,
     /// Mean divergence over all positions, nats; 0 without a teacher.
     pub divergence: f64,
@@ -84,10 +88,9 @@ pub fn forward(
         }
         _ => None,
     };
-    let count = scored.iter().filter(|scored| **scored).count().max(1);
     let per_position = mixture.divergence / positions as f64;
     let weights = |scored: bool| Weights {
-        ce: if scored { (mixture.ce / count as f64) as f32 } else { 0.0 },
+        ce: if scored { (mixture.ce / mixture.scored) as f32 } else { 0.0 },
         divergence: per_position as f32,
         temperature: mixture.temperature as f32,
         kind: mixture.kind,
@@ -160,7 +163,7 @@ pub fn forward(
     });
 
     let of_scored = terms.iter().zip(scored).filter(|(_, scored)| **scored);
-    let ce = of_scored.map(|(terms, _)| terms.ce as f64).sum::<f64>() / count as f64;
+    let ce = of_scored.map(|(terms, _)| terms.ce as f64).sum::<f64>() / mixture.scored;
     let divergence = terms.iter().map(|terms| terms.divergence as f64).sum::<f64>() / positions as f64;
     let loss = mixture.ce * ce + mixture.divergence * divergence;
     let loss = record("loss", inputs, Numbers::new(vec![loss as f32], [1]), move |d_loss, wanted| {

@@ -130,18 +130,18 @@ impl Corpus {
         self.documents += group.len();
         let bytes = self.bytes + lines.len() as u64;
         note(&self.output, &self.origin, &self.hash, self.bytes, bytes)?;
-        self.file.write_all(&lines).with_context(|| at(&self.output))?;
+        // On the disk before the next note says so.
+        self.file.write_all(&lines).and_then(|()| self.file.sync_data()).with_context(|| at(&self.output))?;
         self.hash.update(&lines);
         self.bytes = bytes;
         Ok(())
     }
 
-    /// Flushes the file to the disk, and puts all of it on record.
+    /// Puts all of the file on record.
     ///
     /// # Errors
     /// If the disk does not take it.
     pub fn finish(self) -> Result<()> {
-        self.file.sync_all().with_context(|| at(&self.output))?;
         note(&self.output, &self.origin, &self.hash, self.bytes, self.bytes)
     }
 }

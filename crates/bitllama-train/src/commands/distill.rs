@@ -27,7 +27,7 @@ use crate::data::{self, Split};
 use crate::export::{export, save_hf};
 use crate::grid::run::SPENT;
 use crate::models::to_device;
-use crate::monitor::progress::Log;
+use crate::monitor::progress::{Log, tell};
 use crate::ptq;
 use crate::recipe::{Quant, Recipe, dry_run};
 use crate::training::checkpoint::{self, CheckpointState, FOLDER};
@@ -103,6 +103,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let _claim = claim_growing(&recipe.output, Kind::Run)?;
     let start = earlier_run(args, recipe)?;
     let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
+    sources.notes().iter().for_each(|note| say(args, note));
     let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
     dry_run::ensure_memory(recipe, &sources.plan, &sources.config, teacher_config).with_context(at_recipe)?;
     let student = student(recipe, &sources, start.as_ref(), &device).with_context(at_recipe)?;
@@ -183,7 +184,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     match run.train(student, rows, start)? {
         LoopOutcome::Interrupted(folder) => {
             say(args, &format!("stopped; `--resume` goes on from {}", folder.display()));
-            Ok(ExitCode::from(interrupt::EXIT_CODE as u8))
+            Ok(ExitCode::from(interrupt::exit_code()))
         }
         LoopOutcome::Finished { best, perplexity } => {
             let student = restored(&best, &config, plan, &tracked)?;
@@ -327,6 +328,6 @@ fn write_json(recipe: &Recipe, name: &str, value: &Value) -> Result<()> {
 
 fn say(args: &Args, text: &str) {
     if args.log != Log::Json {
-        eprintln!("{text}");
+        tell(text);
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bitllama_core::ModelConfig;
+use bitllama_formats::checkpoint::student_of;
 use bitllama_formats::{Artifact, artifact};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::Decoder;
@@ -22,9 +23,12 @@ use crate::models;
 /// Perplexity of a model on a text, by llama.cpp's protocol, and accuracy on multiple-choice tasks, by lm-evaluation-harness's
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, GGUF file, hub id, checkpoint, folder of a run, or artifact
+    /// A Hugging Face directory, GGUF file, hub id, checkpoint, artifact, or folder of a run (then its best student)
     #[arg(long)]
     model: String,
+    /// Evaluate the latent weights of the checkpoint, not the student that has them rounded
+    #[arg(long)]
+    latent_weights: bool,
     /// The text, a UTF-8 file or a folder of them: plain, or the texts of .jsonl, .ndjson and .json; .gz and .zst may follow
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
@@ -87,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     args.reading.check(args.text.is_some())?;
     let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, args.reading.text(path)?))).transpose()?;
     let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
-    let mut student = subject(&args.model, &device)?;
+    let mut student = subject(&args.model, args.latent_weights, &device)?;
     let bos = own_bos(&student.tokenizer).with_context(|| args.model.clone())?;
     let limit = student.config.max_position_embeddings;
     let text = match text {
@@ -141,7 +145,7 @@ fn on_text(
         let found = perplexity(&mut *student.model, &tokens, options, progress).with_context(at_text)?;
         return Ok(OnText::Alone(found));
     };
-    let mut teacher = subject(name, device)?;
+    let mut teacher = subject(name, false, device)?;
     ensure!(
         teacher.tokenizer.get_vocab(true) == student.tokenizer.get_vocab(true),
         "{} and {name} have different tokenizers",
@@ -180,17 +184,16 @@ fn print(result: &Comparison) {
     line("same top p (%)", 100.0 * result.same_top, 100.0 * result.same_top_error);
 }
 
-fn subject(name: &str, device: &Device) -> Result<Subject> {
-    if let Ok(path) = models::resolve(name)
-        && path.join(artifact::MANIFEST_FILE).is_file()
-    {
+fn subject(name: &str, latent: bool, device: &Device) -> Result<Subject> {
+    let path = student_of(&models::resolve(name)?)?;
+    if path.join(artifact::MANIFEST_FILE).is_file() && !latent {
         let artifact = Artifact::open(&path)?;
         let config = artifact.config.clone();
         let tokenizer = artifact.tokenizer.clone().with_context(|| format!("{}: no tokenizer.json", path.display()))?;
         let model = Box::new(Decoder::from_artifact(&artifact)?);
         return Ok(Subject { model, tokenizer, config });
     }
-    let loaded = models::load(name, device)?;
+    let loaded = models::load(name, latent, device)?;
     Ok(Subject {
         model: Box::new(Scored::new(&loaded.llama, device)),
         tokenizer: loaded.source.tokenizer,

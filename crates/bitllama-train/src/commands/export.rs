@@ -50,7 +50,7 @@ pub fn run(args: Args) -> Result<()> {
     output::apart(&args.output, [("--checkpoint", Path::new(&args.checkpoint))])?;
     let kind = if args.layout == Layout::Hf { Kind::Model } else { Kind::Artifact };
     let _claim = output::claim_folder(&args.output, kind)?;
-    let loaded = models::load(&args.checkpoint, &bitllama_nn::device(default_name())?)?;
+    let loaded = models::load(&args.checkpoint, false, &bitllama_nn::device(default_name())?)?;
     let plan = loaded
         .plan
         .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;

@@ -28,9 +28,12 @@ const MAX_BATCH: usize = 1 << 16;
 /// Let a model write a corpus to train on, by sampling
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, GGUF file or hub id
+    /// A Hugging Face directory, GGUF file, hub id, checkpoint, artifact, or folder of a run (then its best student)
     #[arg(long)]
     model: String,
+    /// Let the latent weights of the checkpoint write, not the student that has them rounded
+    #[arg(long)]
+    latent_weights: bool,
     /// JSONL file to write, a line for each document; one that was begun with the same settings is gone on with
     #[arg(long)]
     output: PathBuf,
@@ -72,6 +75,8 @@ struct Origin {
     model: String,
     model_bytes: u64,
     model_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    latent_weights: bool,
     length: usize,
     batch: usize,
     greedy: usize,
@@ -88,7 +93,7 @@ struct Origin {
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens must be at least 1");
     ensure!((1..=MAX_BATCH).contains(&args.batch), "--batch {} is not between 1 and {MAX_BATCH}", args.batch);
-    let model = models::open(&args.model)?;
+    let model = models::open(&args.model, args.latent_weights)?;
     output::apart(&args.output, [("--model", &*model.path)])?;
     let _claim = output::claim_file(&args.output)?;
     let limit = model.config.max_position_embeddings;
@@ -103,6 +108,7 @@ pub fn run(args: Args) -> Result<()> {
         model: args.model.clone(),
         model_bytes: model.weights.stored_bytes(),
         model_sha256: Identity::of(&model)?.sha256,
+        latent_weights: args.latent_weights,
         length: args.length,
         batch: args.batch,
         greedy: args.greedy,
@@ -114,10 +120,10 @@ pub fn run(args: Args) -> Result<()> {
     let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
     // Before a file that they would not fill is made or replaced.
     Sampler::new(sampling(args.seed))?;
+    let decoder = Decoder::from_model(&model)?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
     let starts = first_tokens(tokenizer, model.config.end_tokens())?;
-    let decoder = Decoder::from_model(&model)?;
 
     let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  ETA {eta}")?);

@@ -20,6 +20,7 @@ use crate::grid::results::{FORMAT_VERSION, Other, Results, Teacher, machines};
 use crate::grid::run::{self, Stage};
 use crate::grid::schedule::{self, Task};
 use crate::grid::{others, report};
+use crate::recipe;
 use crate::training::interrupt;
 
 /// Run schemes, methods and seeds over one recipe, and report which bits cost what
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     print!("{}", report::terminal(&results));
     println!("\nreport: {}", grid.output.join(report::PAGE_FILE).display());
     Ok(match (done.interrupted, results.failed.is_empty()) {
-        (true, _) => ExitCode::from(interrupt::EXIT_CODE as u8),
+        (true, _) => ExitCode::from(interrupt::exit_code()),
         (_, false) => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
@@ -113,11 +114,16 @@ fn named(stage: Stage) -> &'static str {
 }
 
 /// The one model that all runs learn from.
-fn teacher_of(all: &[Planned]) -> Result<&str> {
-    let mut models = all.iter().filter_map(|planned| Some(planned.recipe.teacher.as_ref()?.model.as_str()));
-    let first = models.next().context("no run has a teacher")?;
-    if let Some(other) = models.find(|model| *model != first) {
-        bail!("runs have different teachers, `{first}` and `{other}`: there is one that all are compared with");
+fn teacher_of(all: &[Planned]) -> Result<&recipe::Teacher> {
+    let mut teachers = all.iter().filter_map(|planned| planned.recipe.teacher.as_ref());
+    let first = teachers.next().context("no run has a teacher")?;
+    let same = |other: &recipe::Teacher| (&other.model, other.latent_weights) == (&first.model, first.latent_weights);
+    if let Some(other) = teachers.find(|other| !same(other)) {
+        bail!(
+            "runs have different teachers, `{}` and `{}`: there is one that all are compared with",
+            first.model,
+            other.model
+        );
     }
     Ok(first)
 }

@@ -17,7 +17,8 @@ use crate::training::checkpoint::{Fingerprint, STUDENT_MODEL, TEACHER};
 /// # Errors
 /// A model that cannot be read.
 pub fn provenance(recipe: &Recipe, teacher: Option<&Model>, hashes: Value) -> Result<Value> {
-    let start = recipe.student.model.as_deref().map(models::open).transpose()?;
+    let start =
+        recipe.student.model.as_deref().map(|name| models::open(name, recipe.student.latent_weights)).transpose()?;
     Ok(json!({
         "recipe": serde_json::to_value(recipe)?,
         "version": env!("CARGO_PKG_VERSION"),
@@ -77,7 +78,8 @@ pub fn fingerprint(
 /// None that a recipe that was read can cause.
 pub fn start(recipe: &Recipe, provenance: &Value, config: &ModelConfig) -> Result<String> {
     let quant = &recipe.quant;
-    let student = Student { model: None, config: None, tokenizer: None, ..recipe.student.clone() };
+    let student =
+        Student { model: None, latent_weights: false, config: None, tokenizer: None, ..recipe.student.clone() };
     let parts = json!([
         [quant.init.name(), env!("CARGO_PKG_VERSION")],
         quant.calibration_tokens,

@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::recipe::Recipe;
 use crate::training::checkpoint;
 
-/// Makes sure that nothing that a recipe reads, nor `config`, lies in the folder that is about to be written.
+/// Makes sure that nothing that a recipe reads, nor `config`, lies in the folder that is about to be written. A run that goes
+/// on has no `config` here, and only its models are looked at: it replaces nothing that is not its own.
 ///
 /// # Errors
 /// The first key whose path does.
@@ -20,14 +21,16 @@ pub fn apart(folder: &Path, recipe: &Recipe, config: Option<&Path>) -> Result<()
     let mut inputs: Vec<(&str, &Path)> = Vec::new();
     if let Some(teacher) = &recipe.teacher {
         inputs.push(("teacher.model", Path::new(&teacher.model)));
-        inputs.extend(teacher.config.as_deref().map(|path| ("teacher.config", path)));
+        inputs.extend(teacher.config.as_deref().filter(|_| config.is_some()).map(|path| ("teacher.config", path)));
     }
     inputs.extend(student.model.as_ref().map(|name| ("student.model", Path::new(name))));
-    inputs.extend(student.config.as_deref().map(|path| ("student.config", path)));
-    inputs.extend(student.tokenizer.as_deref().map(|path| ("student.tokenizer", path)));
-    inputs.extend(data.train.iter().map(|path| ("data.train", &**path)));
-    inputs.extend(data.valid.iter().map(|path| ("data.valid", &**path)));
-    inputs.extend(config.map(|path| ("--config", path)));
+    if let Some(config) = config {
+        inputs.extend(student.config.as_deref().map(|path| ("student.config", path)));
+        inputs.extend(student.tokenizer.as_deref().map(|path| ("student.tokenizer", path)));
+        inputs.extend(data.train.iter().map(|path| ("data.train", &**path)));
+        inputs.extend(data.valid.iter().map(|path| ("data.valid", &**path)));
+        inputs.push(("--config", config));
+    }
     Ok(output::apart(folder, inputs)?)
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
+use bitllama_formats::model::Role;
 use bitllama_formats::text::files;
 use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
@@ -59,6 +60,19 @@ impl Sources {
     pub fn tokenizer_files(&self) -> TokenizerFiles<'_> {
         TokenizerFiles { tokenizer: &self.tokenizer, companions: Some(&self.companions) }
     }
+
+    /// Remarks on weights that a reader of the recipe may take for others: those of a checkpoint are rounded ones.
+    pub fn notes(&self) -> Vec<String> {
+        let students =
+            [("the teacher's weights", &self.teacher, "teacher"), ("the start weights", &self.start, "student")];
+        let students = students.into_iter().filter_map(|(what, model, key)| Some((what, model.as_ref()?, key)));
+        let students = students.filter(|(_, model, _)| model.role == Role::Student);
+        let note = |(what, model, key): (&str, &Model, &str)| {
+            let path = model.path.display();
+            format!("{what}: those of the student in {path}, rounded; latent ones by `{key}.latent_weights = true`")
+        };
+        students.map(note).collect()
+    }
 }
 
 /// Opens what a recipe names. With `resumed`, the student's weights are those of that folder.
@@ -66,7 +80,7 @@ impl Sources {
 /// # Errors
 /// Files that are missing, damaged or do not fit each other or the recipe.
 pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
-    let teacher = recipe.teacher.as_ref().map(|teacher| models::open(&teacher.model)).transpose()?;
+    let teacher = recipe.teacher.as_ref().map(|of| models::open(&of.model, of.latent_weights)).transpose()?;
     if let (Some(teacher), Some(path)) = (&teacher, recipe.teacher.as_ref().and_then(|t| t.config.as_ref())) {
         ensure!(
             same_architecture(&hf::read_config(path)?, &teacher.config),
@@ -76,8 +90,8 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
         );
     }
     let start = match (resumed, &recipe.student.model) {
-        (Some(folder), _) => Some(bitllama_formats::model::open(folder)?),
-        (None, Some(name)) => Some(models::open(name)?),
+        (Some(folder), _) => Some(bitllama_formats::model::open_latent(folder)?),
+        (None, Some(name)) => Some(models::open(name, recipe.student.latent_weights)?),
         (None, None) => None,
     };
     let (mut config, layers, tokenizer, companions) = match (start.as_ref(), &recipe.student.config, &teacher) {

@@ -21,9 +21,12 @@ use crate::ptq::{self, Method, gptq};
 /// Round a model into an artifact, without training
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face directory, GGUF file or hub id
+    /// A Hugging Face directory, GGUF file, hub id, checkpoint, artifact, or folder of a run (then its best student)
     #[arg(long)]
     model: String,
+    /// Round the latent weights of the checkpoint, not those that its student has rounded already
+    #[arg(long)]
+    latent_weights: bool,
     /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
@@ -170,7 +173,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     ensure!(args.damping > 0.0 && args.damping.is_finite(), "--damping must be positive");
     let device = bitllama_nn::device(&args.device)?;
-    let model = models::open(&args.model)?;
+    let model = models::open(&args.model, args.latent_weights)?;
     let inputs = args.calibration.iter().map(|path| ("--calibration", &**path));
     output::apart(&args.output, inputs.chain([("--model", &*model.path)]))?;
     let _claim = output::claim_folder(&args.output, Kind::Artifact)?;
@@ -225,6 +228,7 @@ pub fn run(args: Args) -> Result<()> {
     let provenance = json!({
         "command": "quantize",
         "model": model.path,
+        "latent_weights": args.latent_weights.then_some(true),
         "method": args.method.name(),
         "calibration": args.calibration,
         "reading": args.method.calibrates().then_some(&args.reading),

@@ -1,7 +1,12 @@
 //! This program once more, in a process of its own: what a run takes of memory, and how it ends, is its own matter.
+//!
+//! The child's standard input is a pipe from here. A byte in it asks the child to stop, as a signal would; its end, which comes
+//! with that of this process, ends the child at once.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,16 +16,19 @@ use crate::training::interrupt;
 pub enum Ended {
     /// With this on standard output.
     Done(String),
-    /// Ctrl-C, with a checkpoint.
+    /// Asked to stop; with a checkpoint, if it had come so far.
     Interrupted,
 }
 
-/// Runs this program with `args` on so many threads (all cores if `None`), and tells `line` each line of its standard error. The child
-/// ends when this process does, however that ends: its standard input is a pipe from here, and it stops with that.
+/// How long a request to stop may take to reach a child.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Runs this program with `args` on so many threads (all cores if `None`), and tells `line` each line of its standard error. What
+/// this process is asked, the child is asked too.
 ///
 /// # Errors
 /// If it cannot be started, or fails: its own message.
-pub fn run(args: &[String], threads: Option<usize>, mut line: impl FnMut(&str)) -> Result<Ended> {
+pub fn run(args: &[String], threads: Option<usize>, line: impl FnMut(&str)) -> Result<Ended> {
     let program = std::env::current_exe().context("this program's own file is not known")?;
     let mut command = Command::new(program);
     command.arg("--stop-with-stdin").args(args);
@@ -29,7 +37,33 @@ pub fn run(args: &[String], threads: Option<usize>, mut line: impl FnMut(&str)) 
         command.env("RAYON_NUM_THREADS", threads.to_string());
     }
     let mut child = command.spawn().context("cannot start a run")?;
-    let _lifeline = child.stdin.take();
+    let (lifeline, ended) = (child.stdin.take(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| pass_on(lifeline, &ended));
+        let result = follow(&mut child, line);
+        ended.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// Passes a request to stop on to a child, until it has `ended`.
+fn pass_on(mut lifeline: Option<ChildStdin>, ended: &AtomicBool) {
+    let mut passed = false;
+    while !ended.load(Ordering::Relaxed) {
+        if interrupt::asked()
+            && !passed
+            && let Some(lifeline) = &mut lifeline
+        {
+            // One that is gone needs no asking.
+            let _ = lifeline.write_all(b"s");
+            passed = true;
+        }
+        std::thread::sleep(PATIENCE);
+    }
+}
+
+/// Listens to a child until it ends.
+fn follow(child: &mut Child, mut line: impl FnMut(&str)) -> Result<Ended> {
     let mut last = String::new();
     if let Some(errors) = child.stderr.take() {
         for found in BufReader::new(errors).lines() {
@@ -48,18 +82,22 @@ pub fn run(args: &[String], threads: Option<usize>, mut line: impl FnMut(&str)) 
     let status = child.wait().context("waiting for a run")?;
     match status.code() {
         Some(0) => Ok(Ended::Done(output)),
-        Some(interrupt::EXIT_CODE) => Ok(Ended::Interrupted),
+        Some(code) if interrupt::is_exit_code(code) => Ok(Ended::Interrupted),
+        // A signal that reached both, before the child listened.
+        None if interrupt::asked() => Ok(Ended::Interrupted),
         Some(_) => bail!("{}", last.strip_prefix("error: ").unwrap_or(&last)),
         None => bail!("{status}, after: {last}"),
     }
 }
 
-/// Ends this process as soon as its standard input does.
+/// Does what standard input says: each byte asks this process to stop, and the end of it ends the process.
 pub fn stop_with_stdin() {
     std::thread::spawn(|| {
         let mut input = std::io::stdin().lock();
         let mut ignored = [0; 64];
-        while input.read(&mut ignored).is_ok_and(|n| n > 0) {}
-        std::process::exit(interrupt::EXIT_CODE);
+        while input.read(&mut ignored).is_ok_and(|n| n > 0) {
+            interrupt::ask();
+        }
+        std::process::exit(interrupt::exit_code().into());
     });
 }

@@ -184,15 +184,18 @@ pub fn model_names(recipe: &Recipe) -> [Option<&str>; 2] {
 /// # Errors
 /// A model that is there and cannot be read.
 pub fn identify(all: &mut [Planned]) -> Result<()> {
-    let mut known: IndexMap<String, Identity> = IndexMap::new();
+    let mut known: IndexMap<(String, bool), Identity> = IndexMap::new();
     for planned in all {
-        for (name, found) in model_names(&planned.recipe).into_iter().zip(&mut planned.models) {
+        let of_teacher = planned.recipe.teacher.as_ref().is_some_and(|teacher| teacher.latent_weights);
+        let latent = [of_teacher, planned.recipe.student.latent_weights];
+        for ((name, found), latent) in model_names(&planned.recipe).into_iter().zip(&mut planned.models).zip(latent) {
             let Some(name) = name.filter(|name| Path::new(name).exists()) else { continue };
-            let identity = match known.get(name) {
+            let key = (name.to_string(), latent);
+            let identity = match known.get(&key) {
                 Some(identity) => identity.clone(),
-                None => Identity::of(&models::open(name)?)?,
+                None => Identity::of(&models::open(name, latent)?)?,
             };
-            known.insert(name.to_string(), identity.clone());
+            known.insert(key, identity.clone());
             *found = Some(identity);
         }
     }

@@ -18,6 +18,7 @@ use super::config::Eval;
 use super::results;
 use crate::evaluate::{Remembering, Scored};
 use crate::models;
+use crate::recipe::Teacher;
 
 /// The teacher with the texts, ready to be compared with. Its logits are kept, up to a quarter of the memory that is free.
 pub struct Reference {
@@ -30,12 +31,12 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Opens the model `name` and scores it on all texts.
+    /// Opens the teacher of a recipe and scores it on all texts.
     ///
     /// # Errors
     /// A model or a text that is missing, damaged or too short.
-    pub fn open(name: &str, eval: &Eval, device: &Device) -> Result<Self> {
-        let loaded = models::load(name, device)?;
+    pub fn open(of: &Teacher, eval: &Eval, device: &Device) -> Result<Self> {
+        let (name, loaded) = (&of.model, models::load(&of.model, of.latent_weights, device)?);
         let (config, tokenizer) = (&loaded.source.config, &loaded.source.tokenizer);
         ensure!(
             eval.ctx <= config.max_position_embeddings,

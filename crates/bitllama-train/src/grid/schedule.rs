@@ -30,7 +30,7 @@ pub struct Task<'a> {
 pub struct Done {
     /// Runs that failed, and why.
     pub failed: IndexMap<String, String>,
-    /// Whether Ctrl-C stopped it.
+    /// Whether a signal stopped it.
     pub interrupted: bool,
 }
 
@@ -116,7 +116,7 @@ impl Shared<'_> {
         match ended {
             Ok(Ended::Done(_)) => {}
             Ok(Ended::Interrupted) => self.interrupted.store(true, Ordering::Relaxed),
-            // Ctrl-C reaches the processes of runs as well, and not all of them end in good order.
+            // Signals reach the processes of runs as well, and not all of them end in good order.
             Err(_) if interrupt::asked() => self.interrupted.store(true, Ordering::Relaxed),
             Err(error) => {
                 let name = task.planned.to_string();

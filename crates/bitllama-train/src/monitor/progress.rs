@@ -1,6 +1,6 @@
 //! What a person sees of a run, on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -43,7 +43,7 @@ impl Progress {
     pub fn show(&self, metrics: &Metrics) {
         if self.log == Log::Json {
             if let Ok(line) = serde_json::to_string(metrics) {
-                eprintln!("{line}");
+                tell(&line);
             }
             return;
         }
@@ -61,9 +61,10 @@ impl Progress {
                 bar.set_position(step as u64);
                 bar.set_message(figures);
             }
-            None => {
-                eprintln!("step {step}/{}  {figures}  lr {:.2e}  grad {:.3}", self.steps, train.lr, train.grad_norm)
-            }
+            None => tell(&format!(
+                "step {step}/{}  {figures}  lr {:.2e}  grad {:.3}",
+                self.steps, train.lr, train.grad_norm
+            )),
         }
     }
 
@@ -72,7 +73,7 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.println(text),
             None if self.log == Log::Json => {}
-            None => eprintln!("{text}"),
+            None => tell(text),
         }
     }
 
@@ -82,4 +83,9 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A line on standard error. A run goes on without anybody to read it: its terminal may be gone.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

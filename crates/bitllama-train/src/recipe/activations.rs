@@ -7,42 +7,11 @@
 //! kv_cache = "int4"                  # int8 or int4
 //! ```
 
-use bitllama_core::bit_plan::ResolvedPlan;
-use bitllama_core::{Activation, ActivationPlan, ActivationRule, Error};
-use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
-
-/// The key among the globs that is none.
-const KV_CACHE: &str = "kv_cache";
-
-/// Rules in order, and what stands behind `kv_cache`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Activations(IndexMap<String, ActivationRule>);
-
-impl Activations {
-    /// Whether nothing is said.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// What is rounded of a model whose weights are rounded by `weights`.
-    ///
-    /// # Errors
-    /// A glob that cannot be read or reaches no low-bit matrix; keys and values as signs.
-    pub fn plan_for(&self, weights: &ResolvedPlan) -> Result<ActivationPlan, Error> {
-        let rules = self.0.iter().filter(|(glob, _)| *glob != KV_CACHE).map(|(glob, rule)| (glob.as_str(), *rule));
-        ActivationPlan::resolve(rules, self.kv_cache(), weights)
-    }
-
-    fn kv_cache(&self) -> Option<Activation> {
-        self.0.get(KV_CACHE).and_then(|rule| rule.0)
-    }
-}
+pub use bitllama_core::ActivationRules as Activations;
 
 #[cfg(test)]
 mod tests {
-    use bitllama_core::{BitPlan, Scheme};
+    use bitllama_core::{Activation, BitPlan, Scheme};
 
     use super::*;
 

@@ -84,8 +84,12 @@ pub struct Teacher {
     /// Of the factors of its matrix products; that of `train.precision` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// A Hugging Face directory, a GGUF file or a hub id.
+    /// A Hugging Face directory, a GGUF file, a hub id, a checkpoint, an artifact, or the folder of a run, which is its best
+    /// student.
     pub model: String,
+    /// Take the latent weights of a checkpoint, not the student that has them rounded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub latent_weights: bool,
     /// Its `config.json`, if kept apart: lets `--dry-run` work before the weights are there.
     pub config: Option<PathBuf>,
     /// Folder that `cache-teacher` filled with its likeliest tokens: training takes them from there, and keeps no teacher in
@@ -248,6 +252,11 @@ impl Recipe {
             self.student.model.is_none() || self.student.config.is_none(),
             "student.config",
             "cannot stand beside student.model: start weights come from one of them",
+        );
+        require(
+            self.student.model.is_some() || !self.student.latent_weights,
+            "student.latent_weights",
+            "needs student.model: the checkpoint that they are of",
         );
         require(
             self.student.tokenizer.is_none() || self.student.config.is_some(),

@@ -10,12 +10,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Student {
-    /// Start weights: a Hugging Face directory, a GGUF file or a hub id; the teacher's if absent.
+    /// Start weights: a Hugging Face directory, a GGUF file, a hub id, a checkpoint, an artifact, or the folder of a run, which is
+    /// its best student; the teacher's if absent. Those of a student are its rounded ones.
     pub model: Option<String>,
+    /// Start from the latent weights of a checkpoint, as is right to train it further with the same bit plan.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub latent_weights: bool,
     /// Start from random weights in the shape of this `config.json` instead.
     pub config: Option<PathBuf>,
-    /// `tokenizer.json` of a student made from a `config`; if absent it is the teacher's, and in `pretrain` one is
-    /// trained on the text (byte-level BPE, as large as the config's vocabulary).
+    /// `tokenizer.json` of a student made from a `config`, taken with the chat template and special tokens that lie beside
+    /// it; if absent it is the teacher's, and in `pretrain` one is trained on the text (byte-level BPE, as large as the
+    /// config's vocabulary).
     pub tokenizer: Option<PathBuf>,
     /// Blocks of the start weights that the student has: their numbers, counted from 0 and rising, or how many, spread evenly
     /// from the first to the last; all if absent.

@@ -14,7 +14,7 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 
-use super::loss::{Terms, losses};
+use super::loss::{ScoredTargets, Terms, losses};
 use super::optimizer::Gradients;
 use super::states::{Compared, Projections, Side, States, Term};
 use super::teacher::Teacher;
@@ -83,8 +83,8 @@ struct Pass<'a> {
     share: f64,
 }
 
-/// Adds the gradients of the micro-batch that starts at training row `first` to those gathered, scaled for their sum over the
-/// step.
+/// Adds the gradients of micro-batch `pass` of a step's `batches` to those gathered, scaled for their sum over the step, which
+/// starts at training row `first`. Values are such that their means over the micro-batches are those of the step.
 ///
 /// # Errors
 /// A token outside the vocabulary; a teacher's cache that does not have its rows.
@@ -92,11 +92,12 @@ pub fn micro_batch(
     setting: &Setting,
     student: &Llama,
     first: usize,
-    batch: &Batch,
+    (batches, pass): (&[Batch], usize),
     gathered: &mut Gathered,
 ) -> Result<Values> {
     let Setting { recipe, compared, projections, .. } = setting;
     let (rows, seq, distill) = (recipe.train.batch_size, recipe.data.sequence_length, recipe.distill());
+    let (batch, first) = (&batches[pass], first + pass * rows);
     let plain = setting.device.clone().inner();
     let vocab_size = student.config.vocab_size;
     let inputs = token_tensor(&batch.inputs, rows, vocab_size, &plain)?;
@@ -109,7 +110,7 @@ pub fn micro_batch(
         rotary: Rotary::new(&student.config, seq, &plain),
         mask,
         of_teacher,
-        share: 1.0 / recipe.train.grad_accumulation as f64,
+        share: 1.0 / batches.len() as f64,
     };
     let blocks = student.layers.len();
     let again = recipe.train.recomputed(blocks);
@@ -124,7 +125,8 @@ pub fn micro_batch(
     let (last, head_table) = (leaf(whole.output.clone().inner()), leaf(table.clone().inner()));
     let Terms { loss, ce, divergence } = phase("loss", || {
         let (hidden, head) = student.forward_head(last.clone(), head_table.clone());
-        losses(hidden, &head, known, &batch.targets, &batch.scored, &distill)
+        let scored = ScoredTargets::of_step(&batch.scored, batches);
+        losses(hidden, &head, known, &batch.targets, scored, &distill)
     });
     let of_head = [Some(loss.clone()), Some(ce), divergence].map(|term| term.map(Tensor::inner));
     let (mut d_x, d_table) = phase("backward", || {

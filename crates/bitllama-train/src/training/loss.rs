@@ -5,16 +5,35 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::divergence::{TeacherSide, divergence, softened};
 use super::teacher::Known;
+use crate::data::batches::Batch;
 use crate::recipe::{Distill, Divergence};
 
 /// The loss of a batch and its terms, each a scalar of shape `[1]`, in nats a token.
 pub struct Terms {
     /// `alpha * ce + (1 - alpha) * T^2 * divergence`; tracked by autodiff.
     pub loss: Tensor<1>,
-    /// Cross-entropy of the scored targets.
+    /// Cross-entropy of the scored targets, its sum divided by [`ScoredTargets::mean`].
     pub ce: Tensor<1>,
     /// The recipe's divergence from the teacher at temperature T, over all positions; `None` without a teacher.
     pub divergence: Option<Tensor<1>>,
+}
+
+/// The targets that are scored.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoredTargets<'a> {
+    /// Flags of a batch's targets, `[rows, seq]`, row-major.
+    pub of: &'a [bool],
+    /// Mean number per batch of the step, by which a batch's sum of cross-entropies is divided, so that each target
+    /// of the step counts the same, whatever batch it is in.
+    pub mean: f64,
+}
+
+impl<'a> ScoredTargets<'a> {
+    /// Those of one batch out of a step's `all`.
+    pub fn of_step(of: &'a [bool], all: &[Batch]) -> Self {
+        let scored = all.iter().flat_map(|batch| &batch.scored).filter(|scored| **scored).count();
+        Self { of, mean: scored.max(1) as f64 / all.len() as f64 }
+    }
 }
 
 /// Losses of a student whose `hidden` (`[rows, seq, hidden]`, tracked) goes into `head`, against `targets` (`[rows, seq]`,
@@ -25,7 +44,7 @@ pub fn losses(
     head: &Head,
     known: Known,
     targets: &[u32],
-    scored: &[bool],
+    scored: ScoredTargets,
     distill: &Distill,
 ) -> Terms {
     let [rows, seq, width] = hidden.dims();
@@ -44,6 +63,7 @@ pub fn losses(
         let (present, temperature) = (!matches!(known, Known::Absent), distill.temperature);
         let mixture = ops::loss::Mixture {
             ce: if present { distill.alpha } else { 1.0 },
+            scored: scored.mean,
             divergence: if present { (1.0 - distill.alpha) * temperature * temperature } else { 0.0 },
             temperature,
             kind: match distill.divergence() {
@@ -52,7 +72,7 @@ pub fn losses(
                 Divergence::Jsd { beta } => ops::loss::Divergence::Jsd { beta: beta as f32 },
             },
         };
-        let losses = ops::loss::forward(hidden.reshape([positions, width]), head, side, targets, scored, &mixture);
+        let losses = ops::loss::forward(hidden.reshape([positions, width]), head, side, targets, scored.of, &mixture);
         let term = |value: f64| Tensor::from_data(TensorData::new(vec![value as f32], [1]), &device);
         let divergence = present.then(|| term(losses.divergence));
         return Terms { loss: losses.loss, ce: term(losses.ce), divergence };
@@ -68,18 +88,19 @@ pub fn losses(
         Known::Cached(likeliest) => Some(TeacherSide::of_cache(likeliest, positions, &inner)),
     };
     let targets: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
-    let scored: Vec<f32> = scored.iter().map(|scored| *scored as u8 as f32).collect();
+    let count = Tensor::from_data(TensorData::new(vec![scored.mean as f32], [1]), &device);
+    let scored: Vec<f32> = scored.of.iter().map(|scored| *scored as u8 as f32).collect();
     terms(
         head.logits(hidden).reshape([positions, head.vocab()]),
         teacher,
         Tensor::from_data(TensorData::new(targets, [positions]), &device),
-        Tensor::from_data(TensorData::new(scored, [positions]), &device),
+        (Tensor::from_data(TensorData::new(scored, [positions]), &device), count),
         distill,
     )
 }
 
 /// Losses of `student` logits (`[positions, vocab]`, tracked) against `targets` (`[positions]`) where `scored`
-/// (`[positions]`, 1 or 0), and against what is known of the teacher's distribution at the recipe's temperature.
+/// (`[positions]`, 1 or 0; with it `[1]`, what the sum of cross-entropies is divided by), and against what is known of the teacher's distribution at the recipe's temperature.
 ///
 /// The form is Hinton et al. 2015 (<https://arxiv.org/abs/1503.02531>): T^2 keeps the gradient of the softened term in
 /// proportion.
@@ -87,7 +108,7 @@ pub fn terms(
     student: Tensor<2>,
     teacher: Option<TeacherSide>,
     targets: Tensor<1, Int>,
-    scored: Tensor<1>,
+    (scored, count): (Tensor<1>, Tensor<1>),
     distill: &Distill,
 ) -> Terms {
     let [positions, _] = student.dims();
@@ -96,7 +117,6 @@ pub fn terms(
     // What has no share in the loss is reported, but not followed back.
     let for_ce = if distill.alpha > 0.0 || teacher.is_none() { log_q.clone() } else { untracked(&log_q) };
     let of_target = for_ce.gather(1, targets.reshape([positions, 1])).reshape([positions]);
-    let count = scored.clone().sum().clamp_min(1.0);
     let ce = -(of_target * scored).sum() / count;
     let Some(teacher) = teacher else {
         return Terms { loss: ce.clone(), ce, divergence: None };
@@ -158,7 +178,10 @@ mod tests {
                 None,
             )),
             Tensor::from_data(TensorData::new(targets.map(|t| t as i32).to_vec(), [positions]), &device),
-            Tensor::from_data(TensorData::new(scored.map(|s| s as f32).to_vec(), [positions]), &device),
+            (
+                Tensor::from_data(TensorData::new(scored.map(|s| s as f32).to_vec(), [positions]), &device),
+                Tensor::from_data([2.0], &device),
+            ),
             &distill,
         );
         let (loss, ce, kl) = reference(&student);
@@ -195,7 +218,9 @@ mod tests {
         const WIDTH: usize = 8;
         const VOCAB: usize = 11;
         let device = Device::flex().autodiff();
-        let (targets, scored) = ([4u32, 0, 10, 3, 3, 7], [true, false, true, true, true, true]);
+        let targets = [4u32, 0, 10, 3, 3, 7];
+        // Of a step whose batches have three and a half scored targets in the mean.
+        let scored = ScoredTargets { of: &[true, false, true, true, true, true], mean: 3.5 };
         let tensor = |data: Vec<f32>, shape: [usize; 2], device: &Device| {
             Tensor::<2>::from_data(TensorData::new(data, shape), device)
         };
@@ -231,7 +256,7 @@ mod tests {
                         );
                         let head = Head { weight: weight.clone(), tied, precision: Precision::F32 };
                         let states = hidden.clone().reshape([ROWS, SEQ, WIDTH]);
-                        let terms = losses(states, &head, known(), &targets, &scored, &distill);
+                        let terms = losses(states, &head, known(), &targets, scored, &distill);
                         let grads = (terms.loss.clone() * 3.0).backward();
                         let floats = |tensor: Tensor<2>| tensor.into_data_as::<f32>().try_into_vec::<f32>().unwrap();
                         let terms = [Some(terms.loss.inner()), Some(terms.ce), terms.divergence];

@@ -11,7 +11,7 @@
 //! | [`teacher`] | the teacher's distributions: from the model, or from a cache on disk |
 //! | [`optimizer`] | what moves weights and scales, learning-rate schedule, clipping |
 //! | [`checkpoint`] | what a run needs to go on, on disk |
-//! | [`interrupt`] | Ctrl-C |
+//! | [`interrupt`] | signals that ask a run to stop |
 
 pub mod backward;
 pub mod checkpoint;

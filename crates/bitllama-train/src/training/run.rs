@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{ModelConfig, Scheme};
 use bitllama_formats::TokenizerFiles;
 use bitllama_nn::weights::Weights;
 use bitllama_nn::{Llama, SharedNumber};
+use bitllama_runtime::Error as RuntimeError;
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use burn::tensor::Device;
 
@@ -17,7 +18,7 @@ use super::checkpoint::{self, Best, CheckpointState, Fingerprint};
 use super::interrupt;
 use super::optimizer::{Optimizers, all_finite};
 use super::states::{Compared, Projections};
-use super::step::Trainer;
+use super::step::{Trainer, diverged};
 use super::teacher::Teacher;
 use crate::data::batches::Rows;
 use crate::evaluate::Scored;
@@ -62,7 +63,7 @@ pub enum Outcome {
         /// Its perplexity on the held-out documents.
         perplexity: Perplexity,
     },
-    /// Ctrl-C; the checkpoint to resume from.
+    /// A signal; the checkpoint to resume from.
     Interrupted(PathBuf),
 }
 
@@ -147,9 +148,21 @@ impl Run<'_> {
             let whole = stage.map(|_| self.requantized(&student, None, &StoredScales::new(), &strength)).transpose()?;
             let whole = whole.as_ref().unwrap_or(&student);
             let mut result = None;
+            let lost = |found: &str| stopped(diverged(step, found, train.lr, step > 0), last.as_deref());
+            if !all_finite(&student) {
+                return Err(lost("the weights are not finite"));
+            }
             if due {
-                let evaluation = self.evaluate(whole).with_context(|| format!("step {step}"));
-                let evaluation = evaluation.map_err(|e| stopped(e, last.as_deref()))?;
+                let evaluation = match self.evaluate(whole) {
+                    Ok(evaluation) if evaluation.nll <= HOPELESS => evaluation,
+                    Ok(Perplexity { perplexity, .. }) => {
+                        return Err(lost(&format!("the perplexity of the held-out documents is {perplexity:.3e}")));
+                    }
+                    Err(e) if matches!(e.downcast_ref(), Some(RuntimeError::NotFinite(_))) => {
+                        return Err(lost("the logits of the held-out documents are not finite"));
+                    }
+                    Err(e) => return Err(stopped(e.context(format!("step {step}")), last.as_deref())),
+                };
                 if best.is_none_or(|b: Best| evaluation.perplexity < b.perplexity) {
                     best = Some(Best { step, perplexity: evaluation.perplexity });
                 }
@@ -158,9 +171,6 @@ impl Run<'_> {
                     monitor.histograms(step, whole, self.plan)?;
                 }
                 result = Some(evaluation);
-            }
-            if !all_finite(&student) {
-                return Err(stopped(anyhow!("step {step}: the weights are not finite"), last.as_deref()));
             }
             let state = CheckpointState {
                 format_version: checkpoint::FORMAT_VERSION,
@@ -211,11 +221,16 @@ impl Run<'_> {
     }
 }
 
+/// Nats a token beyond which a student is no model any more: a guess among all the tokens that there are costs 12.
+const HOPELESS: f64 = 100.0;
+
 /// Says what is left of a run that cannot go on.
-fn stopped(error: anyhow::Error, last: Option<&Path>) -> anyhow::Error {
+fn stopped(error: Error, last: Option<&Path>) -> Error {
     match last {
-        Some(folder) => error.context(format!("stopped; the last good checkpoint is {}", folder.display())),
-        None => error.context("stopped before the first checkpoint"),
+        Some(folder) => {
+            anyhow!("{error:#}; `--resume` goes on from the last good checkpoint, {}", folder.display())
+        }
+        None => anyhow!("{error:#}; there is no checkpoint yet"),
     }
 }
 
@@ -224,7 +239,7 @@ fn stopped(error: anyhow::Error, last: Option<&Path>) -> anyhow::Error {
 /// # Errors
 /// If the checkpoint is damaged or of another architecture than `config`.
 pub fn restored(folder: &Path, config: &ModelConfig, plan: &ResolvedPlan, device: &Device) -> Result<Llama> {
-    let source = bitllama_formats::model::open(folder)?;
+    let source = bitllama_formats::model::open_latent(folder)?;
     ensure!(source.config == *config, "{}: its architecture is not that of the recipe", folder.display());
     let llama = crate::models::to_device(&source, device)?;
     let state = CheckpointState::read(folder)?.with_context(|| format!("{}: has no state.json", folder.display()))?;

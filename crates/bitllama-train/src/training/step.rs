@@ -1,6 +1,6 @@
 //! One optimizer step: micro-batches forward and backward, gradients gathered, clipped and applied.
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, anyhow};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
 use bitllama_nn::profile::phase;
@@ -50,6 +50,19 @@ pub struct Trainer<'a> {
     pub projections: Projections,
 }
 
+/// Loss up to which a gradient may be 0: a student that is its teacher has nothing to learn.
+const NO_LOSS: f64 = 1e-3;
+
+/// The error of a run that no further step can save: `found` at a step, and what to change. Where no weight has `moved` yet, it is
+/// not the learning rate.
+pub fn diverged(step: usize, found: &str, lr: f64, moved: bool) -> Error {
+    let advice = match moved {
+        true => format!("training diverged; lower `train.lr`, which is {lr} (`--set train.lr=...`)"),
+        false => "and no weight has moved yet; look at the weights of teacher and student, and at `[bits]`".into(),
+    };
+    anyhow!("step {step}: {found}: {advice}")
+}
+
 impl Trainer<'_> {
     /// Takes step `step` (the first is 1).
     ///
@@ -64,14 +77,17 @@ impl Trainer<'_> {
         let mut means = [0.0; Values::NAMES.len()];
         let Self { recipe, teacher, compared, ref projections, device, .. } = *self;
         let setting = Setting { recipe, teacher, compared, projections, device };
+        // All tokens of the step come first: a scored target counts as much as any other of the step.
+        let first = (step - 1) * passes * train.batch_size;
+        let rows = |pass: usize| (first + pass * train.batch_size) as u64;
+        let batches: Vec<_> =
+            phase("data", || (0..passes).map(|pass| self.rows.batch(rows(pass), train.batch_size)).collect());
         for pass in 0..passes {
-            let first = ((step - 1) * passes + pass) * train.batch_size;
-            let batch = phase("data", || self.rows.batch(first as u64, train.batch_size));
-            let Values(values) = micro_batch(&setting, &student, first, &batch, &mut gathered)?;
+            let Values(values) = micro_batch(&setting, &student, first, (&batches, pass), &mut gathered)?;
             // The loss last: it is not finite where a term is not.
             for (name, value) in Values::NAMES.iter().zip(values).cycle().skip(1).take(values.len()) {
                 if !value.is_finite() {
-                    bail!("step {step}: the {name} is {value}");
+                    return Err(diverged(step, &format!("the {name} is {value}"), train.lr, step > 1));
                 }
             }
             means.iter_mut().zip(values).for_each(|(mean, value)| *mean += value / passes as f64);
@@ -79,7 +95,12 @@ impl Trainer<'_> {
         let grads = gathered.gradients();
         let grad_norm = phase("clip", || global_norm(&student, &self.projections, &grads));
         if !grad_norm.is_finite() {
-            bail!("step {step}: the gradient norm is {grad_norm}");
+            return Err(diverged(step, &format!("the gradient norm is {grad_norm}"), train.lr, step > 1));
+        }
+        // Numbers so large that a norm overflows become 0: nothing moves such a student any more.
+        if grad_norm == 0.0 && means[0] > NO_LOSS {
+            let found = format!("the gradient is 0 at a loss of {:.4}", means[0]);
+            return Err(diverged(step, &found, train.lr, step > 1));
         }
         let share = clipped_share(grad_norm, train.max_grad_norm);
         let lr = learning_rate(train, step);

@@ -22,11 +22,11 @@ fn only_artifacts_are_replaced() {
     let folder = root.path().join("home");
     fs::create_dir(&folder).unwrap();
     let weights = model(&config(true), &[None]);
-    write_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
-    write_model(&folder, &config(true), &weights, Layout::V2).unwrap();
-    fs::remove_file(folder.join(MANIFEST_FILE)).unwrap();
-    let refused = message(write_model(&folder, &config(true), &weights, Layout::Packed));
-    assert!(refused.contains("no manifest.json"), "{refused}");
+    replace_model(&folder, &config(true), &weights, Layout::Packed).unwrap();
+    replace_model(&folder, &config(true), &weights, Layout::V2).unwrap();
+    fs::write(folder.join("notes.txt"), "mine").unwrap();
+    let refused = message(replace_model(&folder, &config(true), &weights, Layout::Packed));
+    assert!(refused.contains("notes.txt"), "{refused}");
     assert!(folder.join(WEIGHTS_FILE).exists());
 }
 

@@ -12,7 +12,6 @@ const OURS: [&str; 4] = ["npz_key", "scheme", "code_min", "code_step"];
 
 /// An artifact as the older tools write it: without our fields, all matrices in `scheme`.
 fn older(folder: &Path, scheme: Scheme) {
-    drop(fs::remove_dir_all(folder));
     write_model(folder, &config(false), &model(&config(false), &[Some(scheme)]), Layout::V2).unwrap();
     edit_manifest(folder, |manifest| {
         let weights = manifest["weights"].as_object_mut().unwrap();

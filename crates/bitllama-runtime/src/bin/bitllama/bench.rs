@@ -20,7 +20,8 @@ use crate::source::{self, Quantize, SchemeOrFull};
 /// Time prompt processing and generation, as llama-bench does, or single kernels
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Artifact to time; also a Hugging Face directory or a GGUF file, which run in f32
+    /// Artifact, checkpoint, or folder of a run (then its best student) to time; also a Hugging Face directory or a GGUF file, which
+    /// run in f32
     #[arg(long, value_name = "DIR", required_unless_present_any = ["shape", "kernels"], conflicts_with = "shape")]
     artifact: Option<PathBuf>,
     #[command(flatten)]

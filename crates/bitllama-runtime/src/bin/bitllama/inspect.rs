@@ -1,21 +1,23 @@
-//! `bitllama inspect`: what an artifact holds.
+//! `bitllama inspect`: what an artifact, or the student of a checkpoint, holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use bitllama_core::size::StoredSize;
 use bitllama_core::weights::specs;
-use bitllama_core::{ModelConfig, PackedMatrix, Scheme};
-use bitllama_formats::{Artifact, StoredWeight};
+use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, Scheme};
+use bitllama_formats::checkpoint::{CheckpointState, student_of};
+use bitllama_formats::{Artifact, Model, StoredWeight, WeightSource, model};
 use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// Check an artifact and describe it: architecture, weights by scheme, bits per weight
+/// Check an artifact or a checkpoint and describe it: architecture, weights by scheme, bits per weight
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Artifact to describe
+    /// Artifact, checkpoint, or folder of a run (then its best student) to describe
     #[arg(value_name = "DIR")]
     artifact: PathBuf,
     /// Print one JSON object
@@ -67,22 +69,50 @@ struct Codes {
 
 /// Runs the command.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let artifact = Artifact::open(&options.artifact)?;
-    artifact.verify()?;
-    let report = describe(&artifact)?;
+    let path = student_of(&options.artifact)?;
+    let report = match CheckpointState::read(&path)? {
+        Some(_) => {
+            let Model { path, config, activations, weights, .. } = model::open(&path)?;
+            let student = Student { path, config: &config, activations: &activations, weights: &*weights };
+            describe(student, true, Vec::new())?
+        }
+        None => {
+            let artifact = Artifact::open(&path)?;
+            artifact.verify()?;
+            let Artifact { path, config, activations, notes, .. } = &artifact;
+            let own_notes = artifact.manifest["model"]["notes"].as_str().filter(|notes| !notes.is_empty());
+            let notes = notes.iter().cloned().chain(own_notes.map(str::to_string)).collect();
+            let student = Student { path: path.clone(), config, activations, weights: &artifact };
+            describe(student, artifact.tokenizer.is_some(), notes)?
+        }
+    };
     if options.json {
         return crate::print_json(&report);
     }
     Ok(io::stdout().write_all(table(&report).as_bytes())?)
 }
 
-fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
+/// The model to describe.
+struct Student<'a> {
+    path: PathBuf,
+    config: &'a ModelConfig,
+    activations: &'a ActivationPlan,
+    weights: &'a dyn WeightSource,
+}
+
+fn describe(student: Student, has_tokenizer: bool, notes: Vec<String>) -> anyhow::Result<Report> {
+    let Student { path, config, activations, weights } = student;
     // In the order of `Scheme`, full precision first.
     let mut schemes = BTreeMap::<Option<Scheme>, SchemeReport>::new();
     let mut counts = BTreeMap::<Scheme, Counts>::new();
-    for (spec, info) in specs(&artifact.config).iter().zip(artifact.weights()) {
-        let entry = schemes.entry(info.scheme).or_insert_with(|| SchemeReport {
-            scheme: info.scheme.map_or("f32", Scheme::name),
+    for spec in &specs(config) {
+        let stored = weights.stored(spec)?;
+        let (scheme, bytes) = match &stored {
+            StoredWeight::Packed(packed) => (Some(packed.scheme()), packed.stored_bytes()),
+            StoredWeight::Full(values) => (None, size_of_val(values.as_slice())),
+        };
+        let entry = schemes.entry(scheme).or_insert_with(|| SchemeReport {
+            scheme: scheme.map_or("f32", Scheme::name),
             weights: 0,
             parameters: 0,
             bytes: 0,
@@ -91,10 +121,8 @@ fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
         });
         entry.weights += 1;
         entry.parameters += spec.len();
-        entry.bytes += info.bytes;
-        if info.scheme.is_some()
-            && let StoredWeight::Packed(packed) = artifact.weight(spec)?
-        {
+        entry.bytes += bytes;
+        if let StoredWeight::Packed(packed) = stored {
             counts.entry(packed.scheme()).or_default().add(&packed);
         }
     }
@@ -102,18 +130,19 @@ fn describe(artifact: &Artifact) -> anyhow::Result<Report> {
         entry.bits_per_weight = entry.bytes as f64 * 8.0 / entry.parameters as f64;
         entry.codes = scheme.and_then(|scheme| counts.remove(&scheme)).map(Counts::finish);
     }
-    let size = artifact.size();
-    let own_notes = artifact.manifest["model"]["notes"].as_str().filter(|notes| !notes.is_empty());
+    let schemes: Vec<SchemeReport> = schemes.into_values().collect();
+    let sum = |of: fn(&SchemeReport) -> usize| schemes.iter().map(of).sum();
+    let size = StoredSize { parameters: sum(|scheme| scheme.parameters), bytes: sum(|scheme| scheme.bytes) };
     Ok(Report {
-        path: artifact.path.clone(),
-        architecture: artifact.config.clone(),
+        path,
+        architecture: config.clone(),
         parameters: size.parameters,
         bytes: size.bytes,
         bits_per_weight: size.bits_per_weight(),
-        schemes: schemes.into_values().collect(),
-        activations: artifact.activations.to_string(),
-        has_tokenizer: artifact.tokenizer.is_some(),
-        notes: artifact.notes.iter().cloned().chain(own_notes.map(str::to_string)).collect(),
+        schemes,
+        activations: activations.to_string(),
+        has_tokenizer,
+        notes,
     })
 }
 

@@ -6,13 +6,16 @@ use bitllama_core::Scheme;
 use bitllama_core::weights::Kind;
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Pool, Precision};
-use bitllama_runtime::{Decoder, Settings, open, open_quantized};
+use bitllama_runtime::{Decoder, Settings, open, open_latent, open_quantized};
 use clap::Args;
 use tokenizers::Tokenizer;
 
-/// Rounding of a full-precision model while it is opened.
+/// Options for opening a full-precision model or a checkpoint.
 #[derive(Debug, Args)]
 pub struct Quantize {
+    /// Take the latent weights of a checkpoint, in f32, not the student that has them rounded
+    #[arg(long)]
+    latent_weights: bool,
     /// Round a Hugging Face directory or GGUF file to binary, ternary, int2, int3, int4, nf4 or int8 while opening it (to
     /// nearest, no training)
     #[arg(long, value_name = "SCHEME")]
@@ -25,9 +28,11 @@ pub struct Quantize {
 impl Quantize {
     /// Opens the model at `path`.
     pub fn open(&self, path: &Path) -> anyhow::Result<(Decoder, Tokenizer)> {
-        let Some(scheme) = self.quantize else { return Ok(open(path)?) };
+        let Some(scheme) = self.quantize else {
+            return Ok(if self.latent_weights { open_latent(path)? } else { open(path)? });
+        };
         let embedding = self.quantize_embedding.map_or(Some(scheme), |SchemeOrFull(embedding)| embedding);
-        Ok(open_quantized(path, |spec| match spec.kind {
+        Ok(open_quantized(path, self.latent_weights, |spec| match spec.kind {
             Kind::Embedding | Kind::Head => embedding,
             Kind::Linear => Some(scheme),
             Kind::Norm => None,
