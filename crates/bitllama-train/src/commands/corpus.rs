@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_formats::identity::{Identity, Likeness};
-use bitllama_formats::{atomic, checksums, notes};
+use bitllama_formats::{atomic, checksums, notes, output};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -57,6 +57,8 @@ impl Corpus {
     /// # Errors
     /// A file that this program did not write, or that has changed since; one of another `origin`, unless `overwrite`.
     pub fn open(output: &Path, origin: Value, group: usize, overwrite: bool) -> Result<Self> {
+        // A link stays, and so its target has the settings beside it.
+        let output = &output::followed(output)?;
         let earlier = earlier(output)?;
         if output.symlink_metadata().is_ok() {
             let Some((found, written)) = earlier else {
@@ -279,6 +281,13 @@ mod tests {
         }
         fs::write(&path, &three).unwrap();
         assert_eq!(open(2, true).unwrap().documents, 0);
+        #[cfg(unix)]
+        {
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink(&path, &link).unwrap();
+            Corpus::open(&link, json!({ "model": "m", "seed": 3 }), 2, true).unwrap();
+            assert!(link.is_symlink() && fs::read(&path).unwrap().is_empty());
+        }
     }
 
     #[test]
