@@ -82,7 +82,7 @@ def teacher_cache():
         "rows_per_shard": 2,
         "tokenizer_sha256": "",
         "data": None,
-        "teacher": None,
+        "teacher": {"path": "teacher", "bytes": 0},
         "evaluation": {
             "protocol": None,
             "perplexity": {

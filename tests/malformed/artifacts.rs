@@ -49,7 +49,7 @@ const OLD_CHANGES: [(&str, Change); 7] = [
     ("old: no heads", |m| m["architecture"]["attention"]["num_heads"] = json!(0)),
     ("old: fraction of layers", |m| m["architecture"]["num_layers"] = json!(1.5)),
     ("old: another norm", |m| m["architecture"]["norm"] = json!("x".repeat(1 << 20))),
-    ("old: a window", |m| m["architecture"]["attention"]["window_size"] = json!(4096)),
+    ("old: a window", |m| m["architecture"]["attention"]["window_size"] = json!(16)),
     ("old: a bias", |m| m["weights"]["transformer.layers.0.mlp.up_proj.bias"] = json!({})),
 ];
 

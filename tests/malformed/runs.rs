@@ -91,7 +91,7 @@ pub fn runs(group: &mut Group) {
         CACHE,
         read_cache,
         vec![
-            ("newer version", "/format_version", json!(2)),
+            ("newer version", "/format_version", json!(9)),
             ("no tokens", "/top_k", json!(0)),
             ("more tokens than the vocabulary", "/top_k", json!(60)),
             ("huge tokens", "/top_k", json!(1u64 << 62)),

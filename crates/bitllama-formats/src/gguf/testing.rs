@@ -82,6 +82,12 @@ impl Writer {
         self
     }
 
+    /// Leaves metadata only.
+    pub(super) fn without_tensors(&mut self) -> &mut Self {
+        self.tensors.clear();
+        self
+    }
+
     /// The file, with no padding behind the last tensor.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();

@@ -47,6 +47,8 @@ fn bos_goes_in_front_where_the_metadata_or_the_family_say_so() {
 /// Six pieces, in the order and with the scores that SentencePiece gives: the later, the lower.
 fn sentence_piece_file() -> Writer {
     let mut writer = tiny();
+    // Whose embedding has fewer rows.
+    writer.without_tensors();
     let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "<0xC3>", "<0xA9>", "▁a", "▁ab", "bc", "▁", "a", "b", "c"];
     let scores = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -2.0, -0.5, -1e3, -1e3, -1e3, -1e3];
     writer.text("tokenizer.ggml.model", "llama").remove("tokenizer.ggml.pre").remove("tokenizer.ggml.merges");
