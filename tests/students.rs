@@ -165,12 +165,14 @@ fn activations_and_stages_are_part_of_a_student() {
         let (student, exported) = (model::open(&step).unwrap(), Artifact::open(&artifact).unwrap());
         assert_eq!(student.activations, exported.activations);
         assert!(!student.activations.inputs.is_empty() && student.activations.kv_cache.is_some());
+        // Scales that the weights give, as in a stage, may differ in the last bit: a mean in another order.
         if state.stage.is_none() {
             same_weights(&student, &exported);
             assert_eq!(logits(open(&step).unwrap()), logits(open(&artifact).unwrap()));
         }
-        // Scales that the weights give may differ in the last bit: a mean in another order.
-        assert!(close(eval(&step, &[]), eval(&artifact, &[])));
+        // Codes of activations turn over where two programs sum in another order.
+        let [a, b] = [&step, &artifact].map(|model| eval(model, &[]));
+        assert!((a / b - 1.0).abs() < 1e-2, "{a} {b}");
     }
     // As a teacher too.
     let teacher = format!("teacher.model={}", str(&path));
@@ -280,10 +282,9 @@ fn a_run_that_diverges_names_the_key_and_can_go_on() {
     assert!(message.contains("lower `train.lr`, which is 100 "), "{message}");
     let last = checkpoint::newest(&path.join("checkpoints")).unwrap().unwrap();
     assert!(message.contains("`--resume` goes on from the last good checkpoint") && message.contains(str(&last)));
-    let state = fs::read_to_string(last.join("state.json")).unwrap();
-    assert!(!state.contains("null"), "{state}");
+    let mut old: Value = serde_json::from_slice(&fs::read(last.join("state.json")).unwrap()).unwrap();
+    assert!(old["perplexity"].is_f64() && old["best"]["perplexity"].is_f64(), "{old}");
     // What version 0.1.0 wrote of an infinite perplexity is none.
-    let mut old: Value = serde_json::from_str(&state).unwrap();
     old["best"]["perplexity"] = Value::Null;
     fs::write(last.join("state.json"), old.to_string()).unwrap();
     checksums::write(&last).unwrap();
