@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::{self, Kind, WeightSpec};
 use bitllama_core::{ActivationPlan, DenseMatrix, ModelConfig, rope};
-use bitllama_formats::{Artifact, Model, StoredWeight, notes};
+use bitllama_formats::{Artifact, Model, StoredWeight};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Matrix, Pool, Precision};
 
@@ -102,13 +102,13 @@ pub(crate) struct Layer {
 }
 
 impl Decoder {
-    /// Loads every weight of an artifact, and tells what had to be assumed of it ([`notes`]). Packed bytes stay in its memory
-    /// map.
+    /// Loads every weight of an artifact, and tells what had to be assumed of it ([`Artifact::tell_notes`]). Packed bytes
+    /// stay in its memory map.
     ///
     /// # Errors
     /// [`Error`] if a weight is missing, damaged or of another shape.
     pub fn from_artifact(artifact: &Artifact) -> Result<Self> {
-        artifact.notes.iter().for_each(|note| notes::tell(&artifact.path, note));
+        artifact.tell_notes();
         let weight = |spec: &WeightSpec| Ok(artifact.weight(spec)?);
         Self::trained(artifact.config.clone(), artifact.activations.clone(), weight)
     }

@@ -126,6 +126,11 @@ impl Artifact {
         }
     }
 
+    /// Tells the user its notes ([`notes`](crate::notes)), as is due whenever an artifact is computed with.
+    pub fn tell_notes(&self) {
+        self.notes.iter().for_each(|note| crate::notes::tell(&self.path, note));
+    }
+
     /// Reads everything: holds every array of the NPZ against its checksum, and looks into the packed codes for fields
     /// that mean nothing and for rows or columns beyond a shape that are not zero. [`Artifact::weight`] does neither.
     ///

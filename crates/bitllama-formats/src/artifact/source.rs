@@ -6,7 +6,7 @@ use bitllama_core::weights::WeightSpec;
 
 use super::{Artifact, StoredWeight, TOKENIZER_FILE};
 use crate::model::Role;
-use crate::{Error, Model, Result, WeightSource};
+use crate::{Error, Model, Result, WeightSource, finite};
 
 /// Opens an artifact as a [`Model`], whose weights are the numbers that its codes and scales stand for.
 ///
@@ -14,6 +14,7 @@ use crate::{Error, Model, Result, WeightSource};
 /// Those of [`Artifact::open`], and [`Error::Invalid`] for one without a tokenizer.
 pub fn open_model(path: &Path) -> Result<Model> {
     let mut artifact = Artifact::open(path)?;
+    artifact.tell_notes();
     let tokenizer = artifact.tokenizer.take();
     let tokenizer = tokenizer.ok_or_else(|| Error::invalid(path, format!("the artifact has no {TOKENIZER_FILE}")))?;
     Ok(Model {
@@ -29,10 +30,15 @@ pub fn open_model(path: &Path) -> Result<Model> {
 
 impl WeightSource for Artifact {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
-        Ok(match self.weight(spec)? {
+        let values = match self.weight(spec)? {
             StoredWeight::Packed(packed) => packed.dequantize().data,
-            StoredWeight::Full(values) => values,
-        })
+            StoredWeight::Full(values) => return Ok(values),
+        };
+        // A scale may be finite, and a code times it not.
+        match finite::fault(&spec.shape, &values) {
+            Some(fault) => Err(Error::invalid(&self.path, format!("{} {fault}", spec.name))),
+            None => Ok(values),
+        }
     }
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
