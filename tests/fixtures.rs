@@ -93,7 +93,10 @@ fn a_run_is_not_gone_on_with_unless_its_text_is_known_to_be_the_same() {
     }
     let args = ["distill", "--config", "runs/student/recipe.toml", "--resume", "--json"];
     let message = common::failure(&train(&args).current_dir(folder.path()).output().unwrap());
-    assert!(message.contains("step-000010: made with another data, eval; a run of version 0.1.0 cannot go on"), "{message}");
+    assert!(
+        message.contains("step-000010: made with another data, eval; a run of version 0.1.0 cannot go on"),
+        "{message}"
+    );
     let state = "checkpoints/step-000010/state.json";
     let kept = |file: &str| fs::read(folder.path().join("runs/student").join(file)).unwrap();
     for file in [state, "checkpoints/step-000010/optimizer.bpk", "metrics.jsonl"] {

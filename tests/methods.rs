@@ -213,7 +213,7 @@ fn a_cache_teaches_what_its_teacher_does() {
     let message = refused(&["train.steps=600"]);
     assert!(message.contains("has 24 rows") && message.contains("takes 2400"), "{message}");
     succeed(&mut make(&["train.steps=600"], &["--dtype", "f16"]));
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 1 + 5, "an index and five parts of 512 rows");
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 2 + 5, "a record, an index and five parts of 512 rows");
     fs::remove_file(cache.join("rows-000001.bin")).unwrap();
     assert!(refused(&[]).contains("`cache-teacher` goes on"), "{}", refused(&[]));
     succeed(&mut make(&[], &["--dtype", "f16"]));
@@ -283,6 +283,12 @@ fn a_corpus_of_the_teacher_is_the_same_however_often_it_stopped() {
     assert!(bytes.starts_with(&begun) && begun.len() < bytes.len());
     let count = begun.iter().filter(|b| **b == b'\n').count();
     fs::write(&stopped, [&begun[..], lines[count], &lines[count + 1][..9]].concat()).unwrap();
+    // As the note that precedes a group says.
+    let note = folder.path().join("stopped.jsonl.origin.json");
+    let mut origin: serde_json::Value = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
+    let group: usize = lines[count..count + 4].iter().map(|line| line.len()).sum();
+    origin["written"]["pending"] = (begun.len() + group).into();
+    fs::write(&note, origin.to_string()).unwrap();
     succeed(&mut make(&stopped, "1500", &[]));
     assert!(fs::read(&stopped).unwrap() == bytes, "the same file");
 
@@ -292,7 +298,9 @@ fn a_corpus_of_the_teacher_is_the_same_however_often_it_stopped() {
     assert!(!bytes.starts_with(&fs::read(&stopped).unwrap()));
     let foreign = folder.path().join("foreign.jsonl");
     fs::write(&foreign, "mine").unwrap();
-    assert!(failure(&make(&foreign, "10", &[]).output().unwrap()).contains("not made by `generate-data`"));
+    assert!(
+        failure(&make(&foreign, "10", &[]).output().unwrap()).contains("not on record as written by `generate-data`")
+    );
     assert_eq!(fs::read_to_string(&foreign).unwrap(), "mine");
 
     // It is text to train on, in documents.

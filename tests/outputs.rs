@@ -155,6 +155,8 @@ fn a_run_of_a_version_without_records_goes_on_and_is_not_overwritten() {
         fs::remove_file(path).unwrap();
     }
     fs::remove_dir_all(folder.join("checkpoints/step-000006")).unwrap();
+    // Version 0.1.0 wrote none.
+    fs::remove_file(folder.join("artifact/tokenizer_config.json")).unwrap();
     fs::write(folder.join("artifact/notes.txt"), "mine").unwrap();
     let message = failure(&short(&folder, &[], &["--overwrite"]));
     assert!(message.contains("run/artifact/manifest.json: not on record"), "{message}");

@@ -155,7 +155,9 @@ impl CheckpointState {
         }
         let of_first_release = self.fingerprint.get(TEACHER).is_some_and(|it| it.is_object() && it["sha256"].is_null());
         let advice = match of_first_release && differing.iter().any(|name| name == "data") {
-            true => "a run of version 0.1.0 cannot go on, since text is tokenized differently now; evaluate or export it",
+            true => {
+                "a run of version 0.1.0 cannot go on, since text is tokenized differently now; evaluate or export it"
+            }
             false => "`--resume` needs the same",
         };
         let names = differing.join(", ");

@@ -35,7 +35,8 @@ const CASES: [(&[&str], &[&str], &str); 24] = [
     (
         &RUN,
         &["--kv", "f12"],
-        "invalid value 'f12' for '--kv <TYPE>': unknown type `f12`, expected f32, f16, int8 or int4",
+        "invalid value 'f12' for '--kv <TYPE>': unknown kind of keys and values `f12`, expected one of `f32`, `f16`, `int8`, \
+         `int4`",
     ),
     (&EVAL, &["--ctx", "0"], "text.txt: a context of 0 tokens is too short to score, at least 4"),
     (

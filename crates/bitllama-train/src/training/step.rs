@@ -56,11 +56,15 @@ const NO_LOSS: f64 = 1e-3;
 /// The error of a run that no further step can save: `found` at a step, and what to change. Where no weight has `moved` yet, it is
 /// not the learning rate.
 pub fn diverged(step: usize, found: &str, lr: f64, moved: bool) -> Error {
-    let advice = match moved {
-        true => format!("training diverged; lower `train.lr`, which is {lr} (`--set train.lr=...`)"),
-        false => "and no weight has moved yet; look at the weights of teacher and student, and at `[bits]`".into(),
-    };
-    anyhow!("step {step}: {found}: {advice}")
+    match moved {
+        true => {
+            anyhow!("step {step}: {found}: training diverged; lower `train.lr`, which is {lr} (`--set train.lr=...`)")
+        }
+        false => anyhow!(
+            "step {step}: {found}, though no weight has moved yet; check the weights of teacher and student, `[bits]` and \
+             `[distill]`"
+        ),
+    }
 }
 
 impl Trainer<'_> {
