@@ -151,11 +151,13 @@ fn a_run_of_a_version_without_records_goes_on_and_is_not_overwritten() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("run");
     let result = run_json(&short_run(&folder, &[]));
-    for path in contents(&folder).into_keys().filter(|path| path.ends_with(".bitllama-record")) {
-        fs::remove_file(path).unwrap();
+    // Version 0.1.0 wrote neither records nor checksums.
+    for path in contents(&folder).into_keys() {
+        if path.ends_with(".bitllama-record") || path.ends_with("SHA256SUMS") {
+            fs::remove_file(path).unwrap();
+        }
     }
     fs::remove_dir_all(folder.join("checkpoints/step-000006")).unwrap();
-    // Version 0.1.0 wrote none.
     fs::remove_file(folder.join("artifact/tokenizer_config.json")).unwrap();
     fs::write(folder.join("artifact/notes.txt"), "mine").unwrap();
     let message = failure(&short(&folder, &[], &["--overwrite"]));

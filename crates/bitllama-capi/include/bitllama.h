@@ -206,7 +206,9 @@ const char *bitllama_version(void);
  `path` ends with a zero byte. Nothing changes or shortens the files while the model is open: weights are mapped, and a page
  that is gone raises SIGBUS in the host process.
  */
-bitllama_model *bitllama_open(const char *path, int threads, uint32_t flags);
+bitllama_model *bitllama_open(const char *path,
+                              int threads,
+                              uint32_t flags);
 
 /*
  Gives a model back; NULL is nothing. Contexts made of it stay valid, and keep its memory until they are freed too.
