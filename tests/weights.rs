@@ -101,7 +101,8 @@ fn files_that_say_a_thing_in_several_ways_mean_what_they_do_to_transformers() {
     };
     let linear = |config: &mut Value| config["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
     let plain = |_: &mut Value| ();
-    let cases: [(&str, Tensors, &dyn Fn(&mut Value)); 5] = [
+    type Edit<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(&str, Tensors, Edit); 5] = [
         ("nano", nano(), &plain),
         ("other_head", with_other_head(), &plain),
         ("head_only", head_only, &plain),

@@ -81,7 +81,7 @@ fn damage(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], rng: &mut impl Rng) {
         8 => replace_number(bytes, at, rng),
         9 => replace_string(bytes, at, rng),
         10 => {
-            let bracket = *pick(&[b'[', b'{', b'(', b'"', b'.'], rng);
+            let bracket = *pick(b"[{(\".", rng);
             drop(bytes.splice(at..at, vec![bracket; 1 << rng.random_range(0..16)]));
         }
         11 => {

@@ -64,6 +64,7 @@ fn measured() {
 }
 
 #[cfg(target_os = "linux")]
+#[expect(clippy::zombie_processes, reason = "`wait4` waits for the child, which clippy does not see")]
 fn waited(mut command: Command) -> (Option<i32>, Option<usize>) {
     let child = command.spawn().unwrap();
     let mut status = 0;

@@ -107,7 +107,7 @@ fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>
         return Err(format!("{} has the shape {found:?}, {:?} is expected", spec.name, expected.shape));
     }
     let fault = match weight {
-        StoredWeight::Packed(matrix) => finite::fault(&[matrix.rows(), matrix.groups()], &matrix.scales()),
+        StoredWeight::Packed(matrix) => finite::fault(&[matrix.rows(), matrix.groups()], matrix.scales()),
         StoredWeight::Full(values) => finite::fault(&spec.shape, values),
     };
     match (fault, weight) {
