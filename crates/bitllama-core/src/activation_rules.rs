@@ -15,12 +15,12 @@ const KV_CACHE: &str = "kv_cache";
 pub struct ActivationRules(IndexMap<String, ActivationRule>);
 
 impl ActivationRules {
-    /// Whether nothing is said.
+    /// True if nothing is rounded.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is rounded of a model whose weights are rounded by `weights`.
+    /// The rounded inputs of a model whose weights are rounded by `weights`.
     ///
     /// # Errors
     /// [`Error::Activation`] for a glob that cannot be read or reaches no low-bit matrix, and for keys and values as signs.

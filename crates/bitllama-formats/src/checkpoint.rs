@@ -68,7 +68,7 @@ pub struct CheckpointState {
     /// Rounding of activations, as in the recipe.
     #[serde(default, skip_serializing_if = "ActivationRules::is_empty")]
     pub activations: ActivationRules,
-    /// What must not change when a run goes on, by name.
+    /// Settings that must stay the same when a run goes on, by name.
     pub fingerprint: Fingerprint,
 }
 
@@ -165,7 +165,7 @@ impl CheckpointState {
     }
 }
 
-/// How two entries of fingerprints, each an [`Identity`] or null, compare. Version 0.1.0 had no entry of the student's model.
+/// Compares two entries of fingerprints, each an [`Identity`] or null. Version 0.1.0 had no entry of the student's model.
 fn likeness(recorded: Option<&Value>, found: Option<&Value>) -> Likeness {
     let Some(recorded) = recorded else { return Likeness::Same };
     let identity = |value: &Value| serde_json::from_value::<Option<Identity>>(value.clone()).ok().flatten();

@@ -17,11 +17,11 @@ use tokenizers::Tokenizer;
 use crate::tokenizer::{own_bos, quoted};
 use crate::{Error, Result, atomic};
 
-/// What `transformers` needs to know about the tokenizer beside it: class, special tokens by role, often the chat template.
+/// Settings that `transformers` needs for the tokenizer beside it: class, special tokens by role, often the chat template.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Special tokens by role, in the form of older versions.
 pub const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-/// How the model wants to generate, and the tokens that end it.
+/// Default sampling settings of the model, and the tokens that end a generation.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 /// The names of all companions.
 pub const NAMES: [&str; 6] = [
@@ -59,7 +59,7 @@ const MAX_FILE: u64 = 8 << 20;
 /// The companions of a tokenizer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Companions {
-    /// Where they were read.
+    /// Folder or file that they were read from.
     folder: PathBuf,
     files: BTreeMap<&'static str, Vec<u8>>,
     /// The text of the tokenizer's EOS.
@@ -73,7 +73,7 @@ pub struct Companions {
 pub struct TokenizerFiles<'a> {
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// What is written beside it; without, the least that `AutoTokenizer` needs is.
+    /// Companions to write beside it; without any, a minimal `tokenizer_config.json` for `AutoTokenizer` is written.
     pub companions: Option<&'a Companions>,
 }
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::hf;
 
-/// That of `models/nano`, whose one special token is `<|endoftext|>`.
+/// The tokenizer of `models/nano`, whose one special token is `<|endoftext|>`.
 fn tokenizer() -> Tokenizer {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
     hf::read_tokenizer(&root.join(hf::TOKENIZER)).unwrap()

@@ -32,7 +32,7 @@ pub enum Error {
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The cause.
         reason: String,
     },
     /// The hub did not give a file.

@@ -15,7 +15,7 @@ use crate::model::Role;
 use crate::{Error, Model, Result, checksums, gguf, hf};
 use memo::Memo;
 
-/// Where a model was, and which it is.
+/// Path, size and content hash of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The folder or file that it was read from.
@@ -27,7 +27,7 @@ pub struct Identity {
     pub sha256: Option<String>,
 }
 
-/// How a model compares with one on record.
+/// Result of comparing a model with one on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Likeness {
     /// Its content is the same.
@@ -54,7 +54,7 @@ impl Identity {
         })
     }
 
-    /// How `found` compares with this record.
+    /// Compares `found` with this record.
     pub fn compare(&self, found: &Identity) -> Likeness {
         match &self.sha256 {
             Some(_) if self.sha256 == found.sha256 => Likeness::Same,
@@ -95,7 +95,7 @@ fn files(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(parts.into_iter().enumerate().map(|(part, file)| (format!("part-{part}"), file)).collect())
 }
 
-/// Of a Hugging Face directory. What else people keep there does not count.
+/// The deciding files of a Hugging Face directory. Other files in it do not count.
 fn of_directory(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     /// The last two are a checkpoint's: its bit plan and its trained scales.
     const DECIDING: [&str; 10] = [
@@ -167,7 +167,7 @@ mod tests {
         folder
     }
 
-    /// Whether writing `text` into the file `name` of a folder makes it another model.
+    /// True if writing `text` into the file `name` of a folder makes it another model.
     fn matters(folder: &Path, name: &str, text: &str) -> bool {
         let path = folder.join(name);
         let (before, old) = (hash(folder), fs::read(&path).ok());

@@ -30,7 +30,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
 /// Refuses JSON that would take many times its size in memory.
 ///
 /// # Errors
-/// How many values there are, if they are too many.
+/// The number of values, if there are too many.
 pub fn limit(bytes: &[u8]) -> std::result::Result<(), String> {
     let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
     match values <= MAX_VALUES {

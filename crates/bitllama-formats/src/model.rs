@@ -56,7 +56,7 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Files that belong to the tokenizer.
     pub companions: Companions,
-    /// How a student was trained to read its activations; nothing is rounded of other models.
+    /// Rounding of activations that a student was trained with; other models round nothing.
     pub activations: ActivationPlan,
     /// The kind of the weights.
     pub role: Role,

@@ -388,7 +388,7 @@ fn widened(halves: &Aligned<f16>) -> Aligned<f32> {
     wide
 }
 
-/// Of numbers that [`widened`] gave the same again; of others, which are forgotten, the nearest that is finite.
+/// The same numbers again for those that [`widened`] gave; for others, which are forgotten, the nearest finite ones.
 fn narrowed(wide: &Aligned<f32>) -> Aligned<f16> {
     let mut halves = Aligned::new();
     halves.grow(wide.as_slice().len());

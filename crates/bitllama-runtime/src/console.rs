@@ -64,7 +64,7 @@ pub fn parse<C: Parser>() -> Result<C, ExitCode> {
     })
 }
 
-/// What `clap` says of a fault, without the usage and the advice that follow, on one line.
+/// The fault that `clap` reports, on one line, without usage and advice.
 fn fault(message: &str) -> String {
     let usage = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| message.find(mark)).min();
     let message = &message[..usage.unwrap_or(message.len())];

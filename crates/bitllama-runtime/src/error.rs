@@ -96,7 +96,7 @@ pub enum Error {
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The cause.
         reason: String,
     },
     /// The two models of a comparison do not speak of the same tokens.

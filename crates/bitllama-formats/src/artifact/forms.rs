@@ -40,7 +40,7 @@ pub(super) const MEAN: &str = "_mean";
 /// Suffix of a weight in full precision.
 pub(super) const FULL: &str = "_fp32";
 
-/// Where a reader finds several of one weight, and nothing says which is meant, the first is taken. Integers come before
+/// The first form of a weight that a reader finds is taken, if nothing says which is meant. Integers come before
 /// signs: the older tools' exporter writes the signs of every matrix, whatever it was asked for. Integers of
 /// several widths are refused.
 pub(super) const FORMS: [Form; 14] = [
@@ -77,7 +77,7 @@ pub(super) const TERNARY: Form =
 /// without one such a matrix reads as `int4` with a zero point of 4, which are the same weights.
 pub(super) const INT3_AS_Q4: Form = fields("_q4", Scheme::Int3, "_q4_scales", "_q4_zero_point");
 
-/// What stands beside `_ternary` in [`Layout::V2`]: not all of the older tools read that, but every one of them reads two-bit
+/// The copy beside `_ternary` in [`Layout::V2`]: not all of the older tools read that, but every one of them reads two-bit
 /// integers. The codes -1, 0, 1 are the fields 0, 1, 2 with a zero point of 1; the weights are the same.
 pub(super) const TERNARY_AS_Q2: Form = fields("_q2", Scheme::Ternary, "_q2_scales", "_q2_zero_point");
 

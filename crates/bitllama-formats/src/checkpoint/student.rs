@@ -34,7 +34,7 @@ pub(crate) fn student(latent: Model, folder: &Path, state: &CheckpointState) -> 
 struct Rounded {
     path: PathBuf,
     latent: Box<dyn WeightSource>,
-    /// By the names of weights; others are in full precision.
+    /// Quantizers by the names of weights; other weights are in full precision.
     quantizers: HashMap<String, Quantizer>,
     scales: StoredScales,
     stored_bytes: u64,

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// A memory-mapped GGUF, in one file or split into parts.
 pub struct Gguf {
     files: Vec<MappedFile>,
-    /// Of the first file.
+    /// Metadata of the first file.
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorInfo>,
 }
@@ -64,7 +64,7 @@ pub struct TensorInfo {
     pub format_id: u32,
     /// Bytes in the file; of unknown formats only the start is known, and the range is empty.
     pub bytes: Range<usize>,
-    /// Which of the files it is in, counted from 0.
+    /// Index of the file that holds it, counted from 0.
     pub file: usize,
 }
 

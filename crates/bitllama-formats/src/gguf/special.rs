@@ -50,7 +50,7 @@ fn kinds(file: &Gguf) -> Result<&[i64]> {
     }
 }
 
-/// What a Hugging Face directory would have beside this file's tokenizer: its chat template, or several by name.
+/// The companions that a Hugging Face directory would have for this file's tokenizer: its chat template, or several by name.
 ///
 /// # Errors
 /// [`Error::Invalid`](crate::Error::Invalid) for a template that is no string.

@@ -53,7 +53,7 @@ pub(super) fn complete(given: Gguf) -> Result<Gguf> {
     }
 }
 
-/// Which part of how many a file is, counted from 0; `None` for a whole model.
+/// The part number of a file, counted from 0, and the number of parts; `None` for a whole model.
 fn place(file: &Gguf) -> Result<Option<(usize, usize)>> {
     let Some(count) = file.whole("split.count")?.filter(|count| *count > 1) else { return Ok(None) };
     let part = file.required("split.no", Gguf::whole)?;

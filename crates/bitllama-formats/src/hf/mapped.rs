@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub(super) struct MappedFile {
     path: PathBuf,
     map: Mmap,
-    /// Where the tensors start.
+    /// Offset of the first tensor.
     data: usize,
     header: Metadata,
 }
@@ -98,7 +98,7 @@ impl Tensor<'_> {
         }
     }
 
-    /// Whether two tensors of one shape hold the same numbers, in whatever types.
+    /// True if two tensors of one shape hold the same numbers, in whatever types.
     pub fn equals(&self, other: &Tensor) -> bool {
         let same_bytes = self.dtype == other.dtype && self.bytes == other.bytes;
         same_bytes || (0..self.len()).all(|i| self.value(i) == other.value(i))

@@ -17,7 +17,7 @@ pub(super) struct Weights {
     files: Vec<MappedFile>,
     /// Position in `files` of each tensor's shard, where there is an index: it decides, not what shards hold beside.
     index: Option<HashMap<String, usize>>,
-    /// Whether the one tensor of a tied head and embedding is stored under the head's name.
+    /// True if the one tensor of a tied head and embedding is stored under the head's name.
     embedding_is_head: bool,
     stored_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! Which tensor is a weight, in folders that hold several that could be.
+//! The choice of a weight's tensor in folders that hold several candidates.
 
 use std::collections::HashMap;
 use std::fs;

@@ -24,7 +24,7 @@ const ROOM: usize = 4096;
 
 type Entries = BTreeMap<String, Entry>;
 
-/// What is remembered of a file.
+/// The memo's entry for a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Entry {
     #[serde(flatten)]
@@ -32,13 +32,13 @@ struct Entry {
     sha256: String,
 }
 
-/// What changes whenever a file does. Times are seconds and nanoseconds since 1970.
+/// The properties of a file that change whenever its content does. Times are seconds and nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Stamp {
     size: u64,
-    /// Of the content; programs can set it back.
+    /// Time of the last change of the content; programs can set it back.
     modified: [i64; 2],
-    /// Of anything at all, on Unix; programs cannot set it.
+    /// Time of the last change of the inode, on Unix; programs cannot set it.
     changed: [i64; 2],
     device: u64,
     inode: u64,
@@ -54,7 +54,7 @@ pub(super) struct Memo {
 }
 
 impl Memo {
-    /// That of this user.
+    /// The memo of this user.
     pub(super) fn of_user() -> Self {
         Self::open(folder().map(|folder| folder.join(FILE)), SETTLED)
     }
@@ -107,7 +107,7 @@ impl Memo {
     }
 }
 
-/// What a memo holds; nothing where it is missing or damaged.
+/// The entries of a memo; none where it is missing or damaged.
 fn read(path: &Path) -> Entries {
     fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }

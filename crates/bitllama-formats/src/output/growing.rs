@@ -97,12 +97,12 @@ impl<'a> Growing<'a> {
         atomic::write_bytes(&path, bytes)
     }
 
-    /// Whether it has a record.
+    /// True if the folder has a record.
     pub fn is_recorded(self) -> bool {
         self.folder.join(RECORD).is_file()
     }
 
-    /// Whether a file or folder is on record.
+    /// True if a file or folder is on record.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::disk;
 use crate::{Error, Result};
 
-/// What a process that was killed may take to end, with those that it started: so long a second writer waits.
+/// Time for which a second writer waits: a killed process and its children may take that long to end.
 const GRACE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// Ends the name of every lock file.
@@ -108,7 +108,7 @@ impl Drop for Held {
     }
 }
 
-/// Whether `path` still names the open `file`.
+/// True if `path` still names the open `file`.
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(file), Ok(named)) =
         (file.try_clone().and_then(same_file::Handle::from_file), same_file::Handle::from_path(path))
@@ -118,7 +118,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     file == named
 }
 
-/// What the owner writes into its lock.
+/// The owner's entry in its lock.
 fn introduction() -> String {
     let now = OffsetDateTime::now_utc();
     let (date, (hour, minute, second)) = (now.date(), now.to_hms());

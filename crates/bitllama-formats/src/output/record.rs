@@ -102,7 +102,7 @@ impl Line {
 /// A record that was read.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    /// What the folder is; `None` without a record.
+    /// Kind of the folder; `None` without a record.
     pub(super) kind: Option<Kind>,
     lines: BTreeMap<String, Vec<Line>>,
 }
@@ -112,7 +112,7 @@ pub(super) struct Record {
 pub struct Foreign {
     /// The path.
     pub path: PathBuf,
-    /// Whether this program wrote a file of that name.
+    /// True if this program wrote a file of that name.
     pub changed: bool,
 }
 
@@ -168,7 +168,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Whether there is a line about a path.
+    /// True if there is a line about a path.
     pub(super) fn has(&self, path: &str) -> bool {
         self.lines.contains_key(path)
     }
@@ -178,7 +178,7 @@ impl Record {
         self.lines.iter().filter(move |(path, _)| wanted(path)).flat_map(|(_, lines)| lines)
     }
 
-    /// Whether the file `path` of `folder` is as this program wrote it.
+    /// True if the file `path` of `folder` is as this program wrote it.
     pub(super) fn proves(&self, folder: &Path, path: &str) -> Result<bool> {
         for line in self.lines.get(path).into_iter().flatten() {
             match line {

@@ -17,7 +17,7 @@ use super::disk;
 use super::lock::{self, Lock};
 use crate::Result;
 
-/// What a temporary name is for.
+/// Purpose of a temporary name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// Being written or removed.
@@ -58,7 +58,7 @@ fn locked(name: &str) -> Option<&str> {
     name.strip_prefix('.')?.strip_suffix(lock::SUFFIX)?.strip_suffix('.').filter(|target| !target.is_empty())
 }
 
-/// Whether a path has a name of this module's, or is the lock of a folder.
+/// True if a path has a name of this module's, or is the lock of a folder.
 pub(super) fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     parsed(name).is_some() || locked(name).is_some() || path == lock::within(disk::parent(path))

@@ -1,4 +1,4 @@
-//! What outputs promise: nothing of the user's is lost, and a kill at any step is made good by the next start.
+//! The promises of outputs: nothing of the user's is lost, and a kill at any step is made good by the next start.
 
 use std::fs;
 use std::path::Path;
@@ -189,7 +189,7 @@ fn a_kill_at_any_step_of_a_file_and_one_beside_it_leaves_nothing_unfinished() {
     );
 }
 
-/// What a run does, in little: starts anew in its folder, writes what it keeps, a log and a checkpoint.
+/// A run in little: starts anew in its folder, writes what it keeps, a log and a checkpoint.
 fn run(root: &Path, content: &str) -> Result<()> {
     let path = root.join("run");
     let _claim = claim_growing(&path, Kind::Run)?;

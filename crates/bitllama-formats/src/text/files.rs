@@ -1,4 +1,4 @@
-//! Which files are text, how each is read, and which of a folder are taken.
+//! Text files by extension, the reader of each, and the files that are taken from a folder.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;

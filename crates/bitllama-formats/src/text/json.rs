@@ -111,7 +111,7 @@ type Found = Result<String, String>;
 struct Document<'a> {
     /// Field of an object that has the text.
     field: &'a str,
-    /// Whether a string is a document, too.
+    /// True if a string is a document, too.
     strings: bool,
 }
 
@@ -129,7 +129,7 @@ impl<'de> DeserializeSeed<'de> for Document<'_> {
     }
 }
 
-/// What a JSON value is.
+/// Type of a JSON value.
 enum Given {
     String(String),
     Object(Found),

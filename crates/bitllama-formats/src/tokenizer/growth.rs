@@ -21,7 +21,7 @@ const MAX_STEPS: usize = 256;
 const MAX_INSERTED: usize = 256;
 /// Bytes of a pattern; those of published tokenizers have some hundred.
 const MAX_PATTERN: usize = 16 << 10;
-/// How many times longer a text may become. Byte-level alphabets double it, NFKD has a character that becomes eleven times
+/// Largest factor by which a text may grow. Byte-level alphabets double it, NFKD has a character that becomes eleven times
 /// as long.
 const MAX_GROWTH: usize = 32;
 /// Bytes that may come on top, however short the text.

@@ -7,7 +7,7 @@ use std::sync::Once;
 use crate::hf::one_line;
 
 thread_local! {
-    /// Whether this thread is within [`guarded`].
+    /// True while this thread is within [`guarded`].
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 

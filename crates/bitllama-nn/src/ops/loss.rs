@@ -27,7 +27,7 @@ pub enum Side<'a> {
     Likeliest(&'a [u32], &'a [f32]),
 }
 
-/// What the loss is made of: `ce * cross-entropy + divergence * D`, the first a sum over scored positions divided by `scored`,
+/// Weights of the loss's terms: `ce * cross-entropy + divergence * D`, the first a sum over scored positions divided by `scored`,
 /// the second a mean over all positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mixture {

@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 use super::for_corpus;
 use crate::{Error, Result};
 
-/// How text is read from files, and told from control tokens.
+/// Flags that say how text is read from files and whether control tokens in it are parsed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Serialize)]
 pub struct Reading {
     /// Field of a JSON object that has the text [default: text]

@@ -34,7 +34,7 @@ pub fn for_corpus(tokenizer: &Tokenizer, parse_special: bool) -> Result<Cow<'_, 
     Ok(Cow::Owned(tokenizer))
 }
 
-/// Whether the model makes a control token of its own spelling: Unigram has them among its pieces, and merges of a BPE may
+/// True if the model makes a control token of its own spelling: Unigram has them among its pieces, and merges of a BPE may
 /// end in one.
 fn spells(tokenizer: &Tokenizer, control: &[(u32, String)]) -> Result<bool> {
     for (id, content) in control {

@@ -3,7 +3,7 @@
 //!
 //! Windows overlap. Two neighbours are joined where both have the same tokens, at the same bytes, over a run of
 //! [`Sizes::run`]: what a window's own ends did to its tokens has worn off there, so the ids are those of the whole text.
-//! Where there is no such run (a word longer than the overlap, say), the window grows, up to the whole text.
+//! If there is no such run (a word longer than the overlap, say), the window grows, up to the whole text.
 
 use std::ops::{ControlFlow, Range};
 

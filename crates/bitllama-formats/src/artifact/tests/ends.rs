@@ -1,4 +1,4 @@
-//! What ends a text, by files beside the manifest where the manifest does not tell.
+//! The tokens that end a text, taken from files beside the manifest where the manifest does not name them.
 
 use tokenizers::AddedToken;
 

@@ -61,7 +61,7 @@ fn add_integers(folder: &Path, bits: u32, named: bool) {
     }
 }
 
-/// What [`add_integers`] adds.
+/// The codes that [`add_integers`] adds.
 fn assert_integers(folder: &Path, scheme: Scheme) {
     match up(folder).unwrap() {
         StoredWeight::Packed(matrix) => {
