@@ -4,11 +4,13 @@
 //! | file | subject |
 //! |---|---|
 //! | `parts.rs` | the parts of the file, without building anything from them |
+//! | `model.rs` | the shape of the model's vocabulary and merges |
 //! | `growth.rs` | steps that make a text longer |
 //! | `template.rs` | tokens put around a text |
 //! | `panics.rs` | calls that may panic |
 
 mod growth;
+mod model;
 mod panics;
 mod parts;
 mod template;
@@ -92,6 +94,9 @@ fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
         if let Some(part) = parts.iter().find(|part| part.key == name && part.longest_string > MAX_TOKEN) {
             return Err(format!("{name} has a token of {} bytes, more than {MAX_TOKEN}", part.longest_string));
         }
+    }
+    if let Some(part) = parts.iter().find(|part| part.key == "model") {
+        model::check(part)?;
     }
     // Before the tokenizer is built: building it normalizes its added tokens.
     growth::normalizers(part("normalizer")?)?;
