@@ -17,16 +17,16 @@ const MAX_FIELD: usize = 64 << 10;
 pub(super) fn check(model: &Part) -> Result<(), String> {
     let Some(fields) = parts::split(model.text) else { return Err("its model is not an object".into()) };
     for field in &fields {
-        let fault = |e: serde_json::Error| format!("model.{}: {e}", bitllama_core::excerpt(&field.key));
-        match field.key.as_str() {
-            "vocab" => drop(serde_json::from_str::<Vocabulary>(field.text).map_err(fault)?),
-            "merges" => drop(serde_json::from_str::<Merges>(field.text).map_err(fault)?),
+        let key = bitllama_core::excerpt(&field.key);
+        let shape = match field.key.as_str() {
+            "vocab" => serde_json::from_str(field.text).map(|Vocabulary| ()),
+            "merges" => serde_json::from_str(field.text).map(|Merges| ()),
             _ if field.text.len() > MAX_FIELD => {
-                let (key, bytes) = (bitllama_core::excerpt(&field.key), field.text.len());
-                return Err(format!("its model.{key} takes {bytes} bytes, more than {MAX_FIELD}"));
+                return Err(format!("its model.{key} takes {} bytes, more than {MAX_FIELD}", field.text.len()));
             }
-            _ => {}
-        }
+            _ => Ok(()),
+        };
+        shape.map_err(|e| format!("model.{key}: {e}"))?;
     }
     Ok(())
 }
