@@ -108,7 +108,7 @@ fn hostile_files_are_refused_at_once() {
         ("not a JSON object", b"[1]".to_vec()),
         ("not a JSON object", format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes()),
         ("\"model\" nests 100 lists and objects", deep()),
-        ("did not match", b"{\"model\": 1}".to_vec()),
+        ("its model is not an object", b"{\"model\": 1}".to_vec()),
         ("Model missing", b"{}".to_vec()),
         ("has \"normalizer\" twice", twice),
         ("Unknown tokenizer version", with("version", json!("2.0"))),
