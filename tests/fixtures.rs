@@ -1,4 +1,4 @@
-//! What release 0.1.0 wrote must always load, and mean the same: `tests/fixtures/v0.1.0`, whose README says how it was made.
+//! Files of release 0.1.0 must always load, and mean the same: `tests/fixtures/v0.1.0`, whose README says how it was made.
 
 mod common;
 

@@ -9,7 +9,7 @@ pub struct Counting;
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// What an input of `size` bytes may make a reader take.
+/// Bytes of memory that a reader may take for an input of `size` bytes.
 pub const fn allowed(size: usize) -> usize {
     (64 << 20) + 2 * size
 }

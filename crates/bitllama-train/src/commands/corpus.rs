@@ -26,7 +26,7 @@ const MODEL: [&str; 3] = ["model", "model_bytes", "model_sha256"];
 /// The key of [`Written`] in the file of settings.
 const WRITTEN: &str = "written";
 
-/// What is on record of the file.
+/// The record of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Written {
     /// Bytes that have been written.
@@ -95,7 +95,7 @@ impl Corpus {
         Self::resumed(output, origin, group)
     }
 
-    /// What the file holds in whole groups.
+    /// Opens the file to go on after its last whole group.
     fn resumed(output: &Path, origin: Value, group: usize) -> Result<Self> {
         let text = fs::read_to_string(output).with_context(|| at(output))?;
         let mut lines: Vec<(&str, usize)> = text

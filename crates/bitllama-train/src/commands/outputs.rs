@@ -1,4 +1,4 @@
-//! What the outputs of a run may not touch, and runs that version 0.1.0 wrote, which kept no record.
+//! Inputs that a run's outputs must not touch, and runs of version 0.1.0, which kept no record.
 
 use std::fs;
 use std::path::{Path, PathBuf};

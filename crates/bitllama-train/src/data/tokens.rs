@@ -200,7 +200,7 @@ struct ShardWriter<'a> {
     source: &'a Path,
     vocab_size: usize,
     document_lengths: &'a mut Vec<usize>,
-    /// Of the tokens so far.
+    /// Hash of the tokens so far.
     hash: &'a mut Sha256,
 }
 

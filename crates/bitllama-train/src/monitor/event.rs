@@ -1,7 +1,7 @@
 //! TensorBoard's events as bytes: the four messages of `event.proto` and `summary.proto` that a run writes, in Protocol
 //! Buffers' wire format. As in proto3, a field that is zero is left out.
 
-/// What an event is about.
+/// Content of an event.
 pub enum What<'a> {
     /// Version of the file, its first event.
     FileVersion(&'a str),

@@ -6,7 +6,7 @@
 //! | SIGTERM | 143 |
 //! | SIGHUP, unless it was ignored when the process started, as under `nohup` | 129 |
 //!
-//! Where nothing listens, that is before the loop and in commands that go on by themselves where they were stopped, signals end
+//! If nothing listens, that is before the loop and in commands that go on by themselves where they were stopped, signals end
 //! the process as they do by default: files are whole or not there.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
