@@ -3,6 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`config`] | the architecture of a Llama-family decoder |
+//! | [`hidden_act`] | activation functions of feed-forward layers |
 //! | [`rope`] | rotary frequencies of a config |
 //! | [`weights`] | the name and shape of every weight of a config |
 //! | [`scheme`] | the low-bit number formats and their codes |
@@ -28,6 +29,7 @@ pub mod bit_plan;
 pub mod config;
 pub mod dense;
 pub mod excerpt;
+pub mod hidden_act;
 pub mod nf4;
 pub mod packed;
 pub mod panel;
@@ -46,6 +48,7 @@ pub use bit_plan::BitPlan;
 pub use config::{ModelConfig, RopeScaling};
 pub use dense::DenseMatrix;
 pub use excerpt::excerpt;
+pub use hidden_act::HiddenAct;
 pub use packed::PackedMatrix;
 pub use quantizer::{Granularity, Method, Quantizer, Rule};
 pub use rounding::{Quantized, RowMatrix, quantize};
