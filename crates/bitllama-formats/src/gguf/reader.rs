@@ -129,6 +129,11 @@ impl Gguf {
         self.tensors.get(name)
     }
 
+    /// Names of all tensors, in no order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// How many tensors there are.
     pub fn tensor_count(&self) -> usize {
         self.tensors.len()

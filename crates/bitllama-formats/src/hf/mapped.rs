@@ -88,7 +88,13 @@ impl MappedFile {
     }
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// The `count` values from `first` on, which it has.
+    pub fn part(self, first: usize, count: usize) -> Tensor<'a> {
+        let size = if self.dtype == Dtype::F32 { 4 } else { 2 };
+        Tensor { bytes: &self.bytes[first * size..(first + count) * size], ..self }
+    }
+
     /// All values, row-major.
     pub fn values(&self) -> Vec<f32> {
         match self.dtype {

@@ -4,8 +4,10 @@
 //! and everything built on it can open them.
 
 mod config;
+mod fields;
 mod mapped;
 mod read;
+mod rope;
 mod write;
 
 use std::path::Path;
@@ -22,7 +24,7 @@ pub(crate) use read::shards;
 
 use crate::companions::{Companions, TokenizerFiles};
 use crate::output::Kind;
-use crate::{Error, Model, Result, atomic};
+use crate::{Error, Model, Result, atomic, json};
 
 /// The architecture.
 pub const CONFIG: &str = "config.json";
@@ -70,8 +72,11 @@ impl Dtype {
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
 /// missing or has another shape than the config says.
 pub fn open(folder: &Path) -> Result<Model> {
-    let mut config = read_config(&folder.join(CONFIG))?;
-    let weights = read::Weights::open(folder, &mut config)?;
+    let path = folder.join(CONFIG);
+    let json = json::read(&path)?;
+    let mut config = parse_config(&path, &json)?;
+    let says_if_tied = json.get("tie_word_embeddings").is_some_and(|tied| !tied.is_null());
+    let weights = read::Weights::open(folder, &mut config, says_if_tied)?;
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
     let companions = Companions::read(folder)?;
     companions.complete(&mut config, &tokenizer)?;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use bitllama_core::weights::{self, EMBEDDING, HEAD, WeightSpec};
+use bitllama_core::names::{Place, hf_place};
+use bitllama_core::weights::{self, EMBEDDING, HEAD, Kind, WeightSpec};
 use bitllama_core::{ModelConfig, excerpt};
 
 use super::mapped::{MappedFile, Tensor};
@@ -14,6 +15,7 @@ use crate::{Error, Result, WeightSource, finite, json, notes};
 pub(super) struct Weights {
     /// The one file or the index: what is named when a weight is missing.
     path: PathBuf,
+    config: ModelConfig,
     files: Vec<MappedFile>,
     /// Position in `files` of each tensor's shard, where there is an index: it decides, not what shards hold beside.
     index: Option<HashMap<String, usize>>,
@@ -28,17 +30,19 @@ impl Weights {
     ///
     /// A head that differs from the embedding although `config` ties the two makes an untied model of it, as in
     /// `transformers` 5, and is told ([`notes`]).
-    pub(super) fn open(folder: &Path, config: &mut ModelConfig) -> Result<Self> {
+    ///
+    /// A config that does not say whether they are tied (`says_if_tied`) and whose files have no head means that they are.
+    pub(super) fn open(folder: &Path, config: &mut ModelConfig, says_if_tied: bool) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         let mut weights = if single.exists() {
-            Self::of(single.clone(), vec![single], None)?
+            Self::of(single.clone(), vec![single], None, config)?
         } else if index.exists() {
             let map = weight_map(&index)?;
             let names = shard_names(&map);
             let position = |name: &String| names.binary_search(&name.as_str()).unwrap_or_default();
             let positions = map.iter().map(|(tensor, file)| (tensor.clone(), position(file))).collect();
             let paths = names.iter().map(|name| folder.join(name)).collect();
-            Self::of(index, paths, Some(positions))?
+            Self::of(index, paths, Some(positions), config)?
         } else {
             return Err(Error::invalid(folder, format!("has neither {WEIGHTS} nor {INDEX}")));
         };
@@ -49,23 +53,31 @@ impl Weights {
             let reason = format!("has {tensors} tensors, too few for {} layers", config.num_hidden_layers);
             return Err(Error::invalid(&weights.path, reason));
         }
-        if config.tie_word_embeddings {
-            weights.tie(config)?;
-        }
-        for spec in weights::specs(config) {
-            let found = weights.stored(&spec.name, &spec.shape)?;
-            if spec.name == HEAD && found.is_none() {
+        if !config.tie_word_embeddings && weights.stored(HEAD, &[config.vocab_size, config.hidden_size])?.is_none() {
+            if says_if_tied {
                 let reason = format!("tie_word_embeddings is not true, but the weights have no {HEAD}");
                 return Err(Error::invalid(folder.join(CONFIG), reason));
             }
+            config.tie_word_embeddings = true;
+        }
+        if config.tie_word_embeddings {
+            weights.tie(config)?;
+        }
+        weights.config = config.clone();
+        for spec in weights::specs(config) {
             weights.stored_bytes += weights.find(&spec)?.bytes.len() as u64;
         }
         Ok(weights)
     }
 
-    fn of(path: PathBuf, files: Vec<PathBuf>, index: Option<HashMap<String, usize>>) -> Result<Self> {
+    fn of(
+        path: PathBuf,
+        files: Vec<PathBuf>,
+        index: Option<HashMap<String, usize>>,
+        config: &ModelConfig,
+    ) -> Result<Self> {
         let files = files.into_iter().map(MappedFile::open).collect::<Result<Vec<_>>>()?;
-        Ok(Weights { path, files, index, embedding_is_head: false, stored_bytes: 0 })
+        Ok(Weights { path, config: config.clone(), files, index, embedding_is_head: false, stored_bytes: 0 })
     }
 
     /// Finds out what a tied model's files mean by head and embedding.
@@ -84,12 +96,16 @@ impl Weights {
         Ok(())
     }
 
-    /// The tensor of a weight, its shape checked.
+    /// The tensor, or the rows of one, that are a weight; shapes are checked.
     fn find(&self, spec: &WeightSpec) -> Result<Tensor<'_>> {
-        let name = if self.embedding_is_head && spec.name == EMBEDDING { HEAD } else { &spec.name };
-        let [first, second] = tensor_names(name);
-        self.stored(name, &spec.shape)?
-            .ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))
+        let place = match self.embedding_is_head && spec.name == EMBEDDING {
+            true => Place { tensor: HEAD.into(), shape: spec.shape.clone(), first_row: 0 },
+            false => hf_place(&self.config, spec),
+        };
+        let [first, second] = tensor_names(&place.tensor);
+        let tensor = self.stored(&place.tensor, &place.shape)?;
+        let tensor = tensor.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))?;
+        Ok(tensor.part(place.offset(), spec.len()))
     }
 
     /// The tensor that stands under either of the names of a weight.
@@ -123,7 +139,11 @@ impl Weights {
 impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
         let tensor = self.find(spec)?;
-        let values = tensor.values();
+        let mut values = tensor.values();
+        let offset = self.config.arch.family.family().norm_offset;
+        if spec.kind == Kind::Norm && offset != 0.0 {
+            values.iter_mut().for_each(|value| *value += offset);
+        }
         match finite::fault(&spec.shape, &values) {
             Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
             None => Ok(values),
