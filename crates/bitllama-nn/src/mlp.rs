@@ -1,8 +1,8 @@
 //! The gated feed-forward layer (SwiGLU, Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 
+use bitllama_core::HiddenAct;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use crate::decoder::{Site, Value};
 use crate::linear::{Linear, side_by_side};
@@ -28,10 +28,9 @@ impl Mlp {
         observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &|| x.clone());
         let gate_up = side_by_side([&self.gate_proj, &self.up_proj], x);
         let gated = if ops::fused(&gate_up.device()) {
-            ops::swiglu::forward(gate_up)
+            ops::gated::forward(gate_up, HiddenAct::Silu)
         } else {
-            let width = gate_up.dims()[2] / 2;
-            silu(gate_up.clone().narrow(2, 0, width)) * gate_up.narrow(2, width, width)
+            ops::gated::composed(gate_up, HiddenAct::Silu)
         };
         let gated = match &self.ffn_sub_norm {
             Some(norm) => norm.forward(gated),
