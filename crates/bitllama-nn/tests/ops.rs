@@ -6,11 +6,13 @@ mod common;
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::{Activation, ActivationPlan, ActivationRule, BitPlan, Method, ModelConfig, Quantizer, Scheme};
+use bitllama_core::{
+    Activation, ActivationPlan, ActivationRule, BitPlan, HiddenAct, Method, ModelConfig, Quantizer, Scheme,
+};
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{quantize, quantize_by};
 use bitllama_nn::ops::adamw::FusedAdamW;
-use bitllama_nn::ops::{composed, fused};
+use bitllama_nn::ops::{composed, fused, gated};
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, Mask, SharedNumber, activations};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -162,6 +164,51 @@ fn attached_quantizers_round_the_same_in_blocks() {
         let (blocks, whole) = (of(), composed(of));
         let different = blocks.iter().zip(&whole).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
         assert!(different < blocks.len() / 1000, "{name}: {different} of {}", blocks.len());
+    }
+}
+
+/// Numbers in -1 .. 1 that look random.
+fn numbers(len: usize, seed: f32) -> Vec<f32> {
+    (0..len).map(|i| ((i as f32 + seed) * 12.9898).sin() * 43758.547 % 1.0).collect()
+}
+
+/// A leaf of these numbers.
+fn leaf<const D: usize>(numbers: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(numbers, shape), &flex()).require_grad()
+}
+
+/// Values of an operator's output and, one by one, gradients of its leaves, of a sum of the output with uneven weights.
+fn followed<const D: usize>(
+    out: Tensor<3>,
+    gradients: impl FnOnce(&burn::tensor::Gradients) -> [Vec<f32>; D],
+) -> Vec<Vec<f32>> {
+    let shape = out.dims();
+    let weights = Tensor::from_data(TensorData::new(numbers(shape.iter().product(), 0.5), shape), &flex());
+    let grads = (out.clone() * weights).sum().backward();
+    std::iter::once(floats(out.inner())).chain(gradients(&grads)).collect()
+}
+
+fn gradient_of<const D: usize>(leaf: &Tensor<D>, grads: &burn::tensor::Gradients) -> Vec<f32> {
+    floats(leaf.grad(grads).unwrap())
+}
+
+#[track_caller]
+fn assert_alike(case: &str, got: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{case}");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let difference = difference(expected, got);
+        assert!(difference < tolerance, "{case}: {index} differs by {difference}");
+    }
+}
+
+#[test]
+fn gated_activations_are_the_composed_ones() {
+    for act in HiddenAct::ALL {
+        let of = |operator: fn(Tensor<3>, HiddenAct) -> Tensor<3>| {
+            let gate_up = leaf(numbers(2 * 5 * 2 * 19, 1.0).iter().map(|x| 4.0 * x).collect(), [2, 5, 2 * 19]);
+            followed(operator(gate_up.clone(), act), |grads| [gradient_of(&gate_up, grads)])
+        };
+        assert_alike(&format!("{act:?}"), &of(gated::forward), &of(gated::composed), 1e-5);
     }
 }
 
