@@ -1,9 +1,10 @@
 //! Operators and attention on every instruction set of this processor against the same in f64.
 
+use bitllama_core::HiddenAct;
 use bitllama_kernels::attention::{Sequence, attention};
 use bitllama_kernels::isa::Isa;
 use bitllama_kernels::kv::{KvKind, LayerKv};
-use bitllama_kernels::operators;
+use bitllama_kernels::operators::{self, Rotary};
 use bitllama_kernels::pool::Pool;
 use proptest::prelude::*;
 
@@ -38,8 +39,56 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
 
+fn gates_and_sets() -> impl Iterator<Item = (HiddenAct, Isa)> {
+    HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
+}
+
+/// How far `act(x)` may be from its definition, which rounds, too.
+fn gate_bound(act: HiddenAct, x: f64) -> f64 {
+    // What the exponential is of is rounded to an `f32`.
+    let exponent = match act {
+        HiddenAct::GeluTanh => (1.6 * (x + 0.044_715 * x.powi(3))).abs(),
+        HiddenAct::Silu | HiddenAct::Relu2 => 0.0,
+    };
+    f64::from(f32::EPSILON) * (6.0 + 2.0 * exponent) * act.value(x).abs() + f64::EPSILON * x.abs() + 1e-36
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn gates(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
+        let gate: Vec<f32> = noise(len, seed).iter().map(|x| x * scale).collect();
+        let up = noise(len, seed ^ 1);
+        for (act, isa) in gates_and_sets() {
+            let mut out = gate.clone();
+            operators::gated(isa, act, &mut out, &up);
+            for ((out, gate), up) in out.iter().zip(&gate).zip(&up) {
+                let (gate, up) = (f64::from(*gate), f64::from(*up));
+                assert_near(&[*out], &[act.value(gate) * up], |_| gate_bound(act, gate) * up.abs() + 1e-36, act.name());
+            }
+        }
+    }
+
+    #[test]
+    fn biases_factors_and_caps(n in 0usize..5, width in 1usize..100, scale in 0.1f32..500.0, seed in any::<u64>()) {
+        let x: Vec<f32> = noise(n * width, seed).iter().map(|x| x * scale).collect();
+        let bias = noise(width, seed ^ 1);
+        let biased: Vec<f32> = x.iter().enumerate().map(|(i, x)| x + bias[i % width]).collect();
+        let scaled: Vec<f32> = x.iter().map(|x| x * 0.37).collect();
+        let capped: Vec<f64> = x.iter().map(|x| 30.0 * (f64::from(*x) / 30.0).tanh()).collect();
+        for isa in Isa::available() {
+            let mut out = x.clone();
+            operators::add_bias(isa, &mut out, &bias);
+            assert_eq!(out, biased);
+            out.copy_from_slice(&x);
+            operators::scale(isa, &mut out, 0.37);
+            assert_eq!(out, scaled);
+            out.copy_from_slice(&x);
+            operators::soft_cap(isa, &mut out, 30.0);
+            assert_near(&out, &capped, relative(6.0), "cap");
+        }
+    }
 
     #[test]
     fn norms(n in 0usize..4, hidden in 1usize..300, seed in any::<u64>()) {
@@ -59,19 +108,30 @@ proptest! {
             operators::rms_norm(isa, &x, &weight, 1e-5, &mut out);
             assert_near(&out, &normed(&x), relative(16.0), "norm");
             let mut stream = x.clone();
-            operators::add_rms_norm(isa, &mut stream, &y, &weight, 1e-5, &mut out);
+            operators::add_rms_norm(isa, &mut stream, 1.0, &y, &weight, 1e-5, &mut out);
             assert_eq!(stream, sum);
             assert_near(&out, &normed(&sum), relative(16.0), "norm of a sum");
+            operators::rms_norm_in_place(isa, &mut stream, &weight, 1e-5);
+            assert_eq!(stream, out, "in place");
+            let mut stream = x.clone();
+            operators::add_rms_norm(isa, &mut stream, 0.22, &y, &weight, 1e-5, &mut out);
+            let weighted = x.iter().zip(&y).map(|(x, y)| f64::from(*x) + f64::from(0.22f32) * f64::from(*y));
+            assert_near(&stream, &weighted.collect::<Vec<_>>(), |_| 1.3e-7, "weighted sum");
+            assert_near(&out, &normed(&stream), relative(16.0), "norm of a weighted sum");
         }
     }
 
     #[test]
-    fn rotations(n in 0usize..5, heads in 1usize..5, half in 1usize..66, first in 0usize..9, seed in any::<u64>()) {
-        let x = noise(n * heads * 2 * half, seed);
+    fn rotations(
+        n in 0usize..5, heads in 1usize..5, half in 1usize..66, rest in prop_oneof![Just(0usize), 0usize..70],
+        first in 0usize..9, seed in any::<u64>(),
+    ) {
+        let head_dim = 2 * half + rest;
+        let x = noise(n * heads * head_dim, seed);
         let angles = noise((first + n) * half, seed ^ 1);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut exact = wide(&x);
-        for (index, head) in exact.chunks_exact_mut(2 * half).enumerate() {
+        for (index, head) in exact.chunks_exact_mut(head_dim).enumerate() {
             for i in 0..half {
                 let (a, b, at) = (head[i], head[i + half], (first + index / heads) * half + i);
                 let (cos, sin) = (f64::from(cos[at]), f64::from(sin[at]));
@@ -80,27 +140,25 @@ proptest! {
         }
         for isa in Isa::available() {
             let mut out = x.clone();
-            operators::rotate(isa, &mut out, heads, 2 * half, first, &cos, &sin);
+            let rotary = Rotary { rotary_dim: 2 * half, cos: &cos, sin: &sin };
+            operators::rotate(isa, &mut out, heads, head_dim, first, rotary);
             assert_near(&out, &exact, |_| 3e-7, "rotation");
+            for (out, x) in out.chunks_exact(head_dim).zip(x.chunks_exact(head_dim)) {
+                assert_eq!(out[2 * half..], x[2 * half..], "what does not turn");
+            }
         }
     }
 
     #[test]
-    fn gates_sums_and_products(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
+    fn sums_and_products(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
         let gate: Vec<f32> = noise(len, seed).iter().map(|x| x * scale).collect();
         let up = noise(len, seed ^ 1);
-        let gated: Vec<f64> =
-            gate.iter().zip(&up).map(|(g, u)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u)).collect();
         let sum: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) + f64::from(*u)).collect();
         let scaled: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) + 0.3f32 as f64 * f64::from(*u)).collect();
         let (product, size) = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) * f64::from(*u))
             .fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         for isa in Isa::available() {
             let mut out = gate.clone();
-            operators::swiglu(isa, &mut out, &up);
-            // Beyond 88 the exponential stays where it is.
-            assert_near(&out, &gated, |exact| relative(6.0)(exact) + 1e-36, "swiglu");
-            out.copy_from_slice(&gate);
             operators::add(isa, &mut out, &up);
             assert_near(&out, &sum, relative(0.51), "sum");
             out.copy_from_slice(&gate);
@@ -140,6 +198,34 @@ fn exponentials_within_two_units_and_at_the_ends() {
         operators::exp(isa, &mut ends);
         assert_eq!(ends[..4], [0.0, 0.0, 0.0, 1.0], "{isa}");
         assert!(ends[4] > 2e38 && ends[4].is_finite() && ends[5] == ends[4] && ends[6].is_nan(), "{isa}: {ends:?}");
+    }
+}
+
+#[test]
+fn hyperbolic_tangents_within_four_units_near_zero_and_far_from_it() {
+    let mut x: Vec<f32> = (0..200_003).map(|i| (i as f32 - 100_001.0) * 1e-4).collect();
+    x.extend((0..400).flat_map(|i| [0.9f32.powi(i), -0.9f32.powi(i)]));
+    x.extend([0.625f32.next_down(), 0.625, 0.625f32.next_up(), -0.625f32.next_down(), -0.625, -0.625f32.next_up()]);
+    let exact: Vec<f64> = x.iter().map(|x| f64::from(*x).tanh()).collect();
+    for isa in Isa::available() {
+        let mut out = x.clone();
+        operators::soft_cap(isa, &mut out, 1.0);
+        assert_near(&out, &exact, relative(4.0), "tanh");
+        let mut ends = [f32::NEG_INFINITY, -1e30, 0.0, 1e30, f32::INFINITY, f32::NAN];
+        operators::soft_cap(isa, &mut ends, 1.0);
+        assert_eq!(ends[..5], [-1.0, -1.0, 0.0, 1.0, 1.0], "{isa}");
+        assert!(ends[5].is_nan(), "{isa}");
+    }
+}
+
+#[test]
+fn gates_do_not_hide_what_is_no_number() {
+    for (act, isa) in HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
+    {
+        let mut gate = [f32::NAN, 1.0, f32::INFINITY, -1e30];
+        operators::gated(isa, act, &mut gate, &[1.0, f32::NAN, 1.0, 1.0]);
+        assert!(gate[0].is_nan() && gate[1].is_nan() && gate[2] == f32::INFINITY, "{act:?} on {isa}: {gate:?}");
+        assert!(gate[3].abs() < 1e-6, "{act:?} on {isa}: {gate:?}");
     }
 }
 

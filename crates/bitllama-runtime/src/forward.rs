@@ -3,8 +3,9 @@
 //! A batch is a list of rows, one a token, sequence after sequence. Every product, norm and SwiGLU sees rows only, so
 //! the weights are read once for all sequences; attention alone knows which row belongs to which.
 
-use bitllama_core::ModelConfig;
+use bitllama_core::{HiddenAct, ModelConfig};
 use bitllama_kernels::attention::{Sequence as Attended, attention};
+use bitllama_kernels::operators::Rotary;
 use bitllama_kernels::{Input, Matrix, Pool, operators, products};
 
 use crate::Result;
@@ -94,8 +95,9 @@ impl Decoder {
         input.set(pool, normed, self.config.hidden_size, &[q_proj, k_proj, v_proj]);
         products(pool, input, &mut [(q_proj, q), (k_proj, k), (v_proj, v)]);
         // Row `i` of the tables belongs to row `i` of the batch.
-        operators::rotate(isa, q, heads, head_dim, 0, cos, sin);
-        operators::rotate(isa, k, kv_heads, head_dim, 0, cos, sin);
+        let rotary = Rotary { rotary_dim: head_dim, cos, sin };
+        operators::rotate(isa, q, heads, head_dim, 0, rotary);
+        operators::rotate(isa, k, kv_heads, head_dim, 0, rotary);
         let mut first = 0;
         for Sequence { tokens, cache } in sequences.iter_mut() {
             let rows = first * kv_heads * head_dim..(first + tokens.len()) * kv_heads * head_dim;
@@ -122,7 +124,9 @@ impl Decoder {
         products(pool, input, &mut [(gate_proj, q), (up_proj, up)]);
         let width = self.config.intermediate_size;
         let chunk = if rows == 1 { width } else { ROWS_A_TASK * width };
-        pool.for_each_chunk(q, chunk, |task, gate| operators::swiglu(isa, gate, &up[task * chunk..][..gate.len()]));
+        pool.for_each_chunk(q, chunk, |task, gate| {
+            operators::gated(isa, HiddenAct::Silu, gate, &up[task * chunk..][..gate.len()]);
+        });
         if let Some(weight) = &layer.ffn_sub_norm {
             self.sub_norm(q, weight, up);
             std::mem::swap(q, up);
@@ -157,7 +161,7 @@ impl Decoder {
         let mut rows: Vec<_> = x.chunks_exact_mut(width).zip(out.chunks_exact_mut(width)).collect();
         self.pool().for_each_chunk(&mut rows, ROWS_A_TASK, |task, rows| {
             for (row, (x, out)) in (task * ROWS_A_TASK..).zip(rows) {
-                operators::add_rms_norm(isa, x, &y[row * width..][..width], weight, eps, out);
+                operators::add_rms_norm(isa, x, 1.0, &y[row * width..][..width], weight, eps, out);
             }
         });
     }
