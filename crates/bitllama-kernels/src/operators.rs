@@ -10,8 +10,8 @@ pub(crate) mod lanes;
 use bitllama_core::HiddenAct;
 
 use crate::isa::Isa;
-pub(crate) use functions::{exp_lanes, tanh_lanes};
-use functions::{gelu_tanh, relu2, silu};
+pub(crate) use functions::exp_lanes;
+use functions::{gelu_tanh, relu2, silu, tanh_lanes};
 use lanes::{LANES, Simd, for_isa};
 
 /// RMSNorm (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>) of each row of `x` (`[n, hidden]`) into `out`
@@ -317,8 +317,9 @@ fn scale_all<S: Simd>(s: S, x: &mut [f32], factor: f32) {
     in_place!(s, x, v => s.mul(v, factor));
 }
 
+/// [`soft_cap`] of all of `x`.
 #[inline(always)]
-fn soft_cap_all<S: Simd>(s: S, x: &mut [f32], cap: f32) {
+pub(crate) fn soft_cap_all<S: Simd>(s: S, x: &mut [f32], cap: f32) {
     let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
     in_place!(s, x, v => s.mul(cap, tanh_lanes(s, s.mul(v, inverse))));
 }

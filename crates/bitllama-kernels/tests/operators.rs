@@ -1,7 +1,7 @@
 //! Operators and attention on every instruction set of this processor against the same in f64.
 
 use bitllama_core::HiddenAct;
-use bitllama_kernels::attention::{Sequence, attention};
+use bitllama_kernels::attention::{Scoring, Sequence, attention};
 use bitllama_kernels::isa::Isa;
 use bitllama_kernels::kv::{KvKind, LayerKv};
 use bitllama_kernels::operators::{self, Rotary};
@@ -238,6 +238,14 @@ struct Shape {
     /// Positions in all, and those that are tokens of the batch.
     sequences: Vec<(usize, usize)>,
     kind: KvKind,
+    scoring: Scoring,
+}
+
+/// A cap that changes scores, and a window of one position or several.
+fn scoring() -> impl Strategy<Value = (Option<f32>, Option<usize>)> {
+    let cap = prop_oneof![Just(None), (0.5f32..50.0).prop_map(Some)];
+    let window = prop_oneof![Just(None), (1usize..40).prop_map(Some), (40usize..700).prop_map(Some)];
+    (cap, window)
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -248,36 +256,44 @@ fn shape() -> impl Strategy<Value = Shape> {
         prop::collection::vec(decoding, 1..4),
         (600usize..3000, 1usize..4).prop_map(|(len, n)| vec![(len, n)]),
     ];
-    (1usize..4, 1usize..9, 1usize..131, sequences, 0usize..4).prop_map(
-        |(kv_heads, group, head_dim, sequences, kind)| Shape {
+    (1usize..4, 1usize..9, 1usize..131, sequences, 0usize..4, scoring()).prop_map(
+        |(kv_heads, group, head_dim, sequences, kind, (cap, window))| Shape {
             kv_heads,
             group,
             head_dim,
             sequences,
             kind: KvKind::ALL[kind],
+            scoring: Scoring { cap, window, ..Scoring::new(head_dim) },
         },
     )
 }
 
-/// Keys and values of all positions of one sequence, appended in two parts.
-fn filled(shape: &Shape, len: usize, n: usize, seed: u64) -> LayerKv {
+/// Keys and values of all positions of one sequence, the last `n` appended together, which are kept as far as they are
+/// seen, or all of them.
+fn filled_to(shape: &Shape, window: Option<usize>, len: usize, n: usize, seed: u64) -> LayerKv {
     let row = shape.kv_heads * shape.head_dim;
     let (keys, values) = (noise(len * row, seed ^ 3), noise(len * row, seed ^ 4));
-    let mut kv = LayerKv::new(shape.kind, shape.kv_heads, shape.head_dim);
+    let mut kv = LayerKv::with_window(shape.kind, shape.kv_heads, shape.head_dim, window);
     let split = (len - n) * row;
-    kv.append(&keys[..split], &values[..split]);
+    for (keys, values) in keys[..split].chunks(150 * row).zip(values[..split].chunks(150 * row)) {
+        kv.append(keys, values);
+    }
     kv.append(&keys[split..], &values[split..]);
     kv
 }
 
+fn filled(shape: &Shape, len: usize, n: usize, seed: u64) -> LayerKv {
+    filled_to(shape, shape.scoring.window, len, n, seed)
+}
+
 /// Attention in f64 over keys and values as they are stored.
 fn reference(shape: &Shape, q: &[f32], kv: &LayerKv) -> Vec<f64> {
-    let Shape { kv_heads, group, head_dim, .. } = *shape;
-    let (heads, len) = (kv_heads * group, kv.len());
+    let Shape { kv_heads, group, head_dim, scoring: Scoring { scale, cap, window }, .. } = *shape;
+    let (heads, len, first) = (kv_heads * group, kv.len(), kv.first());
     let n = q.len() / (heads * head_dim);
     let mut row = vec![0.0; head_dim];
     let mut rows = |values: bool, head: usize| -> Vec<Vec<f64>> {
-        (0..len)
+        (first..len)
             .map(|position| {
                 match values {
                     true => kv.value_into(head, position, &mut row),
@@ -292,9 +308,13 @@ fn reference(shape: &Shape, q: &[f32], kv: &LayerKv) -> Vec<f64> {
     for (index, q) in q.chunks_exact(head_dim).enumerate() {
         let (keys, values) = &stored[index % heads / group];
         let visible = len - n + index / heads + 1;
-        let score =
-            |k: &Vec<f64>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() / (head_dim as f64).sqrt();
-        let weights: Vec<f64> = keys[..visible].iter().map(|k| score(k).exp()).collect();
+        let seen = window.map_or(0, |window| visible.saturating_sub(window)) - first..visible - first;
+        let (keys, values) = (&keys[seen.clone()], &values[seen]);
+        let score = |k: &Vec<f64>| {
+            let score = q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * f64::from(scale);
+            cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+        };
+        let weights: Vec<f64> = keys.iter().map(|k| score(k).exp()).collect();
         let sum: f64 = weights.iter().sum();
         out.extend((0..head_dim).map(|d| weights.iter().zip(values).map(|(w, v)| w * v[d]).sum::<f64>() / sum));
     }
@@ -325,7 +345,7 @@ proptest! {
         let pool = Pool::new(3);
         for isa in Isa::available() {
             let mut out = vec![f32::NAN; q.len()];
-            attention(&pool, isa, &q, heads, &sequences, &mut out);
+            attention(&pool, isa, &q, heads, &shape.scoring, &sequences, &mut out);
             // Values are within 1, and so are their means.
             assert_near(&out, &exact, |_| 4e-6, &format!("attention on {isa}"));
 
@@ -334,7 +354,7 @@ proptest! {
             let mut rest = &mut alone[..];
             for (sequence, q) in sequences.iter().zip(&parts) {
                 let (out, next) = rest.split_at_mut(q.len());
-                attention(&one, isa, q, heads, std::slice::from_ref(sequence), out);
+                attention(&one, isa, q, heads, &shape.scoring, std::slice::from_ref(sequence), out);
                 rest = next;
             }
             assert_eq!(out, alone, "{isa}: the result depends on threads or other sequences");
@@ -344,27 +364,47 @@ proptest! {
     #[test]
     fn a_prompt_is_its_tokens_one_by_one(
         kv_heads in 1usize..3, group in 1usize..9, head_dim in 1usize..70, past in 0usize..300, n in 1usize..70,
-        kind in 0usize..4, seed in any::<u64>(),
+        kind in 0usize..4, (cap, window) in scoring(), seed in any::<u64>(),
     ) {
         let kind = KvKind::ALL[kind];
-        let shape = Shape { kv_heads, group, head_dim, sequences: Vec::new(), kind };
+        let scoring = Scoring { cap, window, ..Scoring::new(head_dim) };
+        let shape = Shape { kv_heads, group, head_dim, sequences: Vec::new(), kind, scoring };
         let (heads, row) = (kv_heads * group, kv_heads * head_dim);
         let mut kv = filled(&shape, past, 0, seed);
         let (keys, values) = (noise(n * row, seed ^ 5), noise(n * row, seed ^ 6));
         let q = noise(n * heads * head_dim, seed);
         let pool = Pool::new(2);
+        kv.hold(past);
         for isa in Isa::available() {
             kv.append(&keys, &values);
             let mut batch = vec![f32::NAN; q.len()];
-            attention(&pool, isa, &q, heads, &[Sequence { kv: &kv, n }], &mut batch);
+            attention(&pool, isa, &q, heads, &scoring, &[Sequence { kv: &kv, n }], &mut batch);
             kv.truncate(past);
             for (token, (q, batch)) in q.chunks_exact(heads * head_dim).zip(batch.chunks_exact(heads * head_dim)).enumerate() {
                 kv.append(&keys[token * row..][..row], &values[token * row..][..row]);
                 let mut out = vec![f32::NAN; q.len()];
-                attention(&pool, isa, q, heads, &[Sequence { kv: &kv, n: 1 }], &mut out);
+                attention(&pool, isa, q, heads, &scoring, &[Sequence { kv: &kv, n: 1 }], &mut out);
                 assert_near(batch, &wide(&out), |_| 4e-6, "prompt");
             }
             kv.truncate(past);
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_changes_nothing(shape in shape(), seed in any::<u64>()) {
+        let heads = shape.kv_heads * shape.group;
+        let pool = Pool::new(2);
+        for (len, n) in &shape.sequences {
+            let q = noise(n * heads * shape.head_dim, seed);
+            let [kept, all] = [shape.scoring.window, None].map(|window| filled_to(&shape, window, *len, *n, seed));
+            for isa in Isa::available() {
+                let [of_kept, of_all] = [&kept, &all].map(|kv| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    attention(&pool, isa, &q, heads, &shape.scoring, &[Sequence { kv, n: *n }], &mut out);
+                    out
+                });
+                assert_eq!(of_kept, of_all, "{isa}");
+            }
         }
     }
 
@@ -401,7 +441,15 @@ fn scores_too_far_apart_for_an_exponential() {
     }
     for isa in Isa::available() {
         let mut out = vec![f32::NAN; head_dim];
-        attention(&Pool::new(1), isa, &vec![1.0; head_dim], 1, &[Sequence { kv: &kv, n: 1 }], &mut out);
+        attention(
+            &Pool::new(1),
+            isa,
+            &vec![1.0; head_dim],
+            1,
+            &Scoring::new(head_dim),
+            &[Sequence { kv: &kv, n: 1 }],
+            &mut out,
+        );
         assert_eq!(out, vec![300.0; head_dim], "{isa}");
     }
 }

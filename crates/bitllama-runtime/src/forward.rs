@@ -4,7 +4,7 @@
 //! the weights are read once for all sequences; attention alone knows which row belongs to which.
 
 use bitllama_core::{HiddenAct, ModelConfig};
-use bitllama_kernels::attention::{Sequence as Attended, attention};
+use bitllama_kernels::attention::{Scoring, Sequence as Attended, attention};
 use bitllama_kernels::operators::Rotary;
 use bitllama_kernels::{Input, Matrix, Pool, operators, products};
 
@@ -109,7 +109,7 @@ impl Decoder {
             .map(|Sequence { tokens, cache }| Attended { kv: &cache.layers[index], n: tokens.len() })
             .collect();
         normed.resize(q.len(), 0.0);
-        attention(pool, isa, q, heads, &attended, normed);
+        attention(pool, isa, q, heads, &Scoring::new(head_dim), &attended, normed);
         if let Some(weight) = &layer.attn_sub_norm {
             // The queries are done with.
             self.sub_norm(normed, weight, q);
