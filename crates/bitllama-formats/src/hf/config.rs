@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use super::rope::{ropes, scaling_json};
-use super::{Dtype, write_json};
+use super::{Dtype, bitnet, write_json};
 use crate::{Error, Result, json as json_file};
 
 /// Reads a `config.json`, beside weights or alone. Token ids that are absent are taken as none.
@@ -35,6 +35,11 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
 fn parse(object: &Map<String, Value>) -> std::result::Result<ModelConfig, String> {
     let fields = Fields::new("", object);
     let family = family(&fields)?;
+    if bitnet::packing(&Value::Object(object.clone()))?.is_some()
+        && family.model_type != FamilyName::BITNET.family().model_type
+    {
+        return Err("has a quantization_config; a model in full precision is needed".into());
+    }
     let hidden_size = fields.required("hidden_size", Fields::whole)?;
     let heads = fields.required("num_attention_heads", Fields::whole)?;
     let absent = &family.absent;
@@ -94,9 +99,6 @@ fn family(fields: &Fields) -> std::result::Result<&'static Family, String> {
     }
     let family = of_model_type(name)
         .ok_or_else(|| fields.wrong("model_type", &format!("is not supported; it must be one of {}", model_types())))?;
-    if fields.get("quantization_config").is_some() {
-        return Err("has a quantization_config; a model in full precision is needed".into());
-    }
     Ok(family)
 }
 

@@ -82,6 +82,22 @@ impl MappedFile {
         Ok(Some(Tensor { path: &self.path, bytes, dtype: info.dtype }))
     }
 
+    /// The bytes of the tensor `name`, which has elements of one byte.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is not there, of another shape or of another type.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<&[u8]> {
+        let invalid = |reason: String| Error::invalid(&self.path, reason);
+        let info = self.header.info(name).ok_or_else(|| invalid(format!("has no tensor {name}")))?;
+        if info.shape != shape || info.dtype != Dtype::U8 {
+            let found = format!("{:?} of {:?}", info.shape, info.dtype);
+            return Err(invalid(format!("tensor {name} is {}, expected {shape:?} of U8", excerpt(&found))));
+        }
+        let (start, end) = info.data_offsets;
+        let bytes = self.map.get(self.data + start..self.data + end);
+        bytes.ok_or_else(|| invalid(format!("tensor {name} ends beyond the file")))
+    }
+
     /// Gives back the memory of what has been read.
     pub fn release(&self) {
         crate::map::release(&self.map);

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use bitllama_core::names::{Place, hf_place};
 use bitllama_core::weights::{self, EMBEDDING, HEAD, Kind, WeightSpec};
-use bitllama_core::{ModelConfig, excerpt};
+use bitllama_core::{ModelConfig, PackedMatrix, excerpt};
 
+use super::bitnet::{self, Packing, packed_shape};
 use super::mapped::{MappedFile, Tensor};
 use super::{CONFIG, INDEX, WEIGHTS};
-use crate::{Error, Result, WeightSource, finite, json, notes};
+use crate::{Error, Result, StoredWeight, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
 pub(super) struct Weights {
@@ -21,6 +22,8 @@ pub(super) struct Weights {
     index: Option<HashMap<String, usize>>,
     /// True if the one tensor of a tied head and embedding is stored under the head's name.
     embedding_is_head: bool,
+    /// Ternary matrices of the blocks, where they are.
+    packing: Option<Packing>,
     stored_bytes: u64,
 }
 
@@ -32,7 +35,12 @@ impl Weights {
     /// `transformers` 5, and is told ([`notes`]).
     ///
     /// A config that does not say whether they are tied (`says_if_tied`) and whose files have no head means that they are.
-    pub(super) fn open(folder: &Path, config: &mut ModelConfig, says_if_tied: bool) -> Result<Self> {
+    pub(super) fn open(
+        folder: &Path,
+        config: &mut ModelConfig,
+        says_if_tied: bool,
+        packing: Option<Packing>,
+    ) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         let mut weights = if single.exists() {
             Self::of(single.clone(), vec![single], None, config)?
@@ -47,6 +55,7 @@ impl Weights {
             return Err(Error::invalid(folder, format!("has neither {WEIGHTS} nor {INDEX}")));
         };
 
+        weights.packing = packing;
         // Before the list of weights is made, which a damaged layer count could make huge.
         let tensors: usize = weights.files.iter().map(MappedFile::tensor_count).sum();
         if config.num_hidden_layers > tensors {
@@ -65,7 +74,10 @@ impl Weights {
         }
         weights.config = config.clone();
         for spec in weights::specs(config) {
-            weights.stored_bytes += weights.find(&spec)?.bytes.len() as u64;
+            weights.stored_bytes += match weights.packed(&spec)? {
+                Some((bytes, ..)) => bytes.len() as u64,
+                None => weights.find(&spec)?.bytes.len() as u64,
+            };
         }
         Ok(weights)
     }
@@ -77,7 +89,15 @@ impl Weights {
         config: &ModelConfig,
     ) -> Result<Self> {
         let files = files.into_iter().map(MappedFile::open).collect::<Result<Vec<_>>>()?;
-        Ok(Weights { path, config: config.clone(), files, index, embedding_is_head: false, stored_bytes: 0 })
+        Ok(Weights {
+            path,
+            config: config.clone(),
+            files,
+            index,
+            embedding_is_head: false,
+            packing: None,
+            stored_bytes: 0,
+        })
     }
 
     /// Finds out what a tied model's files mean by head and embedding.
@@ -106,6 +126,33 @@ impl Weights {
         let tensor = self.stored(&place.tensor, &place.shape)?;
         let tensor = tensor.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))?;
         Ok(tensor.part(place.offset(), spec.len()))
+    }
+
+    /// The bytes of a packed matrix, its scale, and whether that is a divisor; `None` for a weight that is stored as numbers.
+    fn packed(&self, spec: &WeightSpec) -> Result<Option<(&[u8], f32, bool)>> {
+        let Some(Packing::Offline { divides }) = self.packing.filter(|_| spec.kind == Kind::Linear) else {
+            return Ok(None);
+        };
+        let file = self.files.iter().find(|file| tensor_names(&spec.name).iter().any(|name| file.has(name)));
+        let file = file.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor model.{}", spec.name)))?;
+        let name = tensor_names(&spec.name).into_iter().find(|name| file.has(name)).unwrap_or_default();
+        let bytes = file.bytes(&name, &packed_shape(&spec.shape))?;
+        let scale = self.stored(&format!("{}_scale", spec.name), &[1])?;
+        let scale = scale.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {name}_scale")))?;
+        let scale = scale.values().first().copied().unwrap_or(f32::NAN);
+        Ok(Some((bytes, scale, divides)))
+    }
+
+    /// The ternary matrix that a weight is, if it is one.
+    fn ternary(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>> {
+        let matrix = match self.packed(spec)? {
+            Some((bytes, scale, divides)) => bitnet::unpack(spec, bytes, scale, divides),
+            None if self.packing == Some(Packing::Online) && spec.kind == Kind::Linear => {
+                bitnet::round(spec, self.find(spec)?.values())
+            }
+            None => return Ok(None),
+        };
+        matrix.map(Some).map_err(|reason| Error::invalid(&self.path, reason))
     }
 
     /// The tensor that stands under either of the names of a weight.
@@ -137,7 +184,17 @@ impl Weights {
 }
 
 impl WeightSource for Weights {
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        Ok(match self.ternary(spec)? {
+            Some(matrix) => StoredWeight::Packed(matrix),
+            None => StoredWeight::Full(self.read(spec)?),
+        })
+    }
+
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
+        if let Some(matrix) = self.ternary(spec)? {
+            return Ok(matrix.dequantize().data);
+        }
         let tensor = self.find(spec)?;
         let mut values = tensor.values();
         let offset = self.config.arch.family.family().norm_offset;

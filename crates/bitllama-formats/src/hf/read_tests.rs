@@ -71,7 +71,7 @@ fn folder(tensors: &[Stored]) -> tempfile::TempDir {
 }
 
 fn open(folder: &tempfile::TempDir, config: &mut ModelConfig) -> Result<Weights> {
-    Weights::open(folder.path(), config, true)
+    Weights::open(folder.path(), config, true, None)
 }
 
 fn message<T>(result: Result<T>) -> String {
