@@ -68,7 +68,7 @@ fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `x * weight` of `[batch, seq, d_in]` and `[d_in, d_out]`.
 pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision, int8_forward: bool) -> Tensor<3> {
     if ops::fused(&x.device()) {
-        return ops::linear::forward(x, [weight], precision, int8_forward);
+        return ops::linear::forward(x, [weight], [None], precision, int8_forward);
     }
     let weight = wide(weight);
     match precision {
@@ -89,7 +89,8 @@ pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tenso
     let alike = others.iter().all(|layer| kind(layer) == kind(first));
     if alike && ops::fused(&x.device()) {
         let x = rounded(x, first.input);
-        return ops::linear::forward(x, layers.map(|layer| layer.weight.val()), first.precision, first.int8_forward);
+        let weights = layers.map(|layer| layer.weight.val());
+        return ops::linear::forward(x, weights, [const { None }; N], first.precision, first.int8_forward);
     }
     let mut inputs: Vec<(Option<Activation>, Tensor<3>)> = Vec::new();
     let outputs = layers.map(|layer| {
