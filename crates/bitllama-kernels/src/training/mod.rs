@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`attention`] | rotary embedding and causal grouped-query attention |
 //! | [`rms_norm`] | the gradient of RMSNorm |
+//! | [`qk_norm`] | RMSNorm of queries and keys side by side with values |
+//! | [`bias`] | biases of linear layers whose outputs lie side by side |
 //! | [`gated`] | gated activations over gates and values that lie side by side |
 //! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
 //! | [`squares`] | what the norm of gradients is made of |
@@ -19,11 +21,13 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bias;
 pub mod blocks;
 pub mod buffer;
 pub mod gated;
 pub mod halves;
 pub mod loss;
+pub mod qk_norm;
 pub mod rms_norm;
 pub mod rows;
 mod runs;

@@ -4,8 +4,9 @@
 //! | module | subject |
 //! |---|---|
 //! | [`node`] | an operator in Burn's graph of gradients |
-//! | [`linear`] | matrix products, several matrices of one input side by side |
+//! | [`linear`] | matrix products and biases, several layers of one input side by side |
 //! | [`rms_norm`] | RMSNorm |
+//! | [`qk_norm`] | RMSNorm of queries and keys, before their rotation |
 //! | [`gated`] | gated activations: SwiGLU and its kin |
 //! | [`attention`] | rotary embedding and causal grouped-query attention, without the matrix of scores |
 //! | [`loss`] | head, cross-entropy and divergence from a teacher, without the logits |
@@ -31,6 +32,7 @@ pub mod gradient;
 pub mod linear;
 pub mod loss;
 pub mod node;
+pub mod qk_norm;
 pub mod rms_norm;
 pub mod squares;
 
