@@ -83,10 +83,12 @@ impl Attention {
         observe(Site::Keys, &|| qkv.clone().narrow(2, q, kv));
         observe(Site::Values, &|| qkv.clone().narrow(2, q + kv, kv));
         let (rotary, mask) = positions.of(kind);
-        let out = if self.kv_cache.is_none() && ops::fused(&qkv.device()) {
-            ops::attention::forward(qkv, rotary, mask, &self.heads)
-        } else {
-            self.composed(qkv, rotary, mask)
+        let plain = self.heads.cap.is_none() && self.heads.scale == 1.0 / (head_dim as f32).sqrt();
+        let out = match rotary.filter(|rotary| plain && rotary.dim() == head_dim) {
+            Some(rotary) if self.kv_cache.is_none() && ops::fused(&qkv.device()) => {
+                ops::attention::forward(qkv, rotary, mask, [heads, kv_heads, head_dim])
+            }
+            rotary => self.composed(qkv, rotary.or(positions.of(kind).0), mask),
         };
         let out = match &self.attn_sub_norm {
             Some(norm) => norm.forward(out),
@@ -100,19 +102,11 @@ impl Attention {
     fn normed(&self, qkv: Tensor<3>) -> Tensor<3> {
         let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return qkv };
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
-        let widths = [heads * head_dim, kv_heads * head_dim];
-        if ops::fused(&qkv.device()) {
-            return ops::qk_norm::forward(qkv, [q_norm.weight.val(), k_norm.weight.val()], widths, q_norm.eps);
+        let (weights, sizes) = ([q_norm.weight.val(), k_norm.weight.val()], [heads, kv_heads, head_dim]);
+        match ops::fused(&qkv.device()) {
+            true => ops::qk_norm::forward(qkv, weights, sizes, q_norm.eps),
+            false => ops::qk_norm::composed(qkv, weights, sizes, q_norm.eps),
         }
-        let [batch, seq, all] = qkv.dims();
-        let [q, kv] = widths;
-        let part = |start: usize, width: usize, norm: &RmsNorm| {
-            let over = norm.weight.dims()[0];
-            let rows = qkv.clone().narrow(2, start, width).reshape([batch, seq * width / over, over]);
-            norm.forward(rows).reshape([batch, seq, width])
-        };
-        let parts = [part(0, q, q_norm), part(q, kv, k_norm), qkv.clone().narrow(2, q + kv, all - q - kv)];
-        Tensor::cat(parts.to_vec(), 2)
     }
 
     /// From queries, keys and values side by side to the values that the heads see, `[batch, seq, heads * head_dim]`.

@@ -70,7 +70,7 @@ fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `x * weight` of `[batch, seq, d_in]` and `[d_in, d_out]`.
 pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision, int8_forward: bool) -> Tensor<3> {
     if ops::fused(&x.device()) {
-        return ops::linear::forward(x, [weight], precision, int8_forward);
+        return ops::linear::forward(x, [weight], [None], precision, int8_forward);
     }
     let weight = wide(weight);
     match precision {

@@ -325,8 +325,7 @@ impl<F: FnMut(&WeightSpec) -> Result<StoredWeight>> Loader<'_, F> {
             Some(_) => Some([self.vector(&weight(QK_NORMS[0]))?, self.vector(&weight(QK_NORMS[1]))?]),
             None => None,
         };
-        let mut norm =
-            |loader: &mut Self, part: Option<&str>| part.map(|part| loader.vector(&weight(part))).transpose();
+        let norm = |loader: &mut Self, part: Option<&str>| part.map(|part| loader.vector(&weight(part))).transpose();
         let sub_norms = BLOCK_SUB_NORMS.map(|part| config.sub_norm.then_some(part));
         Ok(Layer {
             attention_in: norm(self, norms.attention_in)?,

@@ -217,7 +217,8 @@ fn table(report: &Report) -> String {
         if *tie_word_embeddings { " (tied)" } else { "" },
         if *sub_norm { ", sub-norms" } else { "" },
         match arch.sliding_window {
-            Some(window) => format!(", window {window} in {} layers", arch.layers.iter().filter(|kind| kind.window).count()),
+            Some(window) =>
+                format!(", window {window} in {} layers", arch.layers.iter().filter(|kind| kind.window).count()),
             None => String::new(),
         },
     );
