@@ -99,6 +99,11 @@ impl WeightSource for Weights {
 }
 
 fn format(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<BlockFormat> {
+    // Converters write it beside weights of NVFP4 and BitNet.
+    let scale = name.strip_suffix(".weight").map(|stem| format!("{stem}.scale"));
+    if let Some(scale) = scale.filter(|scale| file.tensor(scale).is_some()) {
+        return Err(file.invalid(format!("tensor {name} has a scale of its own, {scale}, which is not supported")));
+    }
     BlockFormat::from_id(tensor.format_id).ok_or_else(|| {
         let supported = BlockFormat::ALL.map(BlockFormat::name).join(", ");
         file.invalid(format!(
@@ -111,15 +116,20 @@ fn format(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<BlockFormat> {
 /// Name of a type that is not read, for messages.
 fn type_name(id: u32) -> String {
     let name = match id {
+        4 => "Q4_2",
+        5 => "Q4_3",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
-        15 => "Q8_K",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        31 => "Q4_0_4_4",
+        32 => "Q4_0_4_8",
+        33 => "Q4_0_8_8",
+        36 => "IQ4_NL_4_4",
+        37 => "IQ4_NL_4_8",
+        38 => "IQ4_NL_8_8",
         _ => return id.to_string(),
     };
     format!("{id} ({name})")
