@@ -9,7 +9,7 @@ use bitllama_core::{ModelConfig, PackedMatrix, excerpt};
 
 use super::bitnet::{self, Packing, packed_shape};
 use super::mapped::{MappedFile, Tensor};
-use super::{CONFIG, INDEX, WEIGHTS};
+use super::{CONFIG, INDEX, WEIGHTS, advice};
 use crate::{Error, Result, StoredWeight, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
@@ -52,7 +52,7 @@ impl Weights {
             let paths = names.iter().map(|name| folder.join(name)).collect();
             Self::of(index, paths, Some(positions), config)?
         } else {
-            return Err(Error::invalid(folder, format!("has neither {WEIGHTS} nor {INDEX}")));
+            return Err(Error::invalid(folder, advice::weights(folder)));
         };
 
         weights.packing = packing;
