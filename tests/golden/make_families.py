@@ -384,7 +384,7 @@ def positions_of(length):
     return sorted({*range(EVERY - 1, length, EVERY), length - 1})
 
 
-def greedy(model, prefix):
+def greedy(model, prefix, distinct=4):
     """The tokens that follow, if each is the largest by a margin and they are not all alike."""
     ids = list(prefix)
     for _ in range(GREEDY):
@@ -393,7 +393,7 @@ def greedy(model, prefix):
             return None
         ids.append(best.indices[0].item())
     found = ids[len(prefix):]
-    return found if len(set(found)) >= 4 else None
+    return found if len(set(found)) >= distinct else None
 
 
 def changed(row, folder, change):
@@ -437,12 +437,12 @@ def spell_as_transformers_4(config, row):
 
 
 def write_tokenizer():
-    """A byte-level BPE without merges over letters and signs: one token a byte, 64 in all."""
+    """A byte-level BPE over letters and signs with one merge, 64 tokens in all."""
     specials = ["<unk>", "<s>", "</s>"]
     # Byte-level BPE writes a space as U+0120 and a line feed as U+010A; printable ASCII stands for itself.
     letters = ["\u0120", "\u010a", *"etaoinshrdlcumwfgypbvkjxqz.,'-;!?ETAOINSHRDLCUMWFGYPBVKJXQZ"]
-    vocab = {token: i for i, token in enumerate((specials + letters)[:64])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    vocab = {token: i for i, token in enumerate([*(specials + letters)[:63], "th"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("t", "h")], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
