@@ -12,8 +12,11 @@ beside it, with the logits of the model that the file describes:
 
 - architecture `llama` has no window, `qwen2` neither;
 - `gemma2` and `gemma3` have no query scale; it is that of the head's width (but for 27B);
-- yarn has no `mscale`;
+- yarn has no `mscale` (llama.cpp itself leaves the betas of `llama` out too, and the window of `phi3`, though the files have them);
 - `bitnet` is the model with silu, and its converter makes the weights ternary.
+
+But for that, llama.cpp computes the same (in f32, within 1e-4; Gemma's within 4e-3, as its GELU is a table in f16), with the long factors
+of longrope from the first token on.
 
 Beside the converter's files there are odd ones: `llama_linear` with a factor but no type (which means linear), with the key from before
 there were types, and with the type `none`, which a factor does not change.
@@ -84,7 +87,7 @@ def convert(checkout, folder, path):
 
         # What is in bf16 stays so.
         kind = gguf.LlamaFileType.MOSTLY_BF16 if hparams.get("dtype") == "bfloat16" else gguf.LlamaFileType.ALL_F32
-        Tiny(folder, kind, path, model_name=folder.name, eager=True).write()
+        Tiny(folder, kind, path, model_name="tiny", eager=True).write()
     path.chmod(0o644)
 
 
