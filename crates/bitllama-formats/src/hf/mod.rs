@@ -3,6 +3,7 @@
 //! It is the form in which models are published, and the one in which checkpoints are written, so that `transformers`
 //! and everything built on it can open them.
 
+pub(crate) mod advice;
 mod config;
 mod mapped;
 mod read;
@@ -68,7 +69,8 @@ impl Dtype {
 ///
 /// # Errors
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
-/// missing or has another shape than the config says.
+/// missing or has another shape than the config says. Where weights or tokenizer are there in a form that is not read, it says
+/// how to convert them.
 pub fn open(folder: &Path) -> Result<Model> {
     let mut config = read_config(&folder.join(CONFIG))?;
     let weights = read::Weights::open(folder, &mut config)?;

@@ -7,7 +7,7 @@ use bitllama_core::weights::{self, EMBEDDING, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, excerpt};
 
 use super::mapped::{MappedFile, Tensor};
-use super::{CONFIG, INDEX, WEIGHTS};
+use super::{CONFIG, INDEX, WEIGHTS, advice};
 use crate::{Error, Result, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
@@ -40,7 +40,7 @@ impl Weights {
             let paths = names.iter().map(|name| folder.join(name)).collect();
             Self::of(index, paths, Some(positions))?
         } else {
-            return Err(Error::invalid(folder, format!("has neither {WEIGHTS} nor {INDEX}")));
+            return Err(Error::invalid(folder, advice::weights(folder)));
         };
 
         // Before the list of weights is made, which a damaged layer count could make huge.
