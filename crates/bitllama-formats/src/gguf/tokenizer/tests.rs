@@ -32,6 +32,18 @@ fn control_tokens_are_special_and_user_defined_ones_are_not() {
 }
 
 #[test]
+fn control_tokens_of_phi_swallow_the_white_space_beside_them() {
+    let mut writer = tiny();
+    writer.text("general.architecture", "phi3").text("tokenizer.ggml.pre", "gpt-4o");
+    assert_eq!(ids(&open(&writer).unwrap(), "a </s> b"), [2, 4, 1, 4, 3], "Phi 4 mini");
+    writer.text("tokenizer.ggml.pre", "dbrx");
+    assert_eq!(ids(&open(&writer).unwrap(), "a </s> b<|x|> b"), [2, 1, 3, 11, 4, 3], "Phi 4");
+    let mut writer = sentence_piece_file();
+    writer.text("general.architecture", "phi3");
+    assert_eq!(ids(&open(&writer).unwrap(), "a</s> \n b<s> b"), [1, 6, 2, 9, 11, 1, 9, 9, 11], "Phi 3");
+}
+
+#[test]
 fn bos_goes_in_front_where_the_metadata_or_the_family_say_so() {
     let mut writer = tiny();
     writer.bool("tokenizer.ggml.add_bos_token", true);

@@ -179,10 +179,11 @@ fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
     }
     let path = PathBuf::from(shape);
     if !path.is_file() {
-        let mut names: Vec<_> = CONFIGS.files().filter_map(|file| file.path().file_stem()?.to_str()).collect();
-        names.sort_unstable();
-        let names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        bail!("--shape {}: no such file, nor one of {names}", excerpt(shape));
+        let names = CONFIGS.files().filter_map(|file| file.path().file_stem()?.to_str());
+        let nearest = names.max_by(|a, b| strsim::jaro_winkler(shape, a).total_cmp(&strsim::jaro_winkler(shape, b)));
+        let shape = excerpt(shape);
+        let nearest = nearest.unwrap_or_default();
+        bail!("--shape {shape}: no such file, nor a config that comes with the program; did you mean `{nearest}`?");
     }
     Ok(hf::read_config(&path)?)
 }
@@ -243,7 +244,7 @@ mod tests {
         for name in names {
             config_of(name).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
-        let error = config_of("nanno").unwrap_err().to_string();
-        assert!(error.contains("`gemma-3-270m`, `llama-2-13b`"), "{error}");
+        let error = config_of("gemma-3-270").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `gemma-3-270m`?"), "{error}");
     }
 }
