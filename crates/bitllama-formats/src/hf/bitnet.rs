@@ -32,7 +32,9 @@ pub(super) fn packing(config: &Value) -> Result<Option<Packing>, String> {
     let text = |key: &str| stated.get(key).and_then(Value::as_str);
     if text("quant_method") != Some("bitnet") {
         let method = bitllama_core::excerpt(text("quant_method").unwrap_or("(absent)"));
-        return Err(format!("quantization_config.quant_method = {method} is not supported; use the model in full precision"));
+        return Err(format!(
+            "quantization_config.quant_method = {method} is not supported; use the model in full precision"
+        ));
     }
     if stated.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {
         return Err("quantization_config.use_rms_norm = true is not supported; it must be false".into());
