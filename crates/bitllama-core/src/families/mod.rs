@@ -14,6 +14,7 @@ mod mistral;
 mod olmo2;
 mod phi3;
 mod qwen2;
+mod qwen3;
 mod smollm3;
 
 use std::fmt;
@@ -25,11 +26,12 @@ use crate::{Architecture, ModelConfig};
 pub use keys::{Extra, Keys, MIXTURES, NEUTRAL, Neutral, refuse_mixture};
 
 /// Every family.
-pub static ALL: [&Family; 12] = [
+pub static ALL: [&Family; 13] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &mistral::MINISTRAL,
     &qwen2::QWEN2,
+    &qwen3::QWEN3,
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
