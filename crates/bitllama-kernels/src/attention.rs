@@ -58,11 +58,6 @@ impl Scoring {
     pub fn new(head_dim: usize) -> Self {
         Self { scale: 1.0 / (head_dim as f32).sqrt(), cap: None, window: None }
     }
-
-    /// The most positions that a token sees.
-    fn reach(&self) -> usize {
-        self.window.unwrap_or(usize::MAX)
-    }
 }
 
 /// One sequence of a batch.
@@ -172,7 +167,7 @@ impl<'a> Plan<'a> {
         for block in (0..blocks).rev() {
             let (first, last) = (n * block / blocks, n * (block + 1) / blocks);
             // The first position that one of them sees, and the first vector with it.
-            let seen = (past + first + 1).saturating_sub(scoring.reach());
+            let seen = scoring.window.map_or(0, |window| (past + first + 1).saturating_sub(window));
             let begin = seen / LANES * LANES;
             assert!(kv.first() <= begin, "position {seen} is seen, but those before {} are dropped", kv.first());
             let (rows, span) = ((last - first) * group, past + last - begin);
@@ -378,9 +373,9 @@ fn run_tile<S: Simd>(s: S, task: &Task, scoring: &Scoring, group: usize, start: 
     let len = TILE.min(task.end - start);
     // Positions of the tile that a row sees: from the first on, before the last.
     let until = |row: usize| (task.visible + row / group).saturating_sub(start).min(len);
-    let from = |row: usize| {
-        let seen = (task.visible + row / group).saturating_sub(scoring.reach());
-        seen.saturating_sub(start).min(len)
+    let from = |row: usize| match scoring.window {
+        Some(window) => (task.visible + row / group).saturating_sub(window).saturating_sub(start).min(len),
+        None => 0,
     };
     // Numbers that several register blocks read are worth converting first.
     let convert = rows > S::ROWS;

@@ -10,8 +10,8 @@ pub(crate) mod lanes;
 use bitllama_core::HiddenAct;
 
 use crate::isa::Isa;
-pub(crate) use functions::exp_lanes;
-use functions::{gelu_tanh, relu2, silu, tanh_lanes};
+pub(crate) use functions::{exp_lanes, tanh_lanes};
+use functions::{gelu_tanh, relu2, silu};
 use lanes::{LANES, Simd, for_isa};
 
 /// RMSNorm (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>) of each row of `x` (`[n, hidden]`) into `out`
