@@ -3,13 +3,11 @@
 use bitllama_core::Activation;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::softmax;
 
-use crate::activations::rounded;
 use crate::decoder::{Site, Value};
 use crate::linear::{Linear, side_by_side};
 use crate::mask::Mask;
-use crate::ops;
+use crate::ops::{self, attention::Heads};
 use crate::rms_norm::RmsNorm;
 use crate::rotary::Rotary;
 
@@ -53,10 +51,11 @@ impl Attention {
         observe(Site::Queries, &|| qkv.clone().narrow(2, 0, q));
         observe(Site::Keys, &|| qkv.clone().narrow(2, q, kv));
         observe(Site::Values, &|| qkv.clone().narrow(2, q + kv, kv));
+        let heads = Heads::new(self.num_heads, self.num_kv_heads, self.head_dim);
         let out = if self.kv_cache.is_none() && ops::fused(&qkv.device()) {
-            ops::attention::forward(qkv, rotary, mask, [self.num_heads, self.num_kv_heads, self.head_dim])
+            ops::attention::forward(qkv, rotary, mask, &heads)
         } else {
-            self.composed(qkv, rotary, mask)
+            ops::attention::composed(qkv, rotary, mask, &heads, self.kv_cache)
         };
         let out = match &self.attn_sub_norm {
             Some(norm) => norm.forward(out),
@@ -64,27 +63,5 @@ impl Attention {
         };
         observe(Site::Input(&["self_attn.o_proj"]), &|| out.clone());
         self.o_proj.forward(out)
-    }
-
-    /// From queries, keys and values side by side to the values that the heads see, `[batch, seq, heads * head_dim]`.
-    fn composed(&self, qkv: Tensor<3>, rotary: &Rotary, mask: &Mask) -> Tensor<3> {
-        let [batch, seq, _] = qkv.dims();
-        let (group, kv) = (self.num_heads / self.num_kv_heads, self.num_kv_heads * self.head_dim);
-        let heads = |start: usize, n: usize| {
-            let part = qkv.clone().narrow(2, start, n * self.head_dim);
-            part.reshape([batch, seq, n, self.head_dim]).swap_dims(1, 2)
-        };
-        let q = self.num_heads * self.head_dim;
-        let k = rounded(rotary.apply(heads(q, self.num_kv_heads)), self.kv_cache);
-        let v = rounded(heads(q + kv, self.num_kv_heads), self.kv_cache);
-        let q = rotary.apply(heads(0, self.num_heads));
-
-        // The queries of a group lie under one another as rows of one matrix, so that keys and values need no copies.
-        let q = (q * (self.head_dim as f64).powf(-0.5)).reshape([batch, self.num_kv_heads, group * seq, self.head_dim]);
-        let mask = mask.additive(q.is_autodiff());
-        let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, self.num_heads, seq, seq]) + mask;
-        let probabilities = softmax(scores, 3).reshape([batch, self.num_kv_heads, group * seq, seq]);
-        let out = probabilities.matmul(v).reshape([batch, self.num_heads, seq, self.head_dim]);
-        out.swap_dims(1, 2).reshape([batch, seq, self.num_heads * self.head_dim])
     }
 }

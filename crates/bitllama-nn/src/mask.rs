@@ -36,6 +36,13 @@ impl Mask {
         Self::new(documents.chunks_exact(seq).flat_map(of_row).collect(), seq, device)
     }
 
+    /// As this one, but no token sees more than `window` positions, its own included.
+    pub fn within_window(&self, window: usize) -> Self {
+        let first = self.first.iter().enumerate();
+        let bound = |(token, first): (usize, &u32)| (*first).max((token % self.seq + 1).saturating_sub(window) as u32);
+        Self::new(first.map(bound).collect(), self.seq, &self.device)
+    }
+
     fn new(first: Vec<u32>, seq: usize, device: &Device) -> Self {
         let device = device.clone().inner();
         Self { rows: first.len() / seq, seq, first: first.into(), device, additive: Arc::default() }
