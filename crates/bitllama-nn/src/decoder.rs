@@ -81,6 +81,11 @@ pub struct Head {
     pub tied: bool,
     /// Of both factors of the product.
     pub precision: Precision,
+    /// What the product is multiplied with (Granite's `logits_scaling`, one over it); 1 in most models.
+    pub scale: f32,
+    /// What logits are bound by, if so: the scaled product `x` becomes `cap * tanh(x / cap)` (Gemma 2's
+    /// `final_logit_softcapping`).
+    pub cap: Option<f32>,
 }
 
 impl Head {
@@ -92,7 +97,12 @@ impl Head {
     /// Logits `[batch, seq, vocab]` of `[batch, seq, hidden]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.clone();
-        product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision, false)
+        let x = product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision, false);
+        let x = if self.scale == 1.0 { x } else { x * self.scale };
+        match self.cap {
+            Some(cap) => (x / cap).tanh() * cap,
+            None => x,
+        }
     }
 }
 
@@ -143,7 +153,8 @@ impl Llama {
             Some(head) => (head.weight.val(), head.input),
             None => (table, self.tied_head_input),
         };
-        let head = Head { weight, tied: self.lm_head.is_none(), precision: self.head_precision };
+        let tied = self.lm_head.is_none();
+        let head = Head { weight, tied, precision: self.head_precision, scale: 1.0, cap: None };
         (rounded(self.norm.forward(x), input), head)
     }
 

@@ -8,6 +8,7 @@
 //! | [`bias`] | biases of linear layers whose outputs lie side by side |
 //! | [`gated`] | gated activations over gates and values that lie side by side |
 //! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
+//! | [`logits`] | factors and caps between a head's product and the loss |
 //! | [`squares`] | what the norm of gradients is made of |
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
 //! | `tanh` | the hyperbolic tangent of a vector's lanes |
@@ -27,6 +28,7 @@ pub mod blocks;
 pub mod buffer;
 pub mod gated;
 pub mod halves;
+pub mod logits;
 pub mod loss;
 pub mod qk_norm;
 pub mod rms_norm;
