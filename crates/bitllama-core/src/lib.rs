@@ -16,6 +16,7 @@
 //! | [`search`] | scales that make the squared error small |
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
+//! | [`stored`] | matrices that stay as their file has them |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
@@ -40,6 +41,7 @@ pub mod scales;
 pub mod scheme;
 pub mod search;
 pub mod size;
+pub mod stored;
 pub mod weights;
 
 pub use activation::{Activation, ActivationPlan, ActivationRule};
@@ -54,6 +56,7 @@ pub use quantizer::{Granularity, Method, Quantizer, Rule};
 pub use rounding::{Quantized, RowMatrix, quantize};
 pub use scales::ScaleFormat;
 pub use scheme::Scheme;
+pub use stored::StoredRows;
 
 /// What can be wrong with a config, a plan or packed bytes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -1,10 +1,12 @@
 //! Architecture `llama`: metadata as a config, tensors under Hugging Face's names and in its row order.
 
+use std::sync::Arc;
+
 use bitllama_core::weights::{self, EMBEDDING, FINAL_NORM, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, RopeScaling, excerpt, rope};
 
 use super::{BlockFormat, Gguf, TensorInfo, special};
-use crate::{Error, Result, WeightSource, finite};
+use crate::{Error, Result, StoredWeight, WeightSource, finite};
 
 /// Reads the config. The vocabulary is as large as the embedding.
 ///
@@ -152,11 +154,31 @@ impl WeightSource for Weights {
         if let Some(fault) = finite::fault(&spec.shape, &values) {
             return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
         }
-        Ok(if spec.name.ends_with("self_attn.q_proj.weight") || spec.name.ends_with("self_attn.k_proj.weight") {
-            rows_of_half_rotation(&values, spec.shape[1], self.config.head_dim)
-        } else {
-            values
+        Ok(match in_half_rotation(spec) {
+            true => rows_of_half_rotation(&values, spec.shape[1], self.config.head_dim),
+            false => values,
         })
+    }
+
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        let (name, tensor) = self.find(spec)?;
+        let rows = self.file.rows(tensor).filter(|_| tensor.format_id != BlockFormat::F32.id());
+        let Some(rows) = rows else { return self.read(spec).map(StoredWeight::Full) };
+        if let Some(fault) = rows.fault() {
+            return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
+        }
+        Ok(StoredWeight::Rows(Arc::new(match in_half_rotation(spec) {
+            true => rows.of_half_rotation(self.config.head_dim),
+            false => rows,
+        })))
+    }
+
+    fn quantized(&self) -> bool {
+        let quantized = |spec: &WeightSpec| {
+            let format = self.find(spec).ok().and_then(|(_, tensor)| BlockFormat::from_id(tensor.format_id));
+            format.is_some_and(|format| format.block_len() > 1)
+        };
+        weights::specs(&self.config).iter().any(quantized)
     }
 
     fn stored_bytes(&self) -> u64 {
@@ -166,6 +188,11 @@ impl WeightSource for Weights {
     fn release(&self) {
         self.file.release();
     }
+}
+
+/// True for the matrices whose rows llama.cpp keeps in the order of its rotary embedding.
+fn in_half_rotation(spec: &WeightSpec) -> bool {
+    ["self_attn.q_proj.weight", "self_attn.k_proj.weight"].iter().any(|name| spec.name.ends_with(name))
 }
 
 fn format(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<BlockFormat> {

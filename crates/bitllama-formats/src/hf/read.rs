@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bitllama_core::weights::{self, EMBEDDING, HEAD, WeightSpec};
 use bitllama_core::{ModelConfig, excerpt};
 
 use super::mapped::{MappedFile, Tensor};
 use super::{CONFIG, INDEX, WEIGHTS};
-use crate::{Error, Result, WeightSource, finite, json, notes};
+use crate::{Error, Result, StoredWeight, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
 pub(super) struct Weights {
@@ -53,7 +54,7 @@ impl Weights {
             weights.tie(config)?;
         }
         for spec in weights::specs(config) {
-            let found = weights.stored(&spec.name, &spec.shape)?;
+            let found = weights.under_either(&spec.name, &spec.shape)?;
             if spec.name == HEAD && found.is_none() {
                 let reason = format!("tie_word_embeddings is not true, but the weights have no {HEAD}");
                 return Err(Error::invalid(folder.join(CONFIG), reason));
@@ -71,7 +72,7 @@ impl Weights {
     /// Finds out what a tied model's files mean by head and embedding.
     fn tie(&mut self, config: &mut ModelConfig) -> Result<()> {
         let shape = [config.vocab_size, config.hidden_size];
-        match (self.stored(EMBEDDING, &shape)?, self.stored(HEAD, &shape)?) {
+        match (self.under_either(EMBEDDING, &shape)?, self.under_either(HEAD, &shape)?) {
             (None, Some(_)) => self.embedding_is_head = true,
             (Some(embedding), Some(head)) if !embedding.equals(&head) => {
                 config.tie_word_embeddings = false;
@@ -88,12 +89,12 @@ impl Weights {
     fn find(&self, spec: &WeightSpec) -> Result<Tensor<'_>> {
         let name = if self.embedding_is_head && spec.name == EMBEDDING { HEAD } else { &spec.name };
         let [first, second] = tensor_names(name);
-        self.stored(name, &spec.shape)?
+        self.under_either(name, &spec.shape)?
             .ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))
     }
 
     /// The tensor that stands under either of the names of a weight.
-    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor<'_>>> {
+    fn under_either(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor<'_>>> {
         let [first, second] = tensor_names(name);
         match (self.tensor(&first, shape)?, self.tensor(&second, shape)?) {
             (Some(one), Some(other)) if !one.equals(&other) => {
@@ -127,6 +128,15 @@ impl WeightSource for Weights {
         match finite::fault(&spec.shape, &values) {
             Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
             None => Ok(values),
+        }
+    }
+
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        let tensor = self.find(spec)?;
+        let Some(rows) = tensor.rows(&spec.shape) else { return self.read(spec).map(StoredWeight::Full) };
+        match rows.fault() {
+            Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
+            None => Ok(StoredWeight::Rows(Arc::new(rows))),
         }
     }
 
