@@ -126,7 +126,7 @@ fn rounded_weights_are_quantized_and_write_text() {
     let (rounded, latent) = (copy("rounded", &[]), copy("latent", &["--latent-weights"]));
     let full = |artifact: &Artifact, spec: &WeightSpec| match artifact.weight(spec).unwrap() {
         StoredWeight::Full(values) => values,
-        StoredWeight::Packed(_) => panic!("{} is packed", spec.name),
+        other => panic!("{} is {other:?}", spec.name),
     };
     for spec in &specs(&student.config) {
         assert_eq!(full(&rounded, spec), student.weights.read(spec).unwrap(), "{}", spec.name);

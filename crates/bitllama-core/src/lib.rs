@@ -19,6 +19,7 @@
 //! | [`search`] | scales that make the squared error small |
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
+//! | [`stored`] | matrices that stay as their file has them |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
@@ -46,6 +47,7 @@ pub mod scales;
 pub mod scheme;
 pub mod search;
 pub mod size;
+pub mod stored;
 pub mod weights;
 
 pub use activation::{Activation, ActivationPlan, ActivationRule};
@@ -63,6 +65,7 @@ pub use rope::{Rope, RopeScaling};
 pub use rounding::{Quantized, RowMatrix, quantize};
 pub use scales::ScaleFormat;
 pub use scheme::Scheme;
+pub use stored::StoredRows;
 
 /// What can be wrong with a config, a plan or packed bytes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

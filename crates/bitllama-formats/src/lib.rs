@@ -43,6 +43,7 @@ pub mod notes;
 pub mod npz;
 pub mod output;
 pub mod scales;
+mod stored;
 pub mod text;
 pub mod tokenizer;
 pub mod vectors;

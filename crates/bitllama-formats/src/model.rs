@@ -20,12 +20,18 @@ pub trait WeightSource: Send + Sync {
     /// infinite or NaN.
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>>;
 
-    /// One weight as a student has it: packed where it is low-bit. Its numbers are those of [`WeightSource::read`].
+    /// One weight as it is stored: packed where it is a student's, and a matrix of 16 bits or of blocks left in its file. Its
+    /// numbers are those of [`WeightSource::read`].
     ///
     /// # Errors
     /// As [`WeightSource::read`].
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
         self.read(spec).map(StoredWeight::Full)
+    }
+
+    /// True for a file whose matrices were quantized, to blocks with scales, and are no student of ours.
+    fn quantized(&self) -> bool {
+        false
     }
 
     /// Bytes that all weights take as they are stored; of a checkpoint's student, those that it takes packed.

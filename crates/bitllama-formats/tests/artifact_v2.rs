@@ -19,6 +19,7 @@ fn values(weight: StoredWeight) -> Vec<f32> {
     match weight {
         StoredWeight::Packed(matrix) => matrix.dequantize().data,
         StoredWeight::Full(values) => values,
+        StoredWeight::Rows(_) => unreachable!("artifacts have none"),
     }
 }
 
@@ -56,7 +57,7 @@ fn zero_points(artifact: &Artifact, name: &str) -> Option<Vec<i32>> {
     let spec = weights::specs(&artifact.config).into_iter().find(|spec| spec.name == name).unwrap();
     match artifact.weight(&spec).unwrap() {
         StoredWeight::Packed(matrix) => matrix.zero_points().map(<[i32]>::to_vec),
-        StoredWeight::Full(_) => panic!("{name} is not packed"),
+        _ => panic!("{name} is not packed"),
     }
 }
 

@@ -3,7 +3,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`product`] | matrix products: which kernel, which rows on which thread |
-//! | [`matrix`] | a weight matrix, packed or in full precision |
+//! | [`matrix`] | a weight matrix: packed, in full precision, or as its file has it |
 //! | [`weight`] | a packed matrix as the kernels read it |
 //! | [`activations`] | activations in 8 bits, with outliers apart |
 //! | [`signs`] | activations in one bit |
@@ -24,6 +24,7 @@
 //! | [`allocator`] | what the system's allocator does with freed memory |
 //! | `aligned` | numbers that start at a cache line |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
+//! | `stored` | products with rows in 16 bits or in blocks |
 //!
 //! Integer products are the same to the bit on every instruction set and for every number of threads; those in f32 are
 //! within float rounding of each other, and the same for every number of threads.
@@ -57,6 +58,7 @@ pub mod product;
 mod scalar;
 pub mod signs;
 mod simd;
+mod stored;
 pub mod training;
 pub mod weight;
 mod xnor;

@@ -1,6 +1,8 @@
-//! A weight matrix, packed or in full precision.
+//! A weight matrix: packed, in full precision, or as its file has it.
 
-use bitllama_core::{Activation, DenseMatrix, PackedMatrix};
+use std::sync::Arc;
+
+use bitllama_core::{Activation, DenseMatrix, PackedMatrix, StoredRows};
 
 use crate::weight::Weight;
 
@@ -11,6 +13,8 @@ pub enum Matrix {
     Packed(Weight),
     /// f32, row-major.
     Full(DenseMatrix),
+    /// 16 bits or blocks, made f32 a tile of rows at a time. Products are those of the same numbers in f32, to the bit.
+    Stored(Arc<dyn StoredRows>),
 }
 
 impl From<PackedMatrix> for Matrix {
@@ -22,11 +26,11 @@ impl From<PackedMatrix> for Matrix {
 }
 
 impl Matrix {
-    /// [`Weight::with_activation`]; a matrix in full precision reads its inputs as they are.
+    /// [`Weight::with_activation`]; a matrix that is not packed reads its inputs as they are.
     pub fn with_activation(self, activation: Option<Activation>) -> Self {
         match self {
             Self::Packed(weight) => Self::Packed(weight.with_activation(activation)),
-            full => full,
+            other => other,
         }
     }
 
@@ -35,6 +39,7 @@ impl Matrix {
         match self {
             Self::Packed(weight) => weight.rows(),
             Self::Full(full) => full.data.len() / full.columns,
+            Self::Stored(stored) => stored.rows(),
         }
     }
 
@@ -43,6 +48,7 @@ impl Matrix {
         match self {
             Self::Packed(weight) => weight.columns(),
             Self::Full(full) => full.columns,
+            Self::Stored(stored) => stored.columns(),
         }
     }
 
@@ -55,6 +61,7 @@ impl Matrix {
                 packed.bytes().len() + size_of_val(packed.scales()) + points
             }
             Self::Full(full) => size_of_val(full.data.as_slice()),
+            Self::Stored(stored) => stored.bytes(),
         }
     }
 
@@ -63,6 +70,7 @@ impl Matrix {
         match self {
             Self::Packed(weight) => weight.packed().stored_bytes(),
             Self::Full(full) => size_of_val(full.data.as_slice()),
+            Self::Stored(stored) => stored.bytes(),
         }
     }
 
@@ -71,11 +79,12 @@ impl Matrix {
         match self {
             Self::Packed(weight) => weight.packed().dequantize_row_into(row, out),
             Self::Full(full) => out.copy_from_slice(&full.data[row * full.columns..(row + 1) * full.columns]),
+            Self::Stored(stored) => stored.rows_into(row, out),
         }
     }
 
     /// Asks the system to keep full-precision weights in large pages, where it has any: they are read in long streams,
-    /// which small pages interrupt. Takes as long as copying them. Packed bytes stay in their memory map.
+    /// which small pages interrupt. Takes as long as copying them. Packed and stored bytes stay in their memory map.
     pub fn prefer_large_pages(&self) {
         if let Self::Full(full) = self {
             large_pages(&full.data);

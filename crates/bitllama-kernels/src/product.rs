@@ -8,7 +8,7 @@ use bitllama_core::{Activation, Scheme};
 
 use crate::out::Out;
 use crate::pool::Pool;
-use crate::{Activations, Isa, Matrix, Signs, Weight, batch, full};
+use crate::{Activations, Isa, Matrix, Signs, Weight, batch, full, stored};
 
 /// How a kernel sees the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -164,7 +164,11 @@ pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) 
             assert_eq!(out.len(), n * matrix.rows(), "out is not {n} rows of {}", matrix.rows());
             let unit = unit_rows(matrix, form, n);
             let units = matrix.rows().div_ceil(unit);
-            let work = matrix.bytes() * n.div_ceil(4);
+            let bytes = match &**matrix {
+                Matrix::Stored(stored) => stored.rows() * stored.columns() * size_of::<f32>(),
+                other => other.bytes(),
+            };
+            let work = bytes * n.div_ceil(4);
             // Tasks of some microseconds, and enough of them for each thread that a slow one holds up little.
             let tasks = (work / MIN_WORK).clamp(1, pool.threads() * TASKS_A_THREAD).min(units);
             let units_a_task = units.div_ceil(tasks.max(1));
@@ -188,7 +192,7 @@ pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) 
 /// Bytes of weights, times a quarter of the tokens, that are worth a task.
 const MIN_WORK: usize = 1 << 15;
 const TASKS_A_THREAD: usize = 16;
-/// Rows of a full-precision weight that a batch multiplies at a time.
+/// Rows of a weight that is not packed that a batch multiplies at a time.
 const FULL_ROWS: usize = 64;
 
 /// Rows that cannot be shared out over tasks.
@@ -196,8 +200,8 @@ fn unit_rows(matrix: &Matrix, form: Form, n: usize) -> usize {
     match (matrix, form) {
         (Matrix::Packed(_), Form::Floats) if n >= batch::FROM => batch::PANELS * PANEL_ROWS,
         (Matrix::Packed(_), _) => PANEL_ROWS,
-        (Matrix::Full(_), _) if n >= batch::FROM => FULL_ROWS,
-        (Matrix::Full(_), _) => 4,
+        (Matrix::Full(_) | Matrix::Stored(_), _) if n >= batch::FROM => FULL_ROWS,
+        (Matrix::Full(_) | Matrix::Stored(_), _) => 4,
     }
 }
 
@@ -231,6 +235,7 @@ impl Job<'_> {
                     let tile = &full.data[rows.start * full.columns..rows.end * full.columns];
                     full::rows(input.isa, tile, &input.x, full.columns, self.out.at(0, rows.start));
                 }
+                (Matrix::Stored(stored), _) => stored::rows(input.isa, &**stored, rows, &input.x, self.out),
                 (Matrix::Packed(weight), Form::Floats) if self.n >= batch::FROM => {
                     batch::packed(input.isa, weight, rows, &input.x, self.out);
                 }

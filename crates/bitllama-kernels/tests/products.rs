@@ -1,6 +1,8 @@
 //! Every kernel against sums of `f64`, code by code; every instruction set against the portable one, bit by bit.
 
-use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme};
+use std::sync::Arc;
+
+use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme, StoredRows};
 use bitllama_kernels::{Activations, Input, Isa, Matrix, Pool, Precision, Signs, Weight, levels, products};
 use proptest::prelude::*;
 
@@ -262,6 +264,65 @@ fn several_weights_share_one_input() {
         products(&Pool::new(2), &input, &mut jobs);
         for (weight, out) in weights.iter().zip(outs) {
             assert_eq!(out, product(Isa::best(), precision, 1, weight, &x), "{precision}");
+        }
+    }
+}
+
+/// Numbers in the upper half of an f32.
+#[derive(Debug)]
+struct Halves {
+    columns: usize,
+    data: Vec<u16>,
+}
+
+impl StoredRows for Halves {
+    fn rows(&self) -> usize {
+        self.data.len() / self.columns
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(self.data.as_slice())
+    }
+
+    fn rows_into(&self, first: usize, out: &mut [f32]) {
+        for (out, half) in out.iter_mut().zip(&self.data[first * self.columns..]) {
+            *out = f32::from_bits(u32::from(*half) << 16);
+        }
+    }
+}
+
+#[test]
+fn products_with_stored_rows_are_those_of_f32_to_the_bit() {
+    let shapes: &[[usize; 2]] = match cfg!(miri) {
+        true => &[[5, 9]],
+        // Fewer rows than a tile, several tiles, rows longer than a tile of few, and tiles of many that end early.
+        false => &[[1, 1], [5, 33], [300, 576], [3, 5000], [700, 900]],
+    };
+    for &[rows, columns] in shapes {
+        let data: Vec<u16> = floats(3, rows * columns).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+        let stored: Arc<dyn StoredRows> = Arc::new(Halves { columns, data });
+        let full = Matrix::Full(DenseMatrix { data: stored.to_f32(), columns });
+        let stored = Matrix::Stored(stored);
+        assert_eq!((stored.rows(), stored.columns()), (rows, columns));
+        assert_eq!((stored.bytes(), stored.stored_bytes()), (2 * rows * columns, 2 * rows * columns));
+        let mut row = vec![0.0; columns];
+        stored.row_into(rows - 1, &mut row);
+        let Matrix::Full(DenseMatrix { data, .. }) = &full else { panic!() };
+        assert_eq!(row, data[(rows - 1) * columns..]);
+        for n in [1, 2, 4, 5, 24] {
+            let x = floats(4, n * columns);
+            for isa in Isa::available() {
+                for threads in [1, 2] {
+                    let [found, expected] =
+                        [&stored, &full].map(|matrix| product(isa, Precision::Int8, threads, matrix, &x));
+                    let equal = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(equal, "[{rows}, {columns}], {n} tokens, {isa}, {threads} threads");
+                }
+            }
         }
     }
 }

@@ -6,10 +6,10 @@ use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, QK_NORMS, WeightSpec, specs};
 use bitllama_core::{Error, ModelConfig, PackedMatrix};
 use bitllama_kernels::gemm::Precision;
-use bitllama_kernels::training::halves::{exact_bf16, exact_f16};
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use bitllama_kernels::training::halves::{exact_bf16, exact_f16, rounded_f16};
+use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData, f16};
 
 use crate::attention::Attention;
 use crate::decoder::{Block, Llama};
@@ -18,6 +18,21 @@ use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::ops::attention::Heads;
 use crate::rms_norm::RmsNorm;
+
+/// How a model keeps the elements of its matrices; norms are always in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    /// In f32: what training needs.
+    #[default]
+    F32,
+    /// In 16 bits where that loses nothing and the device has such numbers, else in f32: for inference. Weights that come from a
+    /// file of bf16 or f16 take half the memory, and products have the same results.
+    Exact16,
+    /// As [`Storage::Exact16`], but rounded to f16 where no 16 bits hold the numbers and none is beyond f16's range: for inference
+    /// with weights that were quantized (a GGUF of Q4_K). Rounding is off by 2^-11 of a number at most, and by 2^-25 below 2^-14;
+    /// steps of a grid of 4 bits are a hundred times that.
+    Rounded16,
+}
 
 /// Builds a model on `device`, asking `read` once for each weight (row-major, of `spec.shape`).
 ///
@@ -31,8 +46,21 @@ pub fn build<E>(
     device: &Device,
     read: impl FnMut(&WeightSpec) -> Result<Vec<f32>, E>,
 ) -> Result<Llama, E> {
+    build_as(Storage::F32, config, device, read)
+}
+
+/// As [`build`], with matrices kept as `storage` says. One at a time is in f32 meanwhile.
+///
+/// # Errors
+/// Those of `read`.
+pub fn build_as<E>(
+    storage: Storage,
+    config: &ModelConfig,
+    device: &Device,
+    read: impl FnMut(&WeightSpec) -> Result<Vec<f32>, E>,
+) -> Result<Llama, E> {
     let positions = specs(config).into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect();
-    let mut b = Builder { positions, config, device, read };
+    let mut b = Builder { positions, config, device, storage, read };
     Ok(Llama {
         embed_tokens: Embedding { weight: b.param(EMBEDDING)? },
         layers: (0..config.num_hidden_layers).map(|layer| b.block(layer)).collect::<Result<_, E>>()?,
@@ -48,6 +76,7 @@ struct Builder<'a, R> {
     positions: HashMap<String, (usize, WeightSpec)>,
     config: &'a ModelConfig,
     device: &'a Device,
+    storage: Storage,
     read: R,
 }
 
@@ -103,44 +132,37 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
     fn param<const D: usize>(&mut self, name: &str) -> Result<Param<Tensor<D>>, E> {
         let (index, spec) = &self.positions[name];
         let data = (self.read)(spec)?;
-        let data = match spec.shape[..] {
+        let (data, shape) = match spec.shape[..] {
             [rows, columns] if input_dimension(spec.kind) == 0 => {
-                TensorData::new(transposed(&data, rows, columns), [columns, rows])
+                (transposed(&data, rows, columns), vec![columns, rows])
             }
-            _ => TensorData::new(data, spec.shape.clone()),
+            _ => (data, spec.shape.clone()),
         };
-        let tensor = Tensor::from_data(data, (self.device, DType::F32));
+        let narrow = if D == 2 { self.sixteen_bits(&data, &shape) } else { None };
+        let (data, dtype) = narrow.unwrap_or_else(|| (TensorData::new(data, shape), DType::F32));
+        let tensor = Tensor::from_data(data, (self.device, dtype));
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Ok(Param::initialized(ParamId::from(*index as u64 + 1), tensor))
+    }
+
+    /// A matrix in 16 bits, where [`Storage`] wants it so.
+    fn sixteen_bits(&self, numbers: &[f32], shape: &[usize]) -> Option<(TensorData, DType)> {
+        let has = |dtype: DType| self.device.supports_dtype(dtype);
+        let bf16 = || has(DType::BF16).then(|| exact_bf16(numbers)).flatten();
+        let halves: fn(&[f32]) -> Option<Vec<f16>> = match self.storage {
+            Storage::F32 => return None,
+            Storage::Exact16 => exact_f16,
+            Storage::Rounded16 => rounded_f16,
+        };
+        let f16 = || has(DType::F16).then(|| halves(numbers)).flatten();
+        let bf16 = bf16().map(|data| (TensorData::new(data, shape.to_vec()), DType::BF16));
+        bf16.or_else(|| f16().map(|data| (TensorData::new(data, shape.to_vec()), DType::F16)))
     }
 }
 
 /// The name of the bias beside a weight, whether the model has it or not.
 fn bias_of(weight: &str) -> String {
     format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
-}
-
-/// A model for inference only whose matrices are stored in 16 bits, where that loses nothing and the device has such numbers:
-/// weights that come from a file of bf16 or f16 take half the memory, and products have the same results.
-pub fn narrowed(model: Llama) -> Llama {
-    struct Narrow;
-    impl ModuleMapper for Narrow {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            if D == 2 { param.map(stored_narrow) } else { param }
-        }
-    }
-    model.map(&mut Narrow)
-}
-
-fn stored_narrow<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    let (device, shape) = (tensor.device(), tensor.shape());
-    let numbers = floats(tensor.clone());
-    let stored = |data: TensorData, dtype: DType| {
-        device.supports_dtype(dtype).then(|| Tensor::from_data(data, (&device, dtype)))
-    };
-    let bf16 = exact_bf16(&numbers).and_then(|data| stored(TensorData::new(data, shape.clone()), DType::BF16));
-    let half = || exact_f16(&numbers).and_then(|data| stored(TensorData::new(data, shape.clone()), DType::F16));
-    bf16.or_else(half).unwrap_or(tensor)
 }
 
 /// The matrices of a block, in the order and by the names of [`bitllama_core::weights::BLOCK_MATRICES`].

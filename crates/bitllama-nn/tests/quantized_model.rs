@@ -9,7 +9,7 @@ use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
 use bitllama_nn::fake_quant::quantize;
 use bitllama_nn::ops::composed;
-use bitllama_nn::weights::{Weights, build, narrowed};
+use bitllama_nn::weights::{Storage, Weights, build, build_as};
 use bitllama_nn::{Llama, Mask};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -32,22 +32,44 @@ fn every_weight_comes_back_as_it_was_given() {
 fn sixteen_bits_hold_what_came_from_sixteen_bits() {
     let (device, kept) = (device(), |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000));
     for tied in [true, false] {
-        let build = |of: fn(f32) -> f32| {
+        let build = |storage: Storage, of: fn(f32) -> f32| {
             let read = |spec: &_| Ok::<_, Infallible>(values(spec).into_iter().map(of).collect());
-            build(&config(tied), &device, read).unwrap()
+            build_as(storage, &config(tied), &device, read).unwrap()
         };
-        let (exact, model) = (build(kept), build(|x| x));
-        let narrow = narrowed(exact.clone());
+        let (exact, narrow) = (build(Storage::F32, kept), build(Storage::Exact16, kept));
         if device.supports_dtype(DType::BF16) {
             assert_eq!(narrow.embed_tokens.weight.val().dtype(), DType::BF16);
             assert_eq!(narrow.layers[1].mlp.up_proj.weight.val().dtype(), DType::BF16);
         }
-        assert_eq!(narrowed(model).embed_tokens.weight.val().dtype(), DType::F32, "it would lose something");
+        let model = build(Storage::Exact16, |x| x);
+        assert_eq!(model.embed_tokens.weight.val().dtype(), DType::F32, "it would lose something");
         let mask = Mask::causal(2, 6, &device);
         let logits = |model: &Llama| floats(model.forward(tokens(&device), &mask));
         assert_eq!(logits(&exact), logits(&narrow));
         assert_eq!(composed(|| logits(&exact)), composed(|| logits(&narrow)));
     }
+}
+
+#[test]
+fn what_was_quantized_is_rounded_to_sixteen_bits() {
+    let device = device();
+    let read = |spec: &_| Ok::<_, Infallible>(values(spec));
+    let [exact, rounded] =
+        [Storage::F32, Storage::Rounded16].map(|storage| build_as(storage, &config(false), &device, read).unwrap());
+    if !device.supports_dtype(DType::F16) {
+        return;
+    }
+    for spec in specs(&config(false)) {
+        let read = |model: &Llama| Weights::of(model).read(&spec);
+        let close = |(exact, half): (f32, f32)| (exact - half).abs() <= exact.abs() / 2048.0 + 2f32.powi(-25);
+        assert!(read(&exact).into_iter().zip(read(&rounded)).all(close), "{}", spec.name);
+    }
+    assert_eq!(rounded.layers[1].mlp.up_proj.weight.val().dtype(), DType::F16);
+    assert_eq!(rounded.norm.weight.val().dtype(), DType::F32);
+    // Numbers beyond f16 stay as they are.
+    let large = |spec: &_| Ok::<_, Infallible>(values(spec).iter().map(|x| x * 1e6).collect());
+    let large = build_as(Storage::Rounded16, &config(false), &device, large).unwrap();
+    assert_eq!(large.layers[1].mlp.up_proj.weight.val().dtype(), DType::F32);
 }
 
 #[test]

@@ -137,7 +137,8 @@ impl Decoder {
         Self::trained(artifact.config.clone(), artifact.activations.clone(), weight)
     }
 
-    /// Loads every weight of a model: in f32, or packed where it is the student of a checkpoint.
+    /// Loads every weight of a model: packed where it is the student of a checkpoint, left in the memory map where it is a matrix
+    /// of 16 bits or of a GGUF's blocks, else in f32.
     ///
     /// # Errors
     /// [`Error`] if a weight is missing, damaged or of another shape.
@@ -395,6 +396,8 @@ fn matrix(spec: WeightSpec, stored: StoredWeight) -> Result<Matrix> {
             [_, columns] if data.len() == spec.len() => Ok(Matrix::Full(DenseMatrix { data, columns: *columns })),
             _ => Err(wrong(format!("{} numbers", data.len()))),
         },
+        StoredWeight::Rows(rows) if spec.shape == [rows.rows(), rows.columns()] => Ok(Matrix::Stored(rows)),
+        StoredWeight::Rows(rows) => Err(wrong(format!("[{}, {}]", rows.rows(), rows.columns()))),
     };
     matrix.inspect(Matrix::prefer_large_pages)
 }
@@ -407,5 +410,6 @@ fn vector((spec, stored): (WeightSpec, StoredWeight)) -> Result<Vec<f32>> {
             Err(Error::Shape { name: spec.name, found: format!("{} numbers", data.len()), expected })
         }
         StoredWeight::Packed(_) => Err(Error::Shape { name: spec.name, found: "low-bit codes".into(), expected }),
+        StoredWeight::Rows(_) => Err(Error::Shape { name: spec.name, found: "a matrix".into(), expected }),
     }
 }

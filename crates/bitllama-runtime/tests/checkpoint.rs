@@ -24,7 +24,7 @@ fn bitllama(arguments: &[&str]) -> Result<String, String> {
 fn latent(spec: &bitllama_core::weights::WeightSpec) -> Vec<f32> {
     match random_weight(spec, None, 3) {
         StoredWeight::Full(values) => values,
-        StoredWeight::Packed(_) => unreachable!("without a scheme"),
+        StoredWeight::Packed(_) | StoredWeight::Rows(_) => unreachable!("without a scheme, in f32"),
     }
 }
 

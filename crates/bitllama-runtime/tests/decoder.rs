@@ -49,6 +49,7 @@ fn naive_logits(config: &ModelConfig, scheme: fn(&WeightSpec) -> Option<Scheme>,
             let data = match random_weight(&spec, scheme(&spec), 1) {
                 StoredWeight::Full(data) => data,
                 StoredWeight::Packed(packed) => packed.dequantize().data,
+                StoredWeight::Rows(rows) => rows.to_f32(),
             };
             (spec.name, (spec.shape, data))
         })

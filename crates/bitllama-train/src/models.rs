@@ -11,7 +11,7 @@ use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_formats::checkpoint::{CheckpointState, plan, read_scales, student_of};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::fake_quant;
-use bitllama_nn::weights::{Weights, build};
+use bitllama_nn::weights::{Storage, Weights, build, build_as};
 use bitllama_nn::{Llama, SharedNumber};
 use burn::tensor::Device;
 use rand_distr::{Distribution, Normal};
@@ -62,7 +62,20 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// A weight that is missing, damaged or has the wrong shape.
 pub fn to_device(model: &Model, device: &Device) -> Result<Llama> {
-    let llama = build(&model.config, device, |spec| model.weights.read(spec))?;
+    to_device_in(Storage::F32, model, device)
+}
+
+/// [`to_device`] for inference: matrices have 16 bits where that loses nothing, and those of a quantized GGUF in any case
+/// ([`Storage::Rounded16`]), which would take twice the memory in f32. One matrix at a time is in f32 meanwhile.
+///
+/// # Errors
+/// As [`to_device`].
+pub fn to_device_for_inference(model: &Model, device: &Device) -> Result<Llama> {
+    to_device_in(if model.weights.quantized() { Storage::Rounded16 } else { Storage::Exact16 }, model, device)
+}
+
+fn to_device_in(storage: Storage, model: &Model, device: &Device) -> Result<Llama> {
+    let llama = build_as(storage, &model.config, device, |spec| model.weights.read(spec))?;
     model.weights.release();
     Ok(match model.activations.is_empty() {
         true => llama,

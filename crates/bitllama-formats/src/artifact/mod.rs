@@ -30,9 +30,10 @@ mod tests;
 mod write;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bitllama_core::size::StoredSize;
-use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, Scheme};
+use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, Scheme, StoredRows};
 use tokenizers::Tokenizer;
 
 use crate::npz::Npz;
@@ -48,13 +49,15 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// The tokenizer of an artifact, as the `tokenizers` library writes it.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// One weight as an artifact holds it.
+/// One weight as a file holds it; artifacts have the first two.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredWeight {
     /// Low-bit codes with their scales.
     Packed(PackedMatrix),
     /// f32, row-major.
     Full(Vec<f32>),
+    /// 16 bits or blocks in the file, made f32 when they are read.
+    Rows(Arc<dyn StoredRows>),
 }
 
 /// Which keys `weights.npz` has.

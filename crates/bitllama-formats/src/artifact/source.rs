@@ -33,6 +33,7 @@ impl WeightSource for Artifact {
         let values = match self.weight(spec)? {
             StoredWeight::Packed(packed) => packed.dequantize().data,
             StoredWeight::Full(values) => return Ok(values),
+            StoredWeight::Rows(rows) => rows.to_f32(),
         };
         // A scale may be finite, and a code times it not.
         match finite::fault(&spec.shape, &values) {

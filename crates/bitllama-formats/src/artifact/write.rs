@@ -108,6 +108,7 @@ fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>
         StoredWeight::Packed(matrix) => vec![matrix.rows(), matrix.columns()],
         StoredWeight::Full(values) if values.len() == expected.len() => expected.shape.clone(),
         StoredWeight::Full(values) => vec![values.len()],
+        StoredWeight::Rows(rows) => vec![rows.rows(), rows.columns()],
     };
     if spec.shape != expected.shape || found != expected.shape {
         return Err(format!("{} has the shape {found:?}, {:?} is expected", spec.name, expected.shape));
@@ -115,11 +116,12 @@ fn check(spec: &WeightSpec, weight: &StoredWeight, expected: Option<&WeightSpec>
     let fault = match weight {
         StoredWeight::Packed(matrix) => finite::fault(&[matrix.rows(), matrix.groups()], matrix.scales()),
         StoredWeight::Full(values) => finite::fault(&spec.shape, values),
+        StoredWeight::Rows(rows) => finite::fault(&spec.shape, &rows.to_f32()),
     };
     match (fault, weight) {
         (None, _) => Ok(()),
         (Some(fault), StoredWeight::Packed(_)) => Err(format!("{}: the matrix of scales {fault}", spec.name)),
-        (Some(fault), StoredWeight::Full(_)) => Err(format!("{} {fault}", spec.name)),
+        (Some(fault), _) => Err(format!("{} {fault}", spec.name)),
     }
 }
 
@@ -150,6 +152,7 @@ impl<W: Write + io::Seek> Writer<'_, W> {
         let name = artifact_name(&spec.name);
         let full = WeightInfo::new(spec.name.clone(), &spec.shape);
         match weight {
+            StoredWeight::Rows(rows) => self.weight(spec, &StoredWeight::Full(rows.to_f32())),
             StoredWeight::Full(values) => {
                 let bytes = bytemuck::cast_slice(values);
                 self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;

@@ -45,6 +45,7 @@ impl WeightSource for Rounded {
         Ok(match self.stored(spec)? {
             StoredWeight::Packed(packed) => packed.dequantize().data,
             StoredWeight::Full(values) => values,
+            StoredWeight::Rows(rows) => rows.to_f32(),
         })
     }
 

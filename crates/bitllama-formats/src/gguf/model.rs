@@ -1,13 +1,14 @@
 //! Weights of a GGUF under Hugging Face's names and in its row order.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bitllama_core::names::{Place, gguf_place};
 use bitllama_core::weights::{self, WeightSpec};
 use bitllama_core::{ModelConfig, excerpt};
 
 use super::{BlockFormat, Gguf, TensorInfo};
-use crate::{Error, Result, WeightSource, finite};
+use crate::{Error, Result, StoredWeight, WeightSource, finite};
 
 /// Tensors that hold no weights: divisors of rotary frequencies, which the config holds.
 const NO_WEIGHTS: [&str; 3] = [ROPE_FREQS, ROPE_SHORT, ROPE_LONG];
@@ -55,6 +56,11 @@ impl Weights {
         }
     }
 
+    /// Whether a weight's rows stand in the order of llama.cpp's rotary embedding: those of queries and keys, and their biases.
+    fn in_half_rotation(&self, spec: &WeightSpec) -> bool {
+        self.paired_rows && ["self_attn.q_proj.", "self_attn.k_proj."].iter().any(|part| spec.name.contains(part))
+    }
+
     /// The tensor that holds a weight, maybe among others.
     fn find(&self, spec: &WeightSpec) -> Result<(Place, &TensorInfo)> {
         let place = gguf_place(&self.config, spec);
@@ -82,11 +88,33 @@ impl WeightSource for Weights {
         if let Some(fault) = finite::fault(&spec.shape, &values) {
             return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
         }
-        let rotated = ["self_attn.q_proj.", "self_attn.k_proj."].iter().any(|part| spec.name.contains(part));
-        Ok(match rotated && self.paired_rows {
+        Ok(match self.in_half_rotation(spec) {
             true => rows_of_half_rotation(&values, spec.len() / spec.shape[0], self.config.head_dim),
             false => values,
         })
+    }
+
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        let (place, tensor) = self.find(spec)?;
+        let rows = self.file.rows(tensor).filter(|_| tensor.format_id != BlockFormat::F32.id());
+        let Some(rows) = rows else { return self.read(spec).map(StoredWeight::Full) };
+        let rows = rows.part(place.first_row, spec.shape[0]);
+        if let Some(fault) = rows.fault() {
+            let name = place.tensor;
+            return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
+        }
+        Ok(StoredWeight::Rows(Arc::new(match self.in_half_rotation(spec) {
+            true => rows.of_half_rotation(self.config.head_dim),
+            false => rows,
+        })))
+    }
+
+    fn quantized(&self) -> bool {
+        let quantized = |spec: &WeightSpec| {
+            let format = self.find(spec).ok().and_then(|(_, tensor)| BlockFormat::from_id(tensor.format_id));
+            format.is_some_and(|format| format.block_len() > 1)
+        };
+        weights::specs(&self.config).iter().any(quantized)
     }
 
     fn stored_bytes(&self) -> u64 {

@@ -60,6 +60,34 @@ fn every_format_is_read_as_a_weight() {
         let model = super::super::open(&path).unwrap();
         let spec = specs(&model.config).into_iter().find(|s| s.name.contains("down_proj")).unwrap();
         assert_eq!(model.weights.read(&spec).unwrap(), format.dequantize(&bytes), "{}", format.name());
+        assert_eq!(model.weights.quantized(), format.block_len() > 1, "{}", format.name());
+        match model.weights.stored(&spec).unwrap() {
+            StoredWeight::Rows(rows) => {
+                assert_eq!((rows.rows(), rows.columns(), rows.bytes()), (8, 256, bytes.len()), "{}", format.name());
+                assert_eq!(rows.to_f32(), format.dequantize(&bytes), "{}", format.name());
+            }
+            stored => assert_eq!((format, stored), (BlockFormat::F32, StoredWeight::Full(format.dequantize(&bytes)))),
+        }
+    }
+}
+
+#[test]
+fn rows_that_stay_in_the_file_are_in_half_rotation_order_too() {
+    let mut writer = tiny();
+    for (name, _, kind, bytes) in &mut writer.tensors {
+        if name.contains("attn") && !name.contains("norm") {
+            let numbers = BlockFormat::F32.dequantize(bytes);
+            *bytes = numbers.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+            *kind = BlockFormat::F16.id();
+        }
+    }
+    let (_folder, path) = writer.file();
+    let model = super::super::open(&path).unwrap();
+    let attention = specs(&model.config).into_iter().filter(|spec| spec.name.contains("self_attn"));
+    for spec in attention {
+        let StoredWeight::Rows(rows) = model.weights.stored(&spec).unwrap() else { panic!("{} is read", spec.name) };
+        model.weights.release();
+        assert_eq!(rows.to_f32(), model.weights.read(&spec).unwrap(), "{}", spec.name);
     }
 }
 
@@ -177,6 +205,7 @@ fn values_that_are_not_finite_are_refused_in_every_format() {
         let model = super::super::open(&path).unwrap();
         let spec = specs(&model.config).into_iter().find(|s| s.name.contains("down_proj")).unwrap();
         let error = model.weights.read(&spec).unwrap_err().to_string();
+        assert_eq!(model.weights.stored(&spec).unwrap_err().to_string(), error);
         let column = 256 - format.block_len();
         let value = if format == BlockFormat::MxFp4 { "-inf" } else { "NaN" };
         let expected = format!("layers.0.mlp.down_proj.weight (blk.0.ffn_down.weight) holds {value} at [7, {column}]");

@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bitllama_core::excerpt;
 use memmap2::Mmap;
 
 use super::{BlockFormat, split};
+use crate::stored::MappedRows;
 use crate::{Error, Result};
 
 /// A memory-mapped GGUF, in one file or split into parts.
@@ -22,7 +24,7 @@ pub struct Gguf {
 
 struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 /// A metadata value; widths are not kept.
@@ -88,7 +90,7 @@ impl Gguf {
     pub(super) fn one(path: &Path) -> Result<Self> {
         let map = crate::map::open(path)?;
         let (metadata, tensors) = Cursor { path, bytes: &map, position: 0 }.file()?;
-        Ok(Gguf { files: vec![MappedFile { path: path.to_path_buf(), map }], metadata, tensors })
+        Ok(Gguf { files: vec![MappedFile { path: path.to_path_buf(), map: Arc::new(map) }], metadata, tensors })
     }
 
     /// Adds the tensors of a further part.
@@ -142,6 +144,14 @@ impl Gguf {
     /// A tensor's bytes.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         self.files.get(tensor.file).and_then(|file| file.map.get(tensor.bytes.clone())).unwrap_or_default()
+    }
+
+    /// A matrix as it lies in the file; `None` for a tensor of other dimensions, or of a format that is not read.
+    pub(super) fn rows(&self, tensor: &TensorInfo) -> Option<MappedRows> {
+        let (format, &[rows, columns]) = (BlockFormat::from_id(tensor.format_id)?, &tensor.shape[..]) else {
+            return None;
+        };
+        MappedRows::new(&self.files.get(tensor.file)?.map, tensor.bytes.clone(), format, [rows, columns])
     }
 
     /// A whole number.

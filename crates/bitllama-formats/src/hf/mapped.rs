@@ -1,6 +1,8 @@
 //! One safetensors file, memory-mapped, and the tensors in it.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bitllama_core::excerpt;
 use half::{bf16, f16};
@@ -8,13 +10,15 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::CONFIG;
+use crate::gguf::BlockFormat;
+use crate::stored::MappedRows;
 use crate::vectors::MAX_HEADER;
 use crate::{Error, Result};
 
 /// A file whose header was read and checked: its tensors fill it without a gap and without sharing bytes.
 pub(super) struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     /// Offset of the first tensor.
     data: usize,
     header: Metadata,
@@ -25,6 +29,9 @@ pub(super) struct Tensor<'a> {
     pub path: &'a Path,
     pub bytes: &'a [u8],
     dtype: Dtype,
+    map: &'a Arc<Mmap>,
+    /// Of its bytes in the file.
+    range: Range<usize>,
 }
 
 impl MappedFile {
@@ -46,7 +53,7 @@ impl MappedFile {
             let (expected, found) = (header.data_len(), size - data);
             return Err(invalid(format!("tensors take {expected} bytes by the header, the file has {found}")));
         }
-        Ok(MappedFile { path, map, data, header })
+        Ok(MappedFile { path, map: Arc::new(map), data, header })
     }
 
     pub fn path(&self) -> &Path {
@@ -77,9 +84,10 @@ impl MappedFile {
             return Err(Error::invalid(&self.path, reason));
         }
         let (start, end) = info.data_offsets;
-        let bytes = self.map.get(self.data + start..self.data + end);
+        let range = self.data + start..self.data + end;
+        let bytes = self.map.get(range.clone());
         let bytes = bytes.ok_or_else(|| Error::invalid(&self.path, format!("tensor {name} ends beyond the file")))?;
-        Ok(Some(Tensor { path: &self.path, bytes, dtype: info.dtype }))
+        Ok(Some(Tensor { path: &self.path, bytes, dtype: info.dtype, map: &self.map, range }))
     }
 
     /// The bytes of the tensor `name`, which has elements of one byte.
@@ -108,7 +116,8 @@ impl<'a> Tensor<'a> {
     /// The `count` values from `first` on, which it has.
     pub fn part(self, first: usize, count: usize) -> Tensor<'a> {
         let size = if self.dtype == Dtype::F32 { 4 } else { 2 };
-        Tensor { bytes: &self.bytes[first * size..(first + count) * size], ..self }
+        let range = self.range.start + first * size..self.range.start + (first + count) * size;
+        Tensor { bytes: &self.bytes[first * size..(first + count) * size], range, ..self }
     }
 
     /// All values, row-major.
@@ -117,6 +126,20 @@ impl<'a> Tensor<'a> {
             Dtype::F16 => self.bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::BF16 => self.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             _ => self.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        }
+    }
+
+    /// The matrix as it lies in the file, where it is one of 16 bits.
+    pub fn rows(&self, shape: &[usize]) -> Option<MappedRows> {
+        let (format, &[rows, columns]) = (self.halves()?, shape) else { return None };
+        MappedRows::new(self.map, self.range.clone(), format, [rows, columns])
+    }
+
+    fn halves(&self) -> Option<BlockFormat> {
+        match self.dtype {
+            Dtype::F16 => Some(BlockFormat::F16),
+            Dtype::BF16 => Some(BlockFormat::Bf16),
+            _ => None,
         }
     }
 

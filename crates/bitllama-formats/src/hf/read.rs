@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bitllama_core::names::{Place, hf_place};
 use bitllama_core::weights::{self, EMBEDDING, HEAD, Kind, WeightSpec};
@@ -62,7 +63,9 @@ impl Weights {
             let reason = format!("has {tensors} tensors, too few for {} layers", config.num_hidden_layers);
             return Err(Error::invalid(&weights.path, reason));
         }
-        if !config.tie_word_embeddings && weights.stored(HEAD, &[config.vocab_size, config.hidden_size])?.is_none() {
+        if !config.tie_word_embeddings
+            && weights.under_either(HEAD, &[config.vocab_size, config.hidden_size])?.is_none()
+        {
             if says_if_tied {
                 let reason = format!("tie_word_embeddings is not true, but the weights have no {HEAD}");
                 return Err(Error::invalid(folder.join(CONFIG), reason));
@@ -103,7 +106,7 @@ impl Weights {
     /// Finds out what a tied model's files mean by head and embedding.
     fn tie(&mut self, config: &mut ModelConfig) -> Result<()> {
         let shape = [config.vocab_size, config.hidden_size];
-        match (self.stored(EMBEDDING, &shape)?, self.stored(HEAD, &shape)?) {
+        match (self.under_either(EMBEDDING, &shape)?, self.under_either(HEAD, &shape)?) {
             (None, Some(_)) => self.embedding_is_head = true,
             (Some(embedding), Some(head)) if !embedding.equals(&head) => {
                 config.tie_word_embeddings = false;
@@ -123,7 +126,7 @@ impl Weights {
             false => hf_place(&self.config, spec),
         };
         let [first, second] = tensor_names(&place.tensor);
-        let tensor = self.stored(&place.tensor, &place.shape)?;
+        let tensor = self.under_either(&place.tensor, &place.shape)?;
         let tensor = tensor.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))?;
         Ok(tensor.part(place.offset(), spec.len()))
     }
@@ -137,7 +140,7 @@ impl Weights {
         let file = file.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor model.{}", spec.name)))?;
         let name = tensor_names(&spec.name).into_iter().find(|name| file.has(name)).unwrap_or_default();
         let bytes = file.bytes(&name, &packed_shape(&spec.shape))?;
-        let scale = self.stored(&format!("{}_scale", spec.name), &[1])?;
+        let scale = self.under_either(&format!("{}_scale", spec.name), &[1])?;
         let scale = scale.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {name}_scale")))?;
         let scale = scale.values().first().copied().unwrap_or(f32::NAN);
         Ok(Some((bytes, scale, divides)))
@@ -156,7 +159,7 @@ impl Weights {
     }
 
     /// The tensor that stands under either of the names of a weight.
-    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor<'_>>> {
+    fn under_either(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor<'_>>> {
         let [first, second] = tensor_names(name);
         match (self.tensor(&first, shape)?, self.tensor(&second, shape)?) {
             (Some(one), Some(other)) if !one.equals(&other) => {
@@ -184,13 +187,6 @@ impl Weights {
 }
 
 impl WeightSource for Weights {
-    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
-        Ok(match self.ternary(spec)? {
-            Some(matrix) => StoredWeight::Packed(matrix),
-            None => StoredWeight::Full(self.read(spec)?),
-        })
-    }
-
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
         if let Some(matrix) = self.ternary(spec)? {
             return Ok(matrix.dequantize().data);
@@ -204,6 +200,18 @@ impl WeightSource for Weights {
         match finite::fault(&spec.shape, &values) {
             Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
             None => Ok(values),
+        }
+    }
+
+    fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        if let Some(matrix) = self.ternary(spec)? {
+            return Ok(StoredWeight::Packed(matrix));
+        }
+        let tensor = self.find(spec)?;
+        let Some(rows) = tensor.rows(&spec.shape) else { return self.read(spec).map(StoredWeight::Full) };
+        match rows.fault() {
+            Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
+            None => Ok(StoredWeight::Rows(Arc::new(rows))),
         }
     }
 

@@ -207,6 +207,7 @@ fn infinite_and_nan_weights_are_refused_by_name() {
             let found = message(weights.read(&spec(UP)));
             let expected = format!("model.safetensors: {UP} holds {shown} at [2, 1]; every value must be finite");
             assert!(found.ends_with(&expected), "{found}");
+            assert_eq!(weights.stored(&spec(UP)).unwrap_err().to_string(), found);
         }
     }
 }

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokenizers::Tokenizer;
 
 use super::*;
+use crate::StoredWeight;
 use crate::companions::TOKENIZER_CONFIG;
 
 fn tiny() -> ModelConfig {
@@ -101,6 +102,16 @@ fn what_was_saved_is_read_back_in_every_dtype() {
             for (spec, values) in weights_of(&config) {
                 assert_eq!(model.weights.read(&spec).unwrap(), values, "{}", spec.name);
                 count += values.len();
+                match model.weights.stored(&spec).unwrap() {
+                    StoredWeight::Rows(rows) => {
+                        assert!(dtype != Dtype::F32 && spec.shape == [rows.rows(), rows.columns()], "{}", spec.name);
+                        assert_eq!((rows.bytes(), rows.to_f32()), (2 * values.len(), values), "{}", spec.name);
+                    }
+                    stored => {
+                        assert!(dtype == Dtype::F32 || spec.shape.len() == 1, "{}", spec.name);
+                        assert_eq!(stored, StoredWeight::Full(values), "{}", spec.name);
+                    }
+                }
             }
             assert_eq!(model.weights.stored_bytes(), (count * dtype.size()) as u64);
             let about = crate::json::read(&folder.join(TOKENIZER_CONFIG)).unwrap();

@@ -1,4 +1,4 @@
-//! Numbers of 16 bits made `f32`, on all threads, and back where that loses nothing.
+//! Numbers of 16 bits made `f32`, on all threads, and back.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -40,6 +40,12 @@ pub fn exact_f16(numbers: &[f32]) -> Option<Vec<f16>> {
     exact.then_some(halves)
 }
 
+/// `f32` numbers rounded to f16, unless one is beyond its range.
+pub fn rounded_f16(numbers: &[f32]) -> Option<Vec<f16>> {
+    let halves: Vec<f16> = numbers.par_iter().map(|x| f16::from_f32(*x)).collect();
+    halves.par_iter().all(|half| half.is_finite()).then_some(halves)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +61,8 @@ mod tests {
         assert_eq!(from_f16(&exact_f16(&some).unwrap()), some);
         let large = [1e30, -0.0, 0.0];
         assert!(exact_f16(&large).is_none() && exact_f16(&large[1..]).is_some());
+        assert!(rounded_f16(&large).is_none());
+        let rounded = from_f16(&rounded_f16(&all).unwrap());
+        assert!(all.iter().zip(rounded).all(|(x, half)| (x - half).abs() <= x.abs() / 2048.0));
     }
 }

@@ -23,7 +23,7 @@ use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::evaluate::{Scored, token_tensor};
-use crate::models::to_device;
+use crate::models::to_device_for_inference;
 use crate::recipe::Recipe;
 use crate::teacher_cache::{
     Dtype, Evaluation, FORMAT_VERSION, INDEX, Index, Likeliest, MAX_ROWS, TeacherCache, shard_path, tokenizer_sha256,
@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
     let Split { train, valid } = data::load(&recipe, &sources.tokenizer, &sources.config)?;
     let hashes = json!({ "train": train.hashes, "valid": valid.hashes });
     let mut rows = Rows::new(train, recipe.data.sequence_length, recipe.seed)?;
-    let llama = to_device(teacher, &device)?;
+    let llama = to_device_for_inference(teacher, &device)?;
 
     let top_k = args.top_k.or(recipe.distill().top_k).unwrap_or(TOP_K);
     ensure!(

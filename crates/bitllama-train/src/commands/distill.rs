@@ -26,7 +26,7 @@ use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::export::{export, save_hf};
 use crate::grid::run::SPENT;
-use crate::models::to_device;
+use crate::models::to_device_for_inference;
 use crate::monitor::progress::{Log, tell};
 use crate::ptq;
 use crate::recipe::{Quant, Recipe, dry_run};
@@ -257,7 +257,7 @@ fn baseline(
         Teacher::Cache(cache) if cache.index.evaluation.protocol == run.fingerprint["eval"] => {
             cache.index.evaluation.perplexity
         }
-        _ => run.evaluate(&to_device(teacher, device)?)?,
+        _ => run.evaluate(&to_device_for_inference(teacher, device)?)?,
     };
     let baseline = Baseline { teacher: of_teacher, round_to_nearest: run.evaluate(student)? };
     say(

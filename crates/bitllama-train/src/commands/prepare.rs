@@ -11,7 +11,7 @@ use bitllama_formats::text::files;
 use bitllama_formats::{Companions, Model, TokenizerFiles, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::linear::set_precision;
-use bitllama_nn::weights::{Weights, narrowed};
+use bitllama_nn::weights::Weights;
 use bitllama_runtime::memory;
 use burn::tensor::Device;
 use serde_json::Value;
@@ -265,7 +265,7 @@ impl Lesson {
     }
 
     /// That of a recipe: its `cache`, or the model on `device`, without autodiff, its products in the precision that the recipe
-    /// wants.
+    /// wants, its matrices in 16 bits where [`models::to_device_for_inference`] keeps them so.
     ///
     /// # Errors
     /// A weight that is missing or damaged.
@@ -276,7 +276,7 @@ impl Lesson {
         if let Some(cache) = cache {
             return Ok(Self::Cache(Box::new(cache)));
         }
-        let mut llama = narrowed(models::to_device(teacher, device)?);
+        let mut llama = models::to_device_for_inference(teacher, device)?;
         set_precision(&mut llama, recipe.teacher_precision().into(), false);
         Ok(Self::Model(Box::new(llama)))
     }

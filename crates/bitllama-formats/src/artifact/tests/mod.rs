@@ -550,6 +550,7 @@ fn writes_for_the_python_checker() {
             .map(|(spec, weight)| match weight {
                 StoredWeight::Packed(matrix) => (spec.name, (spec.shape, matrix.dequantize().data)),
                 StoredWeight::Full(values) => (spec.name, (spec.shape, values)),
+                StoredWeight::Rows(_) => unreachable!("artifacts have none"),
             })
             .collect();
         let views = dense.iter().map(|(name, (shape, data))| {

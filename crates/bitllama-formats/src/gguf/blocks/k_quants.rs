@@ -9,13 +9,12 @@ pub(super) const BLOCK: usize = 256;
 /// 2 bits; scale and minimum of 16 values in 4 bits each.
 #[inline(always)]
 pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; BLOCK]) {
-    let (scales, codes) = (&block[..16], &block[16..80]);
+    let (scales, codes) = (&block[..16], two_bits(&block[16..80]));
     let (d, min) = (half(block, 80), half(block, 82));
     for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let (dl, ml) = (d * f32::from(scales[part] & 15), min * f32::from(scales[part] >> 4));
-        let (codes, shift) = quarter(codes, part);
         for i in 0..16 {
-            out[i] = dl * f32::from(codes[i] >> shift & 3) - ml;
+            out[i] = dl * f32::from(codes[16 * part + i]) - ml;
         }
     }
 }
@@ -23,26 +22,37 @@ pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; BLOCK]) {
 /// 3 bits, the third apart; scales of 16 values in 6 bits.
 #[inline(always)]
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; BLOCK]) {
-    let (high, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let (high, mut codes, scales) = (&block[..32], two_bits(&block[32..96]), &block[96..108]);
     let d = half(block, 108);
+    // Bit `n` of byte `i` belongs to value `32 n + i`.
+    for (n, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for i in 0..32 {
+            codes[i] |= (high[i] >> n & 1) << 2;
+        }
+    }
     for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let low = if part < 8 { scales[part] & 15 } else { scales[part - 8] >> 4 };
         let scale = low | (scales[8 + part % 4] >> (part / 4 * 2) & 3) << 4;
         let dl = d * f32::from(scale as i8 - 32);
-        let high = &high[part % 2 * 16..][..16];
-        let (codes, shift) = quarter(codes, part);
         for i in 0..16 {
-            let third = high[i] >> (part / 2) & 1;
-            out[i] = dl * f32::from((codes[i] >> shift & 3 | third << 2) as i8 - 4);
+            out[i] = dl * f32::from(codes[16 * part + i] as i8 - 4);
         }
     }
 }
 
-/// The 16 bytes that hold the two-bit codes of a sixteenth of a block, and the place of these in each: 32 bytes hold 128
-/// values, those of one shift in a row.
+/// Codes of two bits: 32 bytes hold 128 of them, those of one place in a row.
 #[inline(always)]
-fn quarter(codes: &[u8], part: usize) -> (&[u8], usize) {
-    (&codes[part / 8 * 32 + part % 2 * 16..][..16], part % 8 / 2 * 2)
+fn two_bits(bytes: &[u8]) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    for (bytes, codes) in bytes.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
+        for i in 0..32 {
+            codes[i] = bytes[i] & 3;
+            codes[32 + i] = bytes[i] >> 2 & 3;
+            codes[64 + i] = bytes[i] >> 4 & 3;
+            codes[96 + i] = bytes[i] >> 6;
+        }
+    }
+    codes
 }
 
 /// 4 bits; scale and minimum of 32 values in 6 bits each.
@@ -99,21 +109,21 @@ fn scales_and_minima(bytes: &[u8]) -> ([u8; 8], [u8; 8]) {
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; BLOCK]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block, 208);
-    for (index, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let (low, high, scales) = (&low[64 * index..][..64], &high[32 * index..][..32], &scales[8 * index..][..8]);
+    let mut codes = [0; BLOCK];
+    for (index, codes) in codes.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         // Four runs of 32 values: the lower nibbles of 64 bytes, then the upper ones, with two bits of each of 32 bytes.
-        for run in 0..4 {
-            let low = &low[run % 2 * 32..][..32];
-            for part in 0..2 {
-                let dl = d * f32::from(scales[2 * run + part] as i8);
-                let (low, high) = (&low[16 * part..][..16], &high[16 * part..][..16]);
-                let out = &mut out[32 * run + 16 * part..][..16];
-                for i in 0..16 {
-                    let nibble = if run < 2 { low[i] & 15 } else { low[i] >> 4 };
-                    let code = nibble | (high[i] >> (2 * run) & 3) << 4;
-                    out[i] = dl * f32::from(code as i8 - 32);
-                }
-            }
+        let (low, high) = (&low[64 * index..][..64], &high[32 * index..][..32]);
+        for i in 0..32 {
+            codes[i] = low[i] & 15 | (high[i] & 3) << 4;
+            codes[32 + i] = low[32 + i] & 15 | (high[i] >> 2 & 3) << 4;
+            codes[64 + i] = low[i] >> 4 | (high[i] >> 4 & 3) << 4;
+            codes[96 + i] = low[32 + i] >> 4 | high[i] >> 6 << 4;
+        }
+    }
+    for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let dl = d * f32::from(scales[part] as i8);
+        for i in 0..16 {
+            out[i] = dl * f32::from(codes[16 * part + i] as i8 - 32);
         }
     }
 }

@@ -75,6 +75,7 @@ pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
             let weight = match random_weight(scheme, shape, 0)? {
                 StoredWeight::Packed(packed) => packed.into(),
                 StoredWeight::Full(data) => Matrix::Full(DenseMatrix { data, columns: shape[1] }),
+                StoredWeight::Rows(rows) => Matrix::Stored(rows),
             };
             for (threads, machine) in threads.iter().zip(&report.machines) {
                 let pool = Pool::new(*threads);

@@ -110,6 +110,7 @@ fn describe(student: Student, has_tokenizer: bool, notes: Vec<String>) -> anyhow
         let (scheme, bytes) = match &stored {
             StoredWeight::Packed(packed) => (Some(packed.scheme()), packed.stored_bytes()),
             StoredWeight::Full(values) => (None, size_of_val(values.as_slice())),
+            StoredWeight::Rows(rows) => (None, rows.bytes()),
         };
         let entry = schemes.entry(scheme).or_insert_with(|| SchemeReport {
             scheme: scheme.map_or("f32", Scheme::name),
