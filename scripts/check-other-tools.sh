@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Holds a finished run against other people's readers: NumPy opens the artifact and must find the weights that the Burn
 # model computes with, to the bit; TensorBoard's own reader opens the event files. Small artifacts of every scheme, with
-# groups and zero points too, are read in the same way.
+# groups and zero points too, are read in the same way. transformers opens what is written of each family's golden model, and must compute
+# what it computed of the original.
 #
 #   bash scripts/check-other-tools.sh [RUN]        (default: runs/quickstart)
 set -euo pipefail
@@ -27,3 +28,8 @@ for weights in "$work"/small/*.safetensors; do
   "$work/venv/bin/python" tests/python/check_npz.py "${weights%.safetensors}" "$weights"
 done
 "$work/venv/bin/python" tests/python/check_tensorboard.py "$run/tensorboard" "$run/metrics.jsonl"
+
+"$work/venv/bin/pip" install --quiet -r tests/golden/requirements.txt
+BITLLAMA_CHECK_DIR="$work/families" cargo test --quiet --release -p bitllama-train --test families \
+  writes_for_the_python_checker -- --ignored
+"$work/venv/bin/python" tests/python/check_families.py "$work/families"

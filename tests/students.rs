@@ -126,6 +126,7 @@ fn rounded_weights_are_quantized_and_write_text() {
     let (rounded, latent) = (copy("rounded", &[]), copy("latent", &["--latent-weights"]));
     let full = |artifact: &Artifact, spec: &WeightSpec| match artifact.weight(spec).unwrap() {
         StoredWeight::Full(values) => values,
+        StoredWeight::Rows(rows) => rows.to_f32(),
         StoredWeight::Packed(_) => panic!("{} is packed", spec.name),
     };
     for spec in &specs(&student.config) {

@@ -15,7 +15,7 @@ type Change = fn(&mut Value);
 const UP: &str = "/weights/transformer.layers.0.mlp.up_proj.weight";
 
 const CHANGES: [(&str, Change); 25] = [
-    ("newer version", |m| m["format_version"] = json!(3)),
+    ("newer version", |m| m["format_version"] = json!(4)),
     ("version as text", |m| m["format_version"] = json!("two")),
     ("version 0", |m| m["format_version"] = json!(0)),
     ("config without a field", |m| drop(m["model_config"].as_object_mut().unwrap().remove("hidden_size"))),

@@ -81,7 +81,7 @@ const CHANGES: [(&str, Change); 41] = [
     ("huge context", |b| value(b, "llama.context_length", &u32::MAX.to_le_bytes())),
     ("another architecture", |b| text(b, "llama", "mamba")),
     ("another tokenizer", |b| text(b, "gpt2", "bert")),
-    ("another split", |b| text(b, "smollm", "tekken")),
+    ("another split", |b| text(b, "smollm", "viking")),
     ("list of lists", |b| value(b, "tokenizer.ggml.tokens", &9u32.to_le_bytes())),
     ("list that is longer than the file", |b| {
         let at = behind(b, "tokenizer.ggml.tokens") + 8;

@@ -52,7 +52,7 @@ pub fn config(group: &mut Group) {
         ("epsilon as text", "/rms_norm_eps", text("small")),
         ("theta of 0", "/rope_theta", json!(0)),
         ("theta as list", "/rope_theta", json!([1])),
-        ("unknown rope", "/rope_scaling", json!({ "rope_type": "yarn", "factor": 2.0 })),
+        ("unknown rope", "/rope_scaling", json!({ "rope_type": "proportional", "factor": 2.0 })),
         ("rope without a factor", "/rope_scaling", json!({ "rope_type": "linear" })),
         ("rope that shrinks", "/rope_scaling", json!({ "rope_type": "linear", "factor": 0.5 })),
         ("rope as text", "/rope_scaling", text("linear")),
@@ -81,7 +81,7 @@ pub fn config(group: &mut Group) {
         ("a list", "[]".into()),
         ("null", "null".into()),
         ("deep", nested(100_000)),
-        ("mistral with a window", replaced(&text, "\"llama\"", "\"mistral\"")),
+        ("a mixture of experts", replaced(&text, "\"llama\"", "\"mixtral\"")),
         (
             "bitnet without key heads",
             replaced(&replaced(&text, "\"llama\"", "\"bitnet\""), "\"num_key_value_heads\"", "\"n\""),

@@ -50,7 +50,7 @@ impl BitPlan {
 
     /// The quantizer of one weight, or `None` for full precision.
     pub fn quantizer_of(&self, weight: &WeightSpec) -> Option<Quantizer> {
-        if weight.kind == Kind::Norm {
+        if weight.kind.is_vector() {
             return None;
         }
         self.rules.iter().rev().find(|line| line.glob.applies_to(weight)).and_then(|line| line.rule.0)
@@ -64,7 +64,7 @@ impl BitPlan {
     pub fn resolve(&self, config: &ModelConfig) -> Result<ResolvedPlan, Error> {
         let weights = specs(config);
         for rule in &self.rules {
-            let reached = weights.iter().filter(|w| w.kind != Kind::Norm).any(|w| rule.glob.applies_to(w));
+            let reached = weights.iter().filter(|w| !w.kind.is_vector()).any(|w| rule.glob.applies_to(w));
             if !reached {
                 return Err(Error::BitPlan(format!(
                     "`{}` matches no matrix of the model; paths look like `layers.0.mlp.gate_proj` or `embed_tokens`",
@@ -100,7 +100,7 @@ impl Glob {
         let path = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
         let named = match weight.kind {
             Kind::Embedding | Kind::Head => self.text.starts_with(path),
-            Kind::Linear | Kind::Norm => true,
+            Kind::Linear | Kind::Norm | Kind::Bias => true,
         };
         named && (self.matcher.is_match(path) || self.matcher.is_match(&weight.name))
     }

@@ -1,10 +1,12 @@
-//! The architecture of a Llama-family decoder, in the field names of Hugging Face's `config.json`.
+//! The sizes and constants of a decoder, in the field names of Hugging Face's `config.json`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::architecture::Architecture;
+use crate::rope::{Rope, RopeScaling};
+use crate::{Error, LayerKind};
 
-/// Shape and constants of a decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+/// Sizes and constants of a decoder with RMSNorm, rotary embedding, grouped-query attention and a gated feed-forward layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Rows of the embedding and of the head.
@@ -35,6 +37,9 @@ pub struct ModelConfig {
     /// <https://arxiv.org/abs/2210.06423>), as BitNet and BitDistill (<https://arxiv.org/abs/2510.13998>) have it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sub_norm: bool,
+    /// Choices in which the model differs from a Llama.
+    #[serde(default, skip_serializing_if = "Architecture::is_llama")]
+    pub arch: Architecture,
     /// Token put in front of a text, if the model has one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text. Documents to train on end with the first.
@@ -42,28 +47,6 @@ pub struct ModelConfig {
     /// Tokens that end a generation beside those, such as the end of a turn in a chat.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub end_token_ids: Vec<u32>,
-}
-
-/// How rotary frequencies are stretched for contexts longer than those of pretraining.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-pub enum RopeScaling {
-    /// Every frequency is divided by `factor`.
-    Linear {
-        /// Divisor, at least 1.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Below `original / low_freq_factor` turns, a frequency counts as low.
-        low_freq_factor: f64,
-        /// Above `original / high_freq_factor` turns, a frequency counts as high.
-        high_freq_factor: f64,
-        /// Context length of pretraining.
-        original_max_position_embeddings: usize,
-    },
 }
 
 /// No dimension of a published model comes near; larger values are damage, not models.
@@ -80,6 +63,28 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Config`] with the field, its value and what it must be.
     pub fn validate(&self) -> Result<(), Error> {
+        self.validate_sizes()?;
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::Config(format!("rms_norm_eps = {} is not a small positive number", self.rms_norm_eps)));
+        }
+        self.arch.validate(self.num_hidden_layers, self.head_dim)?;
+        self.rope().validate(self.rotary_dim())?;
+        for id in self.bos_token_id.into_iter().chain(self.end_tokens()) {
+            if id as usize >= self.vocab_size {
+                return Err(Error::Config(format!(
+                    "special token {id} is outside the vocabulary of {} tokens",
+                    self.vocab_size
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of [`ModelConfig::validate`] that concerns sizes alone.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::validate`].
+    pub fn validate_sizes(&self) -> Result<(), Error> {
         let dimensions = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -116,32 +121,6 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::Config(format!("head_dim = {} is odd, rotary embedding needs pairs", self.head_dim)));
         }
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
-            return Err(Error::Config(format!("rms_norm_eps = {} is not a small positive number", self.rms_norm_eps)));
-        }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(Error::Config(format!("rope_theta = {} is not positive", self.rope_theta)));
-        }
-        if let Some(RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. }) = self.rope_scaling
-            && !(factor.is_finite() && factor >= 1.0)
-        {
-            return Err(Error::Config(format!("rope_scaling.factor = {factor} is less than 1")));
-        }
-        if let Some(RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. }) = self.rope_scaling
-            && !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor && high_freq_factor.is_finite())
-        {
-            return Err(Error::Config(format!(
-                "rope_scaling: high_freq_factor = {high_freq_factor} must exceed low_freq_factor = {low_freq_factor} > 0"
-            )));
-        }
-        for id in self.bos_token_id.into_iter().chain(self.end_tokens()) {
-            if id as usize >= self.vocab_size {
-                return Err(Error::Config(format!(
-                    "special token {id} is outside the vocabulary of {} tokens",
-                    self.vocab_size
-                )));
-            }
-        }
         Ok(())
     }
 
@@ -173,6 +152,52 @@ impl ModelConfig {
     pub fn kv_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
+
+    /// Elements of a head that are rotated, the first ones.
+    pub fn rotary_dim(&self) -> usize {
+        self.arch.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Rotary embedding of the layers without a window.
+    pub fn rope(&self) -> Rope {
+        Rope { theta: self.rope_theta, scaling: self.rope_scaling.clone() }
+    }
+
+    /// Rotary embedding of layers of a kind; `None` for those without.
+    pub fn rope_of(&self, kind: LayerKind) -> Option<Rope> {
+        let rope = || self.arch.local_rope.clone().filter(|_| kind.window).unwrap_or_else(|| self.rope());
+        kind.rotary.then(rope)
+    }
+
+    /// Positions that a token of a layer sees, its own included; `None` for all of them. A window as long as the context is none.
+    pub fn window_of(&self, kind: LayerKind) -> Option<usize> {
+        self.arch.sliding_window.filter(|window| kind.window && *window < self.max_position_embeddings)
+    }
+
+    /// Factor of the products of queries and keys.
+    pub fn attention_scale(&self) -> f32 {
+        match self.arch.attention_scale {
+            Some(scale) => scale as f32,
+            None => 1.0 / (self.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// Longest sequence for which the rotary embedding is the one of short sequences.
+    pub fn short_context(&self) -> usize {
+        match &self.rope_scaling {
+            Some(RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings, .. })
+                if short_factor != long_factor =>
+            {
+                self.max_position_embeddings.min(*original_max_position_embeddings)
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
+    /// The config of a model that has the chosen layers only.
+    pub fn with_layers(&self, chosen: &[usize]) -> Self {
+        Self { num_hidden_layers: chosen.len(), arch: self.arch.with_layers(chosen), ..self.clone() }
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +219,7 @@ pub(crate) mod tests {
             rope_scaling: None,
             tie_word_embeddings: true,
             sub_norm: false,
+            arch: Architecture::LLAMA,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
             end_token_ids: vec![],

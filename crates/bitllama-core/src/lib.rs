@@ -2,10 +2,13 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`config`] | the architecture of a Llama-family decoder |
+//! | [`config`] | sizes and constants of a decoder |
+//! | [`architecture`] | choices in which decoders differ: norms, biases, attention of each layer, scales |
+//! | [`families`] | such choices by family, and the names that files have for them |
 //! | [`hidden_act`] | activation functions of feed-forward layers |
 //! | [`rope`] | rotary frequencies of a config |
 //! | [`weights`] | the name and shape of every weight of a config |
+//! | [`names`] | names of weights in Hugging Face and GGUF files |
 //! | [`scheme`] | the low-bit number formats and their codes |
 //! | [`nf4`] | the table of one of them |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
@@ -26,11 +29,14 @@
 
 pub mod activation;
 pub mod activation_rules;
+pub mod architecture;
 pub mod bit_plan;
 pub mod config;
 pub mod dense;
 pub mod excerpt;
+pub mod families;
 pub mod hidden_act;
+pub mod names;
 pub mod nf4;
 pub mod packed;
 pub mod panel;
@@ -46,13 +52,16 @@ pub mod weights;
 
 pub use activation::{Activation, ActivationPlan, ActivationRule};
 pub use activation_rules::ActivationRules;
+pub use architecture::{Architecture, LayerKind, NormPlaces, QkNorm};
 pub use bit_plan::BitPlan;
-pub use config::{ModelConfig, RopeScaling};
+pub use config::ModelConfig;
 pub use dense::DenseMatrix;
 pub use excerpt::excerpt;
+pub use families::Family;
 pub use hidden_act::HiddenAct;
 pub use packed::PackedMatrix;
 pub use quantizer::{Granularity, Method, Quantizer, Rule};
+pub use rope::{Rope, RopeScaling};
 pub use rounding::{Quantized, RowMatrix, quantize};
 pub use scales::ScaleFormat;
 pub use scheme::Scheme;

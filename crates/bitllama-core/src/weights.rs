@@ -3,7 +3,7 @@
 //! Names are Hugging Face's without the leading `model.`; they are also the parameter paths of the Burn modules and
 //! what the globs of a bit plan match: `layers.3.mlp.gate_proj.weight`. Matrices are `[out_features, in_features]`.
 
-use crate::ModelConfig;
+use crate::{ModelConfig, QkNorm};
 
 /// The embedding, `[vocab_size, hidden_size]`; the head too where the two are tied.
 pub const EMBEDDING: &str = "embed_tokens.weight";
@@ -23,12 +23,12 @@ pub const BLOCK_MATRICES: [&str; 7] = [
     "mlp.down_proj",
 ];
 
-/// The norms of a block, below `layers.N.`.
-pub const BLOCK_NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
-
 /// The norms of a block with [`ModelConfig::sub_norm`] in front of `o_proj`, `[num_attention_heads * head_dim]`, and of
 /// `down_proj`, `[intermediate_size]`, below `layers.N.`; named as in Hugging Face's `BitNetForCausalLM`.
 pub const BLOCK_SUB_NORMS: [&str; 2] = ["self_attn.attn_sub_norm", "mlp.ffn_sub_norm"];
+
+/// The norms of queries and of keys, below `layers.N.`, where a model has them.
+pub const QK_NORMS: [&str; 2] = ["self_attn.q_norm", "self_attn.k_norm"];
 
 /// What a weight is for: decides whether a `*` in a bit plan may reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +37,24 @@ pub enum Kind {
     Embedding,
     /// A linear layer of a block.
     Linear,
-    /// An RMSNorm weight.
+    /// An RMSNorm weight, as the factor that it multiplies by.
     Norm,
+    /// A bias of a linear layer.
+    Bias,
     /// An untied head.
     Head,
+}
+
+impl Kind {
+    /// Whether it is a vector, which no bit plan reaches: a norm or a bias.
+    pub fn is_vector(self) -> bool {
+        matches!(self, Kind::Norm | Kind::Bias)
+    }
+
+    /// Number that a random or inserted vector of the kind starts from: 1 for a norm, 0 for a bias.
+    pub fn neutral(self) -> f32 {
+        if self == Kind::Norm { 1.0 } else { 0.0 }
+    }
 }
 
 /// One weight of a model.
@@ -68,32 +82,49 @@ impl WeightSpec {
 
 /// All weights of a model, in the order of computation.
 pub fn specs(config: &ModelConfig) -> Vec<WeightSpec> {
-    let hidden = config.hidden_size;
-    let spec = |name: String, shape: &[usize], kind| WeightSpec { name, shape: shape.to_vec(), kind };
-    let mut all = vec![spec(EMBEDDING.into(), &[config.vocab_size, hidden], Kind::Embedding)];
+    let spec = |name: &str, shape: &[usize], kind| WeightSpec { name: name.into(), shape: shape.to_vec(), kind };
+    let mut all = vec![spec(EMBEDDING, &[config.vocab_size, config.hidden_size], Kind::Embedding)];
+    let block = block_specs(config);
     for layer in 0..config.num_hidden_layers {
-        for norm in BLOCK_NORMS {
-            all.push(spec(format!("layers.{layer}.{norm}.weight"), &[hidden], Kind::Norm));
-        }
-        if config.sub_norm {
-            for (norm, width) in BLOCK_SUB_NORMS.into_iter().zip([config.q_size(), config.intermediate_size]) {
-                all.push(spec(format!("layers.{layer}.{norm}.weight"), &[width], Kind::Norm));
-            }
-        }
-        for matrix in BLOCK_MATRICES {
-            let shape = match matrix {
-                "self_attn.q_proj" => [config.q_size(), hidden],
-                "self_attn.k_proj" | "self_attn.v_proj" => [config.kv_size(), hidden],
-                "self_attn.o_proj" => [hidden, config.q_size()],
-                "mlp.down_proj" => [hidden, config.intermediate_size],
-                _ => [config.intermediate_size, hidden],
-            };
-            all.push(spec(format!("layers.{layer}.{matrix}.weight"), &shape, Kind::Linear));
-        }
+        let of_layer = |spec: &WeightSpec| WeightSpec { name: format!("layers.{layer}.{}", spec.name), ..spec.clone() };
+        all.extend(block.iter().map(of_layer));
     }
-    all.push(spec(FINAL_NORM.into(), &[hidden], Kind::Norm));
+    all.push(spec(FINAL_NORM, &[config.hidden_size], Kind::Norm));
     if !config.tie_word_embeddings {
-        all.push(spec(HEAD.into(), &[config.vocab_size, hidden], Kind::Head));
+        all.push(spec(HEAD, &[config.vocab_size, config.hidden_size], Kind::Head));
+    }
+    all
+}
+
+/// The weights of a block, by their names below `layers.N.`: norms, then matrices, each with its bias behind it.
+pub fn block_specs(config: &ModelConfig) -> Vec<WeightSpec> {
+    let hidden = config.hidden_size;
+    let spec = |name: &str, shape: &[usize], kind| WeightSpec { name: name.into(), shape: shape.to_vec(), kind };
+    let norm = |name: &str, width: usize| spec(&format!("{name}.weight"), &[width], Kind::Norm);
+    let mut all: Vec<WeightSpec> = config.arch.norms.names().iter().map(|name| norm(name, hidden)).collect();
+    if let Some(over) = config.arch.qk_norm {
+        let widths = match over {
+            QkNorm::Head => [config.head_dim; 2],
+            QkNorm::Token => [config.q_size(), config.kv_size()],
+        };
+        all.extend(QK_NORMS.into_iter().zip(widths).map(|(name, width)| norm(name, width)));
+    }
+    if config.sub_norm {
+        let widths = [config.q_size(), config.intermediate_size];
+        all.extend(BLOCK_SUB_NORMS.into_iter().zip(widths).map(|(name, width)| norm(name, width)));
+    }
+    for matrix in BLOCK_MATRICES {
+        let [rows, columns] = match matrix {
+            "self_attn.q_proj" => [config.q_size(), hidden],
+            "self_attn.k_proj" | "self_attn.v_proj" => [config.kv_size(), hidden],
+            "self_attn.o_proj" => [hidden, config.q_size()],
+            "mlp.down_proj" => [hidden, config.intermediate_size],
+            _ => [config.intermediate_size, hidden],
+        };
+        all.push(spec(&format!("{matrix}.weight"), &[rows, columns], Kind::Linear));
+        if config.arch.has_bias(matrix) {
+            all.push(spec(&format!("{matrix}.bias"), &[rows], Kind::Bias));
+        }
     }
     all
 }

@@ -34,13 +34,14 @@ pub const NAMES: [&str; 6] = [
 ];
 
 /// Tokens that llama.cpp (`llama-vocab.cpp`) takes for the end of a turn or a text by their names, for want of metadata. Those of
-/// architectures other than `llama` are left out.
-pub(crate) const END_NAMES: [&str; 15] = [
+/// architectures that are not read here are left out.
+pub(crate) const END_NAMES: [&str; 16] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
     "<|end|>",
     "<end_of_turn>",
+    "<eos>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "</s>",

@@ -16,7 +16,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::hf::{CONFIG, INDEX, TOKENIZER, WEIGHTS, is_file_name, shards};
+use crate::hf::{CONFIG, INDEX, TOKENIZER, WEIGHTS, advice, is_file_name, shards};
 use crate::{Error, Result, companions, gguf};
 
 /// How often a file is asked for before a cut connection is an error.
@@ -66,7 +66,8 @@ impl HubConfig {
     ///
     /// # Errors
     /// [`Error::Hub`] if `id` is no id, the model or one of its files does not exist, asks for a token, or is not in
-    /// the cache when offline, or the server cannot be reached.
+    /// the cache when offline, or the server cannot be reached. Where the model has weights or a tokenizer in a form that is
+    /// not read, it says how to convert them.
     pub fn fetch(&self, id: &str) -> Result<PathBuf> {
         let id = Id::parse(id)
             .ok_or_else(|| Error::Hub(format!("{} is no id such as org/name or org/name:FILE.gguf", excerpt(id))))?;
@@ -200,14 +201,20 @@ impl<'a> Session<'a> {
     /// All files of a snapshot, `config.json` first.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let config = self.required(CONFIG, "; one GGUF file is asked for as org/name:FILE.gguf")?;
-        let mut files = vec![config, self.required(TOKENIZER, "")?];
+        let tokenizer = match self.get(TOKENIZER)? {
+            Some(tokenizer) => tokenizer,
+            None => return Err(self.missing(TOKENIZER, "", &advice::VOCABULARIES)),
+        };
+        let mut files = vec![config, tokenizer];
         for name in companions::NAMES {
             files.extend(self.get(name)?);
         }
         if let Some(weights) = self.get(WEIGHTS)? {
             files.push(weights);
         } else {
-            let index = self.required(INDEX, &format!(", and no {WEIGHTS}"))?;
+            let Some(index) = self.get(INDEX)? else {
+                return Err(self.missing(INDEX, &format!(", and no {WEIGHTS}"), &advice::PICKLED));
+            };
             for shard in shards(&index)? {
                 files.push(self.required(&shard, ", which its index names")?);
             }
@@ -227,10 +234,33 @@ impl<'a> Session<'a> {
     }
 
     fn required(&self, file: &str, hint: &str) -> Result<PathBuf> {
-        self.get(file)?.ok_or_else(|| {
-            let place = if self.config.offline { "in the cache (HF_HUB_OFFLINE is set)" } else { "on the hub" };
-            self.error(format!("there is no {file} {place}{hint}"))
-        })
+        self.get(file)?.ok_or_else(|| self.missing(file, hint, &[]))
+    }
+
+    /// The error about a file that is not there, with what to do if the model has one of the `others` in its place.
+    fn missing(&self, file: &str, hint: &str, others: &[&str]) -> Error {
+        if let Some(found) = others.iter().find(|other| self.has(other)) {
+            let Id { model, revision, .. } = self.id;
+            // As the last part of the id, or a name that says the revision too.
+            let name = model.rsplit('/').next().unwrap_or(model);
+            let (from, to) = match *revision {
+                "main" => (model.to_string(), name.to_string()),
+                revision => {
+                    (format!("{model}', revision='{revision}"), format!("{name}-{}", revision.replace('/', "-")))
+                }
+            };
+            let wanted = if file == INDEX { WEIGHTS } else { file };
+            let advice = advice::instead(wanted, found, &from, &to, false);
+            return self.error(format!("{advice}, then open the folder {to}"));
+        }
+        let place = if self.config.offline { "in the cache (HF_HUB_OFFLINE is set)" } else { "on the hub" };
+        self.error(format!("there is no {file} {place}{hint}"))
+    }
+
+    /// Whether the model has a file, without fetching it. One that cannot be asked for counts as not there.
+    fn has(&self, file: &str) -> bool {
+        self.cache.repo(self.id.repo()).get(file).is_some()
+            || !self.config.offline && self.api.metadata(&self.remote.url(file)).is_ok()
     }
 
     /// A file from the cache or the server; none if it is not there.

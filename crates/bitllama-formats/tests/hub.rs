@@ -187,6 +187,30 @@ fn shards_of_an_index_are_fetched() {
 }
 
 #[test]
+fn a_model_in_another_form_is_not_fetched_but_told_how_to_convert() {
+    let without = |left_out: &str| small_model().into_iter().filter(|(name, _)| *name != left_out).collect::<Vec<_>>();
+    let weights = [&without("model.safetensors")[..], &[("pytorch_model.bin", b"pickle")]].concat();
+    let hub = Hub::new(&weights);
+    let message = hub.config().fetch("org/name").unwrap_err().to_string();
+    let command = concat!(
+        "has only pytorch_model.bin, no model.safetensors; convert it with: python -c \"import transformers as t; ",
+        "t.AutoModelForCausalLM.from_pretrained('org/name').save_pretrained('name'); ",
+        "t.AutoTokenizer.from_pretrained('org/name').save_pretrained('name')\", then open the folder name",
+    );
+    assert!(message.ends_with(command), "{message}");
+    let asked = |(path, range, _): &Request| path.ends_with("pytorch_model.bin") && range != "bytes=0-0";
+    assert!(!hub.requests().iter().any(asked), "nothing of the pickle is downloaded");
+
+    let hub = Hub::new(&[&without("tokenizer.json")[..], &[("tokenizer.model", b"sp")]].concat());
+    let message = hub.config().fetch("org/name").unwrap_err().to_string();
+    assert!(message.contains("org/name: has only tokenizer.model, no tokenizer.json; convert it with: "), "{message}");
+
+    let hub = Hub::new(&without("model.safetensors"));
+    let message = hub.config().fetch("org/name").unwrap_err().to_string();
+    assert!(message.contains("no model.safetensors.index.json on the hub, and no model.safetensors"), "{message}");
+}
+
+#[test]
 fn one_gguf_file_is_fetched_alone() {
     let hub = Hub::new(&[("x.Q4_1.gguf", b"GGUF")]);
     let path = hub.config().fetch("org/name:x.Q4_1.gguf").unwrap();

@@ -51,6 +51,17 @@ impl<T: Plain> Aligned<T> {
         self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
     }
 
+    /// Moves the numbers `from .. to` to the front. Memory for more than `room` numbers goes back; those after the ones
+    /// moved are any.
+    pub(crate) fn drop_before(&mut self, from: usize, to: usize, room: usize) {
+        self.as_mut_slice().copy_within(from..to, 0);
+        let lines = room.max(to - from).div_ceil(Self::PER_LINE);
+        if lines < self.lines.capacity() {
+            self.lines.truncate(lines);
+            self.lines.shrink_to(lines);
+        }
+    }
+
     /// Asks the system for large pages where nothing is stored yet. It need not have them.
     pub(crate) fn ask_for_large_pages(&mut self) {
         #[cfg(target_os = "linux")]

@@ -5,8 +5,12 @@
 //! tiles, as in FlashAttention (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>), so no more scores than those of a
 //! tile exist at a time. Where a long past is split over tasks, the one that ends last joins their results.
 //!
+//! With a window, a task begins at the first position that one of its tokens sees, and each row leaves out what it does
+//! not see: the cost is that of the window.
+//!
 //! How the work is cut depends on the shapes of a sequence only, and results are joined in the order of positions: they
-//! depend neither on the number of threads nor on the other sequences.
+//! depend neither on the number of threads nor on the other sequences, nor on what [`LayerKv`] still stores of positions
+//! before a window.
 
 mod tile;
 
@@ -16,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::kv::{LayerKv, Stored, value_stride};
-use crate::operators::exp_lanes;
 use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::operators::{exp_lanes, soft_cap_all};
 use crate::pool::Pool;
 use tile::{Running, TILE, Vector, add_values, scores, weigh};
 
@@ -36,10 +40,30 @@ const PARTS: usize = 64;
 /// Multiplications below which other threads are not worth their start.
 const SERIAL: usize = 1 << 17;
 
+/// How queries and keys make scores, and which of them count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scoring {
+    /// What the product of a query and a key is multiplied with.
+    pub scale: f32,
+    /// Scaled scores become `cap * tanh(score / cap)`, for a positive `cap` (Gemma Team 2024,
+    /// <https://arxiv.org/abs/2408.00118>, section 2).
+    pub cap: Option<f32>,
+    /// Positions that a token sees at most, its own included: from `p - window + 1` on at position `p` (Beltagy et al.
+    /// 2020, <https://arxiv.org/abs/2004.05150>, as Mistral 7B has it). At least 1.
+    pub window: Option<usize>,
+}
+
+impl Scoring {
+    /// Scores scaled by `1 / sqrt(head_dim)`, without a cap, over all positions.
+    pub fn new(head_dim: usize) -> Self {
+        Self { scale: 1.0 / (head_dim as f32).sqrt(), cap: None, window: None }
+    }
+}
+
 /// One sequence of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// Keys and values of all its positions, those of the tokens in the batch included, as the last ones.
+    /// Keys and values of the positions that its tokens see, those of the tokens in the batch included, as the last ones.
     pub kv: &'a LayerKv,
     /// Its tokens in the batch.
     pub n: usize,
@@ -47,16 +71,26 @@ pub struct Sequence<'a> {
 
 /// Attention of the queries `q` (`[n, heads, head_dim]`, rotated) over the keys and values of their sequences, into
 /// `out` (`[n, heads, head_dim]`). The tokens of the first sequence come first, and so on; `n` is all of them. Each
-/// sees its own position and those before. Scores are scaled by `1 / sqrt(head_dim)`.
+/// sees its own position and those before, as far as `scoring` lets it.
 ///
 /// # Panics
-/// If shapes disagree, a sequence has fewer positions than tokens, or the processor lacks `isa`.
-pub fn attention(pool: &Pool, isa: Isa, q: &[f32], heads: usize, sequences: &[Sequence], out: &mut [f32]) {
+/// If shapes disagree, a sequence has fewer positions than tokens, positions that a token sees are no longer stored, the
+/// window is 0, or the processor lacks `isa`.
+pub fn attention(
+    pool: &Pool,
+    isa: Isa,
+    q: &[f32],
+    heads: usize,
+    scoring: &Scoring,
+    sequences: &[Sequence],
+    out: &mut [f32],
+) {
     assert_eq!(q.len(), out.len(), "q and out differ in length");
+    assert_ne!(scoring.window, Some(0), "a window that no token is in");
     let mut plan = Plan::default();
     let mut token = 0;
     for sequence in sequences {
-        plan.add(sequence, heads, token);
+        plan.add(sequence, heads, scoring, token);
         token += sequence.n;
     }
     let Some(first) = sequences.first() else { return assert!(q.is_empty(), "queries of no sequence") };
@@ -65,8 +99,8 @@ pub fn attention(pool: &Pool, isa: Isa, q: &[f32], heads: usize, sequences: &[Se
 
     let mut partials = PARTIALS.take();
     partials.grow(plan.partials);
-    let batch =
-        Batch { q, heads, splits: &plan.splits, out: Shared::new(out), partials: Shared::new(partials.as_mut_slice()) };
+    let (out, parts) = (Shared::new(out), Shared::new(partials.as_mut_slice()));
+    let batch = Batch { q, heads, scoring: *scoring, splits: &plan.splits, out, partials: parts };
     let run = |index: usize| {
         let (batch, task) = (&batch, &plan.tasks[index]);
         SCRATCH.with_borrow_mut(|scratch| {
@@ -103,9 +137,9 @@ struct Task<'a> {
     /// The first token in the batch, and how many.
     token: usize,
     tokens: usize,
-    /// Positions that the first token sees; the next one sees one more.
+    /// Stored positions up to the first token's own; the next one has one more.
     visible: usize,
-    /// Positions to go over, from a multiple of [`LANES`].
+    /// Stored positions to go over, from a multiple of [`LANES`].
     start: usize,
     end: usize,
     /// The split that this is a part of, and which part.
@@ -124,7 +158,7 @@ struct Split {
 
 impl<'a> Plan<'a> {
     /// Adds the tasks of a sequence whose first token in the batch is `token`.
-    fn add(&mut self, &Sequence { kv, n }: &Sequence<'a>, heads: usize, token: usize) {
+    fn add(&mut self, &Sequence { kv, n }: &Sequence<'a>, heads: usize, scoring: &Scoring, token: usize) {
         assert!(n <= kv.len(), "{n} tokens of a sequence of {} positions", kv.len());
         assert!(heads.is_multiple_of(kv.kv_heads()), "{heads} heads in {} groups", kv.kv_heads());
         let (group, past) = (heads / kv.kv_heads(), kv.len() - n);
@@ -132,7 +166,12 @@ impl<'a> Plan<'a> {
         // The last tokens see most: their tasks come first, and the short ones fill up the threads at the end.
         for block in (0..blocks).rev() {
             let (first, last) = (n * block / blocks, n * (block + 1) / blocks);
-            let (rows, span) = ((last - first) * group, past + last);
+            // The first position that one of them sees, and the first vector with it.
+            let seen = scoring.window.map_or(0, |window| (past + first + 1).saturating_sub(window));
+            let begin = seen / LANES * LANES;
+            assert!(kv.first() <= begin, "position {seen} is seen, but those before {} are dropped", kv.first());
+            let (rows, span) = ((last - first) * group, past + last - begin);
+            let begin = begin - kv.first();
             let positions = POSITIONS[usize::from(rows > DECODE_ROWS)].max(span / PARTS);
             let parts = span.div_ceil(positions);
             let part_len = span.div_ceil(parts).next_multiple_of(LANES);
@@ -145,9 +184,9 @@ impl<'a> Plan<'a> {
                         kv_head,
                         token: token + first,
                         tokens: last - first,
-                        visible: past + first + 1,
-                        start: part * part_len,
-                        end: span.min((part + 1) * part_len),
+                        visible: past + first + 1 - kv.first(),
+                        start: begin + part * part_len,
+                        end: begin + span.min((part + 1) * part_len),
                         split: (parts > 1).then_some((split, part)),
                     });
                 }
@@ -170,6 +209,7 @@ fn partial_stride(head_dim: usize) -> usize {
 struct Batch<'a> {
     q: &'a [f32],
     heads: usize,
+    scoring: Scoring,
     splits: &'a [Split],
     out: Shared<'a>,
     partials: Shared<'a>,
@@ -224,7 +264,7 @@ fn run_task<S: Simd>(s: S, batch: &Batch, task: &Task, scratch: &mut Scratch) {
     pack_queries::<S>(batch, task, group, scratch);
     let mut start = task.start;
     while start < task.end {
-        run_tile(s, task, group, start, scratch);
+        run_tile(s, task, &batch.scoring, group, start, scratch);
         start += TILE;
     }
 
@@ -312,7 +352,7 @@ fn row_blocks<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 #[inline(always)]
 fn pack_queries<S: Simd>(batch: &Batch, task: &Task, group: usize, scratch: &mut Scratch) {
     let head_dim = task.kv.head_dim();
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = batch.scoring.scale;
     for (first, last) in row_blocks::<S>(task.tokens * group) {
         let packed = &mut scratch.q.as_mut_slice()[first * head_dim..last * head_dim];
         for row in first..last {
@@ -327,12 +367,16 @@ fn pack_queries<S: Simd>(batch: &Batch, task: &Task, group: usize, scratch: &mut
 
 /// Goes on over the tile of positions from `start` on.
 #[inline(always)]
-fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mut Scratch) {
+fn run_tile<S: Simd>(s: S, task: &Task, scoring: &Scoring, group: usize, start: usize, scratch: &mut Scratch) {
     let head_dim = task.kv.head_dim();
     let (rows, stride) = (task.tokens * group, value_stride(head_dim));
     let len = TILE.min(task.end - start);
-    // Positions of the tile that a row sees.
-    let count = |row: usize| (task.visible + row / group).saturating_sub(start).min(len);
+    // Positions of the tile that a row sees: from the first on, before the last.
+    let until = |row: usize| (task.visible + row / group).saturating_sub(start).min(len);
+    let from = |row: usize| match scoring.window {
+        Some(window) => (task.visible + row / group).saturating_sub(window).saturating_sub(start).min(len),
+        None => 0,
+    };
     // Numbers that several register blocks read are worth converting first.
     let convert = rows > S::ROWS;
     let whole = len.next_multiple_of(LANES);
@@ -344,7 +388,8 @@ fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mu
     let q = scratch.q.as_slice();
     for (first, last) in row_blocks::<S>(rows) {
         let out = &mut scratch.scores.as_mut_slice()[first * TILE..last * TILE];
-        let (n, q, blocks) = (last - first, &q[first * head_dim..last * head_dim], count(last - 1).div_ceil(LANES));
+        let (n, q) = (last - first, &q[first * head_dim..last * head_dim]);
+        let blocks = from(first) / LANES..until(last - 1).div_ceil(LANES);
         match keys {
             Stored::F32(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
             Stored::F16(k) => scores(s, n, q, vectors(k), key_scales, blocks, out),
@@ -353,19 +398,22 @@ fn run_tile<S: Simd>(s: S, task: &Task, group: usize, start: usize, scratch: &mu
         }
     }
     for (first, last) in row_blocks::<S>(rows) {
-        let positions = count(last - 1);
+        let positions = from(first)..until(last - 1);
         for row in first..last {
-            let scores = &mut scratch.scores.as_mut_slice()[row * TILE..][..positions.next_multiple_of(LANES)];
+            let scores = &mut scratch.scores.as_mut_slice()[row * TILE..][..positions.end.next_multiple_of(LANES)];
+            if let Some(cap) = scoring.cap {
+                soft_cap_all(s, &mut scores[positions.start / LANES * LANES..], cap);
+            }
             let acc = scratch.acc.as_mut_slice()[row * stride..][..stride].as_chunks_mut().0;
-            weigh(s, scores, count(row), value_scales, &mut scratch.running[row], acc);
+            weigh(s, scores, from(row)..until(row), value_scales, &mut scratch.running[row], acc);
         }
         let p = &scratch.scores.as_slice()[first * TILE..last * TILE];
         let acc = scratch.acc.as_mut_slice()[first * stride..last * stride].as_chunks_mut().0;
         match values {
-            Stored::F32(v) => add_values(s, last - first, p, vectors(v), positions, acc),
-            Stored::F16(v) => add_values(s, last - first, p, vectors(v), positions, acc),
-            Stored::Int8(v, _) => add_values(s, last - first, p, vectors(v), positions, acc),
-            Stored::Int4(v, _) => add_values(s, last - first, p, v, positions, acc),
+            Stored::F32(v) => add_values(s, last - first, p, vectors(v), positions.clone(), acc),
+            Stored::F16(v) => add_values(s, last - first, p, vectors(v), positions.clone(), acc),
+            Stored::Int8(v, _) => add_values(s, last - first, p, vectors(v), positions.clone(), acc),
+            Stored::Int4(v, _) => add_values(s, last - first, p, v, positions.clone(), acc),
         }
     }
 }

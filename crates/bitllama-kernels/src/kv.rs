@@ -3,19 +3,23 @@
 //! A key-value head's positions lie together: a query reads them from the first to the last. Values are rows, one after
 //! another. Keys are interleaved in blocks of [`LANES`] positions, `[block, head_dim, LANES]`, so that a vector holds
 //! one element of that many keys and their scores come out side by side, without sums across a vector.
+//!
+//! A layer with a window keeps the positions that new tokens can see, and moves them to the front of its memory each time
+//! that many others have gathered before them.
+
+mod numbers;
 
 use std::fmt;
 use std::str::FromStr;
 
 use bitllama_core::Activation;
-use bitllama_core::activation::steps;
-use bitllama_core::scales::LARGEST_F16;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use crate::activations::{largest_magnitude, nearest};
-use crate::aligned::Aligned;
-use crate::operators::lanes::{LANES, Nibbles, nibble_place};
+use crate::operators::lanes::LANES;
+use numbers::Numbers;
+pub(crate) use numbers::Stored;
+
+/// Positions out of a window that are dropped at a time, at least, unless half a window is more.
+const SLACK: usize = 256;
 
 /// How the numbers of keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -75,12 +79,19 @@ impl FromStr for KvKind {
     }
 }
 
-/// Keys and values of one layer of one sequence. Memory grows by doubling, whatever is appended at a time.
+/// Keys and values of one layer of one sequence. Memory grows by doubling, whatever is appended at a time; with a window,
+/// it is that of the window, half of it or 256 positions more, and what is appended at once.
 #[derive(Debug, Clone)]
 pub struct LayerKv {
     kind: KvKind,
     head_dim: usize,
+    window: Option<usize>,
+    /// The first position that is stored, a multiple of [`LANES`].
+    first: usize,
+    /// Positions so far.
     len: usize,
+    /// What a token at this position sees is not dropped.
+    held: Option<usize>,
     /// One for each key-value head.
     heads: Vec<Head>,
 }
@@ -92,35 +103,21 @@ struct Head {
     values: Numbers,
 }
 
-/// What one head's keys, or its values, are stored as.
-#[derive(Debug, Clone)]
-enum Numbers {
-    F32(Aligned<f32>),
-    F16(Aligned<f16>),
-    /// `f16` numbers up to a position, and from there on `f32` ones: the number of that position was beyond the range of `f16`.
-    Wide(Aligned<f32>, usize),
-    /// Codes, and the scale of each position.
-    Int8(Aligned<i8>, Aligned<f32>),
-    /// The same, a vector of codes in a number.
-    Int4(Aligned<Nibbles>, Aligned<f32>),
-}
-
-/// One head's keys or values, for reading.
-#[derive(Clone, Copy)]
-pub(crate) enum Stored<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    /// Codes, and the scale of each position.
-    Int8(&'a [i8], &'a [f32]),
-    /// Vectors of codes, and the scale of each position.
-    Int4(&'a [Nibbles], &'a [f32]),
-}
-
 impl LayerKv {
-    /// Nothing yet, for `kv_heads` heads of `head_dim` elements.
+    /// Nothing yet, for `kv_heads` heads of `head_dim` elements. All positions are kept.
     pub fn new(kind: KvKind, kv_heads: usize, head_dim: usize) -> Self {
+        Self::with_window(kind, kv_heads, head_dim, None)
+    }
+
+    /// Nothing yet, for `kv_heads` heads of `head_dim` elements, whose tokens see `window` positions at most, their own
+    /// included (see [`Scoring`](crate::attention::Scoring)). Others are dropped in time.
+    ///
+    /// # Panics
+    /// If the window is 0.
+    pub fn with_window(kind: KvKind, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Self {
+        assert_ne!(window, Some(0), "a window that no token is in");
         let head = Head { keys: Numbers::new(kind), values: Numbers::new(kind) };
-        Self { kind, head_dim, len: 0, heads: vec![head; kv_heads] }
+        Self { kind, head_dim, window, first: 0, len: 0, held: None, heads: vec![head; kv_heads] }
     }
 
     /// How the numbers are stored.
@@ -128,12 +125,22 @@ impl LayerKv {
         self.kind
     }
 
-    /// Positions stored.
+    /// Positions that a token sees at most; all where there is none.
+    pub fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    /// The first position that is still stored, a multiple of 16; 0 without a window.
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Positions appended so far, those that were dropped included: the next one's position.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is stored.
+    /// Whether there are no positions yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -153,9 +160,11 @@ impl LayerKv {
         self.heads.iter().map(|head| head.keys.bytes() + head.values.bytes()).sum()
     }
 
-    /// Takes memory for `positions` in all, which spares the copies of growth up to there.
+    /// Takes memory for `positions` in all, which spares the copies of growth up to there. With a window, it takes no more
+    /// than what is stored in decoding.
     pub fn reserve(&mut self, positions: usize) {
-        let positions = positions.next_multiple_of(LANES);
+        let most = self.window.map_or(usize::MAX, most_stored);
+        let positions = positions.min(most).next_multiple_of(LANES);
         let (key, value) = (self.head_dim, value_stride(self.head_dim));
         for head in &mut self.heads {
             head.keys.reserve(positions, key);
@@ -163,7 +172,8 @@ impl LayerKv {
         }
     }
 
-    /// Appends positions: `keys` (rotated) and `values` are `[n, kv_heads, head_dim]`.
+    /// Appends positions: `keys` (rotated) and `values` are `[n, kv_heads, head_dim]`. With a window, what neither these
+    /// positions, nor later ones, nor a held one see may be dropped before.
     ///
     /// # Panics
     /// If the two differ in length or are no whole number of rows.
@@ -171,9 +181,10 @@ impl LayerKv {
         let (head_dim, stride) = (self.head_dim, value_stride(self.head_dim));
         let row = self.heads.len() * head_dim;
         assert!(keys.len() == values.len() && keys.len().is_multiple_of(row), "keys and values are no rows of heads");
-        let (first, n) = (self.len, keys.len() / row);
+        self.drop_unseen();
+        let (first, n) = (self.len - self.first, keys.len() / row);
         self.len += n;
-        let positions = self.len.next_multiple_of(LANES);
+        let positions = (first + n).next_multiple_of(LANES);
         for (index, head) in self.heads.iter_mut().enumerate() {
             head.keys.resize(positions, head_dim);
             head.values.resize(positions, stride);
@@ -186,13 +197,76 @@ impl LayerKv {
         }
     }
 
-    /// Forgets all positions from `len` on, and keeps the memory. Does nothing if there are not so many.
+    /// The first position that a token at `position` sees.
+    fn seen_from(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Drops positions that neither the next token nor the held one sees, once there are enough of them.
+    fn drop_unseen(&mut self) {
+        let Some(window) = self.window else { return };
+        let next = self.held.map_or(self.len, |held| held.min(self.len));
+        let first = self.seen_from(next) / LANES * LANES;
+        let dropped = first.saturating_sub(self.first);
+        if dropped < slack(window) {
+            return;
+        }
+        let stored = (self.len - self.first).next_multiple_of(LANES);
+        // A long prompt may have taken much more than decoding needs.
+        let room = (2 * most_stored(window)).max(stored - dropped).next_multiple_of(LANES);
+        let (key, value) = (self.head_dim, value_stride(self.head_dim));
+        for head in &mut self.heads {
+            head.keys.drop_before(dropped, stored, key, room);
+            head.values.drop_before(dropped, stored, value, room);
+        }
+        self.first = first;
+    }
+
+    /// Keeps what a token at `position` sees until [`LayerKv::release`], so that [`LayerKv::truncate`] can go back to
+    /// there: several continuations of one text are read that way. A position held before is held no more.
+    ///
+    /// # Panics
+    /// If some of that is already dropped ([`LayerKv::can_truncate`]).
+    pub fn hold(&mut self, position: usize) {
+        self.assert_stored(position);
+        self.held = Some(position);
+    }
+
+    /// Ends a [`LayerKv::hold`].
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// Whether all that a token at position `len` sees is still stored, or there is nothing to see: whether
+    /// [`LayerKv::truncate`] can go back to there. It can to the length before the last [`LayerKv::append`], to a position
+    /// held, to 0, and anywhere without a window.
+    pub fn can_truncate(&self, len: usize) -> bool {
+        len == 0 || self.first <= self.seen_from(len)
+    }
+
+    fn assert_stored(&self, position: usize) {
+        assert!(
+            self.can_truncate(position),
+            "position {position} sees position {}, but those before {} are dropped: hold a position to go back to",
+            self.seen_from(position),
+            self.first
+        );
+    }
+
+    /// Forgets all positions from `len` on, and keeps the memory. Does nothing if there are not so many. A held position
+    /// after `len` is held no more.
+    ///
+    /// # Panics
+    /// If what the token at position `len` sees is dropped ([`LayerKv::can_truncate`]).
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
+            self.assert_stored(len);
             self.len = len;
+            self.first = self.first.min(len);
+            self.held = self.held.filter(|held| *held <= len);
             for head in &mut self.heads {
-                head.keys.truncate(len);
-                head.values.truncate(len);
+                head.keys.truncate(len - self.first);
+                head.values.truncate(len - self.first);
             }
         }
     }
@@ -205,9 +279,9 @@ impl LayerKv {
     /// The key of a position as stored, into `out` (`[head_dim]`).
     ///
     /// # Panics
-    /// If there is no such head or position, or `out` is longer than a head.
+    /// If there is no such head or position, the position is dropped, or `out` is longer than a head.
     pub fn key_into(&self, kv_head: usize, position: usize, out: &mut [f32]) {
-        assert!(position < self.len && out.len() <= self.head_dim, "no such position, or too long a head");
+        let position = self.place(position, out);
         self.heads[kv_head].keys.get(position, key_offset(self.head_dim, position), LANES, out);
     }
 
@@ -216,19 +290,36 @@ impl LayerKv {
     /// # Panics
     /// As [`LayerKv::key_into`].
     pub fn value_into(&self, kv_head: usize, position: usize, out: &mut [f32]) {
-        assert!(position < self.len && out.len() <= self.head_dim, "no such position, or too long a head");
+        let position = self.place(position, out);
         self.heads[kv_head].values.get(position, position * value_stride(self.head_dim), 1, out);
     }
 
-    /// `[blocks, head_dim, LANES]`, whole blocks at least to the end of the last position.
+    /// A position, counted from the first one stored.
+    fn place(&self, position: usize, out: &[f32]) -> usize {
+        assert!((self.first..self.len).contains(&position), "position {position} is not stored");
+        assert!(out.len() <= self.head_dim, "too long a head");
+        position - self.first
+    }
+
+    /// From the first position stored on: `[blocks, head_dim, LANES]`, whole blocks at least to the end of the last position.
     pub(crate) fn keys(&self, kv_head: usize) -> Stored<'_> {
         self.heads[kv_head].keys.as_stored()
     }
 
-    /// `[positions, value_stride(head_dim)]`, whole blocks of [`LANES`] positions at least to the last one.
+    /// From the first position stored on: `[positions, value_stride(head_dim)]`, whole blocks of [`LANES`] positions at least to the last one.
     pub(crate) fn values(&self, kv_head: usize) -> Stored<'_> {
         self.heads[kv_head].values.as_stored()
     }
+}
+
+/// Positions out of a window that are dropped at a time, at least: each position is then moved twice at most.
+fn slack(window: usize) -> usize {
+    (window / 2).max(SLACK).next_multiple_of(LANES)
+}
+
+/// Positions stored when tokens come one by one, at most.
+fn most_stored(window: usize) -> usize {
+    window.saturating_add(slack(window) + LANES)
 }
 
 /// Elements from one value to the next: whole vectors, with zeros at the end.
@@ -239,172 +330,6 @@ pub(crate) fn value_stride(head_dim: usize) -> usize {
 /// Where the first element of a position's key is; the others follow at distances of [`LANES`].
 fn key_offset(head_dim: usize, position: usize) -> usize {
     position / LANES * LANES * head_dim + position % LANES
-}
-
-impl Numbers {
-    fn new(kind: KvKind) -> Self {
-        match kind {
-            KvKind::F32 => Self::F32(Aligned::new()),
-            KvKind::F16 => Self::F16(Aligned::new()),
-            KvKind::Int8 => Self::Int8(Aligned::new(), Aligned::new()),
-            KvKind::Int4 => Self::Int4(Aligned::new(), Aligned::new()),
-        }
-    }
-
-    /// Grows to `positions` of `elements` each; never shrinks.
-    fn resize(&mut self, positions: usize, elements: usize) {
-        match self {
-            Self::F32(data) | Self::Wide(data, _) => data.grow(positions * elements),
-            Self::F16(data) => data.grow(positions * elements),
-            Self::Int8(codes, scales) => {
-                codes.grow(positions * elements);
-                scales.grow(positions);
-            }
-            // Whole vectors: positions are whole blocks of lanes.
-            Self::Int4(codes, scales) => {
-                codes.grow(positions * elements / LANES);
-                scales.grow(positions);
-            }
-        }
-    }
-
-    fn reserve(&mut self, positions: usize, elements: usize) {
-        match self {
-            Self::F32(data) | Self::Wide(data, _) => data.reserve(positions * elements),
-            Self::F16(data) => data.reserve(positions * elements),
-            Self::Int8(codes, scales) => {
-                codes.reserve(positions * elements);
-                scales.reserve(positions);
-            }
-            Self::Int4(codes, scales) => {
-                codes.reserve(positions * elements / LANES);
-                scales.reserve(positions);
-            }
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F32(data) | Self::Wide(data, _) => data.bytes(),
-            Self::F16(data) => data.bytes(),
-            Self::Int8(codes, scales) => codes.bytes() + scales.bytes(),
-            Self::Int4(codes, scales) => codes.bytes() + scales.bytes(),
-        }
-    }
-
-    /// Stores `row` as `position`, from `offset` on, one element every `step`.
-    fn set(&mut self, position: usize, row: &[f32], offset: usize, step: usize) {
-        let mut beyond = false;
-        match self {
-            Self::F32(data) | Self::Wide(data, _) => scatter(row, &mut data.as_mut_slice()[offset..], step),
-            Self::F16(data) => {
-                let mut halves = [f16::ZERO; CHUNK];
-                for (index, row) in row.chunks(CHUNK).enumerate() {
-                    let halves = &mut halves[..row.len()];
-                    halves.convert_from_f32_slice(row);
-                    if halves.iter().any(|half| !half.is_finite()) {
-                        beyond = true;
-                        break;
-                    }
-                    scatter(halves, &mut data.as_mut_slice()[offset + index * CHUNK * step..], step);
-                }
-            }
-            Self::Int8(data, scales) => {
-                let [inverse, scale] = steps(largest_finite(row), Activation::Int8.largest_code());
-                scales.as_mut_slice()[position] = scale;
-                let mut codes = [0; CHUNK];
-                for (index, row) in row.chunks(CHUNK).enumerate() {
-                    let codes = &mut codes[..row.len()];
-                    for (code, x) in codes.iter_mut().zip(row) {
-                        *code = nearest(*x * inverse);
-                    }
-                    scatter(codes, &mut data.as_mut_slice()[offset + index * CHUNK * step..], step);
-                }
-            }
-            Self::Int4(data, scales) => {
-                let [inverse, scale] = steps(largest_finite(row), Activation::Int4.largest_code());
-                scales.as_mut_slice()[position] = scale;
-                let data = data.as_mut_slice();
-                for (i, x) in row.iter().enumerate() {
-                    let at = offset + i * step;
-                    let (byte, shift) = nibble_place(at % LANES);
-                    let byte = &mut data[at / LANES].0[byte];
-                    *byte = *byte & !(0xf << shift) | (nearest(*x * inverse) as u8 & 0xf) << shift;
-                }
-            }
-        }
-        if let (true, Self::F16(data)) = (beyond, &*self) {
-            *self = Self::Wide(widened(data), position);
-            self.set(position, row, offset, step);
-        }
-    }
-
-    /// Forgets the positions from `len` on: what they asked for is asked for no more.
-    fn truncate(&mut self, len: usize) {
-        if let Self::Wide(data, from) = self
-            && len <= *from
-        {
-            *self = Self::F16(narrowed(data));
-        }
-    }
-
-    /// Reads what [`Numbers::set`] stored at `offset`.
-    fn get(&self, position: usize, offset: usize, step: usize, out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let at = offset + i * step;
-            *out = match self {
-                Self::F32(data) | Self::Wide(data, _) => data.as_slice()[at],
-                Self::F16(data) => data.as_slice()[at].to_f32(),
-                Self::Int8(codes, scales) => f32::from(codes.as_slice()[at]) * scales.as_slice()[position],
-                Self::Int4(codes, scales) => {
-                    codes.as_slice()[at / LANES].code(at % LANES) * scales.as_slice()[position]
-                }
-            };
-        }
-    }
-
-    fn as_stored(&self) -> Stored<'_> {
-        match self {
-            Self::F32(data) | Self::Wide(data, _) => Stored::F32(data.as_slice()),
-            Self::F16(data) => Stored::F16(data.as_slice()),
-            Self::Int8(codes, scales) => Stored::Int8(codes.as_slice(), scales.as_slice()),
-            Self::Int4(codes, scales) => Stored::Int4(codes.as_slice(), scales.as_slice()),
-        }
-    }
-}
-
-/// Elements converted at a time, in a buffer on the stack.
-const CHUNK: usize = 128;
-
-/// The largest magnitude of a row; no number where one of the row is infinite or no number, which codes cannot tell.
-fn largest_finite(row: &[f32]) -> f32 {
-    if row.iter().all(|x| x.is_finite()) { largest_magnitude(row) } else { f32::NAN }
-}
-
-fn widened(halves: &Aligned<f16>) -> Aligned<f32> {
-    let mut wide = Aligned::new();
-    wide.grow(halves.as_slice().len());
-    wide.as_mut_slice().iter_mut().zip(halves.as_slice()).for_each(|(wide, half)| *wide = half.to_f32());
-    wide
-}
-
-/// The same numbers again for those that [`widened`] gave; for others, which are forgotten, the nearest finite ones.
-fn narrowed(wide: &Aligned<f32>) -> Aligned<f16> {
-    let mut halves = Aligned::new();
-    halves.grow(wide.as_slice().len());
-    let limit = LARGEST_F16;
-    let narrow = |x: &f32| f16::from_f32(x.clamp(-limit, limit));
-    halves.as_mut_slice().iter_mut().zip(wide.as_slice()).for_each(|(half, wide)| *half = narrow(wide));
-    halves
-}
-
-fn scatter<T: Copy>(row: &[T], out: &mut [T], step: usize) {
-    if step == 1 {
-        return out[..row.len()].copy_from_slice(row);
-    }
-    for (out, x) in out.iter_mut().step_by(step).zip(row) {
-        *out = *x;
-    }
 }
 
 #[cfg(test)]

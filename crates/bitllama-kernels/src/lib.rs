@@ -7,10 +7,10 @@
 //! | [`weight`] | a packed matrix as the kernels read it |
 //! | [`activations`] | activations in 8 bits, with outliers apart |
 //! | [`signs`] | activations in one bit |
-//! | [`operators`] | normalization, rotary embedding, SwiGLU, softmax |
+//! | [`operators`] | normalization, rotary embedding, gates, softmax |
 //! | [`attention`] | grouped-query attention over cached keys and values |
 //! | [`training`] | what training computes and inference does not: forward passes with gradients |
-//! | [`kv`] | keys and values in f32, f16, 8 or 4 bits |
+//! | [`kv`] | keys and values in f32, f16, 8 or 4 bits, all or those of a window |
 //! | [`pool`] | threads that start and join phases of microseconds |
 //! | [`bandwidth`] | how fast this machine reads memory |
 //! | [`peak`] | how fast it multiplies bytes |

@@ -4,9 +4,14 @@
 //! Results differ between instruction sets by rounding only. Nothing is allocated, and nothing is split over threads:
 //! the rows of a long input may be given to several tasks.
 
+mod functions;
 pub(crate) mod lanes;
 
+use bitllama_core::HiddenAct;
+
 use crate::isa::Isa;
+pub(crate) use functions::{exp_lanes, tanh_lanes};
+use functions::{gelu_tanh, relu2, silu};
 use lanes::{LANES, Simd, for_isa};
 
 /// RMSNorm (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>) of each row of `x` (`[n, hidden]`) into `out`
@@ -19,38 +24,62 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
     for_isa!(isa, rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]))
 }
 
-/// Adds `y` to the residual stream `x` (both `[n, hidden]`), then writes the [`rms_norm`] of the sum to `out`
+/// [`rms_norm`] of each row of `x` (`[n, hidden]`), in place. The norm of each head of queries or keys, `[n, heads,
+/// head_dim]`, is that of rows of `head_dim` with a weight of as many numbers.
+///
+/// # Panics
+/// If `x` is no whole number of rows.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    assert!(x.len().is_multiple_of(weight.len()), "x is no rows of {}", weight.len());
+    for_isa!(isa, rms_norm_rows_in_place(x: &mut [f32], weight: &[f32], eps: f32))
+}
+
+/// Adds `factor * y` to the residual stream `x` (both `[n, hidden]`), then writes the [`rms_norm`] of the sum to `out`
 /// (`[n, hidden]`).
 ///
 /// # Panics
 /// If `x` is no whole number of rows, or `y` or `out` are not as long.
-pub fn add_rms_norm(isa: Isa, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub fn add_rms_norm(isa: Isa, x: &mut [f32], factor: f32, y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len().is_multiple_of(weight.len()) && out.len() == x.len(), "x and out are not the same rows");
     assert_eq!(x.len(), y.len(), "x and y are not the same rows");
-    for_isa!(isa, add_rms_norm_rows(x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]))
-}
-
-/// Turns each head of `x` (`[n, heads, head_dim]`) by its position, `first` for the first row: element `i` with element
-/// `i + head_dim / 2`. `cos` and `sin` are `[positions, head_dim / 2]`, as
-/// [`rope::tables`](bitllama_core::rope::tables) makes them.
-///
-/// # Panics
-/// If `head_dim` is odd, `x` is no whole number of rows, or the tables end before its last position.
-pub fn rotate(isa: Isa, x: &mut [f32], heads: usize, head_dim: usize, first: usize, cos: &[f32], sin: &[f32]) {
-    assert!(x.len().is_multiple_of(heads * head_dim) && head_dim.is_multiple_of(2), "x is no rows of heads");
     for_isa!(
         isa,
-        rotate_rows(x: &mut [f32], heads: usize, head_dim: usize, first: usize, cos: &[f32], sin: &[f32])
+        add_rms_norm_rows(x: &mut [f32], factor: f32, y: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
     )
 }
 
-/// `silu(gate) * up` into `gate` (SwiGLU, Shazeer 2020, <https://arxiv.org/abs/2002.05202>); any number of elements.
+/// Rotary angles of positions, as cosines and sines.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotary<'a> {
+    /// Elements of a head that turn, from its first one on: an even number, at most `head_dim`. The others stay.
+    pub rotary_dim: usize,
+    /// `[positions, rotary_dim / 2]`.
+    pub cos: &'a [f32],
+    /// `[positions, rotary_dim / 2]`.
+    pub sin: &'a [f32],
+}
+
+/// Turns each head of `x` (`[n, heads, head_dim]`) by its position, `first` for the first row: element `i` with element
+/// `i + rotary_dim / 2` (Su et al. 2021, <https://arxiv.org/abs/2104.09864>, in the order of Hugging Face).
+///
+/// # Panics
+/// If `rotary_dim` is odd or exceeds `head_dim`, `x` is no whole number of rows, or the tables end before its last
+/// position.
+pub fn rotate(isa: Isa, x: &mut [f32], heads: usize, head_dim: usize, first: usize, rotary: Rotary) {
+    assert!(x.len().is_multiple_of(heads * head_dim), "x is no rows of heads");
+    let dim = rotary.rotary_dim;
+    assert!(dim.is_multiple_of(2) && dim <= head_dim, "{dim} elements of a head of {head_dim} cannot turn in pairs");
+    for_isa!(isa, rotate_rows(x: &mut [f32], heads: usize, head_dim: usize, first: usize, rotary: Rotary))
+}
+
+/// `act(gate) * up` into `gate`, for any number of elements: SwiGLU, GeGLU (both Shazeer 2020,
+/// <https://arxiv.org/abs/2002.05202>) or the same with the squared ReLU.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
+pub fn gated(isa: Isa, act: HiddenAct, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up differ in length");
-    for_isa!(isa, swiglu_all(gate: &mut [f32], up: &[f32]))
+    for_isa!(isa, gated_all(act: HiddenAct, gate: &mut [f32], up: &[f32]))
 }
 
 /// `x += y`.
@@ -68,6 +97,26 @@ pub fn add(isa: Isa, x: &mut [f32], y: &[f32]) {
 pub fn add_scaled(isa: Isa, a: f32, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "x and y differ in length");
     for_isa!(isa, add_scaled_all(a: f32, x: &[f32], y: &mut [f32]))
+}
+
+/// Adds `bias` to each row of `rows` (`[n, bias.len()]`).
+///
+/// # Panics
+/// If `rows` is no whole number of rows.
+pub fn add_bias(isa: Isa, rows: &mut [f32], bias: &[f32]) {
+    assert!(rows.len().is_multiple_of(bias.len()), "not rows of {}", bias.len());
+    for_isa!(isa, add_bias_rows(rows: &mut [f32], bias: &[f32]))
+}
+
+/// `x *= factor`.
+pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
+    for_isa!(isa, scale_all(x: &mut [f32], factor: f32))
+}
+
+/// `cap * tanh(x / cap)`, in place: Gemma 2's bound on logits (Gemma Team 2024, <https://arxiv.org/abs/2408.00118>,
+/// section 2). `cap` is positive.
+pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
+    for_isa!(isa, soft_cap_all(x: &mut [f32], cap: f32))
 }
 
 /// The sum of `a[i] * b[i]`.
@@ -88,36 +137,6 @@ pub fn softmax(isa: Isa, x: &mut [f32]) {
 /// it would be subnormal.
 pub fn exp(isa: Isa, x: &mut [f32]) {
     for_isa!(isa, exp_all(x: &mut [f32]))
-}
-
-/// `exp` of every lane, with the range and precision of the function of that name above. Cody-Waite reduction by
-/// multiples of `ln 2`, then the polynomial of Cephes' `expf` (<https://www.netlib.org/cephes/>).
-#[inline(always)]
-pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
-    const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-    /// In a float near this, the last bit of the mantissa is 1.
-    const MAGIC: f32 = 12_582_912.0;
-    /// The high bits of `ln 2`: a product with a small whole number is exact.
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-
-    let x = s.min(s.splat(88.376_26), x);
-    let magic = s.splat(MAGIC);
-    let n = s.sub(s.mul_add(x, s.splat(std::f32::consts::LOG2_E), magic), magic);
-    let r = s.mul_add(n, s.splat(-LN_2_HIGH), x);
-    let r = s.mul_add(n, s.splat(-LN_2_LOW), r);
-    let mut p = s.splat(COEFFICIENTS[0]);
-    for c in &COEFFICIENTS[1..] {
-        p = s.mul_add(p, r, s.splat(*c));
-    }
-    let p = s.add(s.mul_add(p, s.mul(r, r), r), s.splat(1.0));
-    s.zero_below(s.scale(p, n), x, -87.336_54)
-}
-
-/// The sum of the squares of `x`.
-#[inline(always)]
-fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
-    dot_all(s, x, x)
 }
 
 #[inline(always)]
@@ -167,24 +186,45 @@ fn add_scaled_all<S: Simd>(s: S, a: f32, x: &[f32], y: &mut [f32]) {
 #[inline(always)]
 fn rms_norm_rows<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
-        normalize(s, x, sum_of_squares(s, x), weight, eps, out);
+        normalize(s, x, weight, eps, out);
     }
 }
 
 #[inline(always)]
-fn add_rms_norm_rows<S: Simd>(s: S, x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+fn rms_norm_rows_in_place<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
+        let inverse = inverse_rms(s, x, eps);
+        let (x, x_rest) = x.as_chunks_mut::<LANES>();
+        let (weight, weight_rest) = weight.as_chunks::<LANES>();
+        for (x, weight) in x.iter_mut().zip(weight) {
+            s.store(s.mul(s.mul(s.load(x), inverse), s.load(weight)), x);
+        }
+        if !x_rest.is_empty() {
+            s.store_some(s.mul(s.mul(s.load_some(x_rest), inverse), s.load_some(weight_rest)), x_rest);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_rms_norm_rows<S: Simd>(s: S, x: &mut [f32], factor: f32, y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let hidden = weight.len();
     let rows = x.chunks_exact_mut(hidden).zip(y.chunks_exact(hidden)).zip(out.chunks_exact_mut(hidden));
     for ((x, y), out) in rows {
-        add_scaled_all(s, 1.0, y, x);
-        normalize(s, x, sum_of_squares(s, x), weight, eps, out);
+        add_scaled_all(s, factor, y, x);
+        normalize(s, x, weight, eps, out);
     }
 }
 
-/// `x / sqrt(sum_of_squares / hidden + eps) * weight` of one row.
+/// `1 / sqrt(mean(x^2) + eps)` of one row.
 #[inline(always)]
-fn normalize<S: Simd>(s: S, x: &[f32], sum_of_squares: f32, weight: &[f32], eps: f32, out: &mut [f32]) {
-    let inverse = s.splat(1.0 / (sum_of_squares / weight.len() as f32 + eps).sqrt());
+fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> S::V {
+    s.splat(1.0 / (dot_all(s, x, x) / x.len() as f32 + eps).sqrt())
+}
+
+/// [`rms_norm`] of one row.
+#[inline(always)]
+fn normalize<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let inverse = inverse_rms(s, x, eps);
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (weight, weight_rest) = weight.as_chunks::<LANES>();
     let (out, out_rest) = out.as_chunks_mut::<LANES>();
@@ -197,13 +237,14 @@ fn normalize<S: Simd>(s: S, x: &[f32], sum_of_squares: f32, weight: &[f32], eps:
 }
 
 #[inline(always)]
-fn rotate_rows<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, first: usize, cos: &[f32], sin: &[f32]) {
-    let half = head_dim / 2;
+fn rotate_rows<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, first: usize, rotary: Rotary) {
+    let Rotary { rotary_dim, cos, sin } = rotary;
+    let half = rotary_dim / 2;
     for (position, row) in (first..).zip(x.chunks_exact_mut(heads * head_dim)) {
         let (cos, cos_rest) = cos[position * half..][..half].as_chunks::<LANES>();
         let (sin, sin_rest) = sin[position * half..][..half].as_chunks::<LANES>();
         for head in row.chunks_exact_mut(head_dim) {
-            let (low, high) = head.split_at_mut(half);
+            let (low, high) = head[..rotary_dim].split_at_mut(half);
             let (low, low_rest) = low.as_chunks_mut::<LANES>();
             let (high, high_rest) = high.as_chunks_mut::<LANES>();
             for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
@@ -228,33 +269,64 @@ pub(crate) fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (
 }
 
 #[inline(always)]
-fn swiglu_all<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
-    let (gate, gate_rest) = gate.as_chunks_mut::<LANES>();
-    let (up, up_rest) = up.as_chunks::<LANES>();
-    for (gate, up) in gate.iter_mut().zip(up) {
-        s.store(gated(s, s.load(gate), s.load(up)), gate);
+fn gated_all<S: Simd>(s: S, act: HiddenAct, gate: &mut [f32], up: &[f32]) {
+    macro_rules! gated_by {
+        ($act:ident) => {{
+            let (gate, gate_rest) = gate.as_chunks_mut::<LANES>();
+            let (up, up_rest) = up.as_chunks::<LANES>();
+            for (gate, up) in gate.iter_mut().zip(up) {
+                s.store(s.mul($act(s, s.load(gate)), s.load(up)), gate);
+            }
+            if !gate_rest.is_empty() {
+                s.store_some(s.mul($act(s, s.load_some(gate_rest)), s.load_some(up_rest)), gate_rest);
+            }
+        }};
     }
-    if !gate_rest.is_empty() {
-        s.store_some(gated(s, s.load_some(gate_rest), s.load_some(up_rest)), gate_rest);
+    match act {
+        HiddenAct::Silu => gated_by!(silu),
+        HiddenAct::GeluTanh => gated_by!(gelu_tanh),
+        HiddenAct::Relu2 => gated_by!(relu2),
     }
 }
 
-/// `gate / (1 + exp(-gate)) * up`.
 #[inline(always)]
-fn gated<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
-    let denominator = s.add(s.splat(1.0), exp_lanes(s, s.sub(s.splat(0.0), gate)));
-    s.mul(s.div(gate, denominator), up)
+fn add_bias_rows<S: Simd>(s: S, rows: &mut [f32], bias: &[f32]) {
+    for row in rows.chunks_exact_mut(bias.len()) {
+        add_scaled_all(s, 1.0, bias, row);
+    }
+}
+
+/// Replaces each vector `$v` of `$x` by `$result`.
+macro_rules! in_place {
+    ($s:ident, $x:ident, $v:ident => $result:expr) => {{
+        let (x, rest) = $x.as_chunks_mut::<LANES>();
+        for x in x {
+            let $v = $s.load(x);
+            $s.store($result, x);
+        }
+        if !rest.is_empty() {
+            let $v = $s.load_some(rest);
+            $s.store_some($result, rest);
+        }
+    }};
+}
+
+#[inline(always)]
+fn scale_all<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+    let factor = s.splat(factor);
+    in_place!(s, x, v => s.mul(v, factor));
+}
+
+/// [`soft_cap`] of all of `x`.
+#[inline(always)]
+pub(crate) fn soft_cap_all<S: Simd>(s: S, x: &mut [f32], cap: f32) {
+    let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
+    in_place!(s, x, v => s.mul(cap, tanh_lanes(s, s.mul(v, inverse))));
 }
 
 #[inline(always)]
 fn exp_all<S: Simd>(s: S, x: &mut [f32]) {
-    let (x, rest) = x.as_chunks_mut::<LANES>();
-    for x in x {
-        s.store(exp_lanes(s, s.load(x)), x);
-    }
-    if !rest.is_empty() {
-        s.store_some(exp_lanes(s, s.load_some(rest)), rest);
-    }
+    in_place!(s, x, v => exp_lanes(s, v));
 }
 
 #[inline(always)]

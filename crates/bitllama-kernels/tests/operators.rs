@@ -1,9 +1,10 @@
 //! Operators and attention on every instruction set of this processor against the same in f64.
 
-use bitllama_kernels::attention::{Sequence, attention};
+use bitllama_core::HiddenAct;
+use bitllama_kernels::attention::{Scoring, Sequence, attention};
 use bitllama_kernels::isa::Isa;
 use bitllama_kernels::kv::{KvKind, LayerKv};
-use bitllama_kernels::operators;
+use bitllama_kernels::operators::{self, Rotary};
 use bitllama_kernels::pool::Pool;
 use proptest::prelude::*;
 
@@ -38,8 +39,56 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().copied().map(f64::from).collect()
 }
 
+fn gates_and_sets() -> impl Iterator<Item = (HiddenAct, Isa)> {
+    HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
+}
+
+/// How far `act(x)` may be from its definition, which rounds, too.
+fn gate_bound(act: HiddenAct, x: f64) -> f64 {
+    // What the exponential is of is rounded to an `f32`.
+    let exponent = match act {
+        HiddenAct::GeluTanh => (1.6 * (x + 0.044_715 * x.powi(3))).abs(),
+        HiddenAct::Silu | HiddenAct::Relu2 => 0.0,
+    };
+    f64::from(f32::EPSILON) * (6.0 + 2.0 * exponent) * act.value(x).abs() + f64::EPSILON * x.abs() + 1e-36
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn gates(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
+        let gate: Vec<f32> = noise(len, seed).iter().map(|x| x * scale).collect();
+        let up = noise(len, seed ^ 1);
+        for (act, isa) in gates_and_sets() {
+            let mut out = gate.clone();
+            operators::gated(isa, act, &mut out, &up);
+            for ((out, gate), up) in out.iter().zip(&gate).zip(&up) {
+                let (gate, up) = (f64::from(*gate), f64::from(*up));
+                assert_near(&[*out], &[act.value(gate) * up], |_| gate_bound(act, gate) * up.abs() + 1e-36, act.name());
+            }
+        }
+    }
+
+    #[test]
+    fn biases_factors_and_caps(n in 0usize..5, width in 1usize..100, scale in 0.1f32..500.0, seed in any::<u64>()) {
+        let x: Vec<f32> = noise(n * width, seed).iter().map(|x| x * scale).collect();
+        let bias = noise(width, seed ^ 1);
+        let biased: Vec<f32> = x.iter().enumerate().map(|(i, x)| x + bias[i % width]).collect();
+        let scaled: Vec<f32> = x.iter().map(|x| x * 0.37).collect();
+        let capped: Vec<f64> = x.iter().map(|x| 30.0 * (f64::from(*x) / 30.0).tanh()).collect();
+        for isa in Isa::available() {
+            let mut out = x.clone();
+            operators::add_bias(isa, &mut out, &bias);
+            assert_eq!(out, biased);
+            out.copy_from_slice(&x);
+            operators::scale(isa, &mut out, 0.37);
+            assert_eq!(out, scaled);
+            out.copy_from_slice(&x);
+            operators::soft_cap(isa, &mut out, 30.0);
+            assert_near(&out, &capped, relative(6.0), "cap");
+        }
+    }
 
     #[test]
     fn norms(n in 0usize..4, hidden in 1usize..300, seed in any::<u64>()) {
@@ -59,19 +108,30 @@ proptest! {
             operators::rms_norm(isa, &x, &weight, 1e-5, &mut out);
             assert_near(&out, &normed(&x), relative(16.0), "norm");
             let mut stream = x.clone();
-            operators::add_rms_norm(isa, &mut stream, &y, &weight, 1e-5, &mut out);
+            operators::add_rms_norm(isa, &mut stream, 1.0, &y, &weight, 1e-5, &mut out);
             assert_eq!(stream, sum);
             assert_near(&out, &normed(&sum), relative(16.0), "norm of a sum");
+            operators::rms_norm_in_place(isa, &mut stream, &weight, 1e-5);
+            assert_eq!(stream, out, "in place");
+            let mut stream = x.clone();
+            operators::add_rms_norm(isa, &mut stream, 0.22, &y, &weight, 1e-5, &mut out);
+            let weighted = x.iter().zip(&y).map(|(x, y)| f64::from(*x) + f64::from(0.22f32) * f64::from(*y));
+            assert_near(&stream, &weighted.collect::<Vec<_>>(), |_| 1.3e-7, "weighted sum");
+            assert_near(&out, &normed(&stream), relative(16.0), "norm of a weighted sum");
         }
     }
 
     #[test]
-    fn rotations(n in 0usize..5, heads in 1usize..5, half in 1usize..66, first in 0usize..9, seed in any::<u64>()) {
-        let x = noise(n * heads * 2 * half, seed);
+    fn rotations(
+        n in 0usize..5, heads in 1usize..5, half in 1usize..66, rest in prop_oneof![Just(0usize), 0usize..70],
+        first in 0usize..9, seed in any::<u64>(),
+    ) {
+        let head_dim = 2 * half + rest;
+        let x = noise(n * heads * head_dim, seed);
         let angles = noise((first + n) * half, seed ^ 1);
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut exact = wide(&x);
-        for (index, head) in exact.chunks_exact_mut(2 * half).enumerate() {
+        for (index, head) in exact.chunks_exact_mut(head_dim).enumerate() {
             for i in 0..half {
                 let (a, b, at) = (head[i], head[i + half], (first + index / heads) * half + i);
                 let (cos, sin) = (f64::from(cos[at]), f64::from(sin[at]));
@@ -80,27 +140,25 @@ proptest! {
         }
         for isa in Isa::available() {
             let mut out = x.clone();
-            operators::rotate(isa, &mut out, heads, 2 * half, first, &cos, &sin);
+            let rotary = Rotary { rotary_dim: 2 * half, cos: &cos, sin: &sin };
+            operators::rotate(isa, &mut out, heads, head_dim, first, rotary);
             assert_near(&out, &exact, |_| 3e-7, "rotation");
+            for (out, x) in out.chunks_exact(head_dim).zip(x.chunks_exact(head_dim)) {
+                assert_eq!(out[2 * half..], x[2 * half..], "what does not turn");
+            }
         }
     }
 
     #[test]
-    fn gates_sums_and_products(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
+    fn sums_and_products(len in 0usize..400, scale in 0.1f32..200.0, seed in any::<u64>()) {
         let gate: Vec<f32> = noise(len, seed).iter().map(|x| x * scale).collect();
         let up = noise(len, seed ^ 1);
-        let gated: Vec<f64> =
-            gate.iter().zip(&up).map(|(g, u)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u)).collect();
         let sum: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) + f64::from(*u)).collect();
         let scaled: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) + 0.3f32 as f64 * f64::from(*u)).collect();
         let (product, size) = gate.iter().zip(&up).map(|(g, u)| f64::from(*g) * f64::from(*u))
             .fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         for isa in Isa::available() {
             let mut out = gate.clone();
-            operators::swiglu(isa, &mut out, &up);
-            // Beyond 88 the exponential stays where it is.
-            assert_near(&out, &gated, |exact| relative(6.0)(exact) + 1e-36, "swiglu");
-            out.copy_from_slice(&gate);
             operators::add(isa, &mut out, &up);
             assert_near(&out, &sum, relative(0.51), "sum");
             out.copy_from_slice(&gate);
@@ -143,6 +201,34 @@ fn exponentials_within_two_units_and_at_the_ends() {
     }
 }
 
+#[test]
+fn hyperbolic_tangents_within_four_units_near_zero_and_far_from_it() {
+    let mut x: Vec<f32> = (0..200_003).map(|i| (i as f32 - 100_001.0) * 1e-4).collect();
+    x.extend((0..400).flat_map(|i| [0.9f32.powi(i), -0.9f32.powi(i)]));
+    x.extend([0.625f32.next_down(), 0.625, 0.625f32.next_up(), -0.625f32.next_down(), -0.625, -0.625f32.next_up()]);
+    let exact: Vec<f64> = x.iter().map(|x| f64::from(*x).tanh()).collect();
+    for isa in Isa::available() {
+        let mut out = x.clone();
+        operators::soft_cap(isa, &mut out, 1.0);
+        assert_near(&out, &exact, relative(4.0), "tanh");
+        let mut ends = [f32::NEG_INFINITY, -1e30, 0.0, 1e30, f32::INFINITY, f32::NAN];
+        operators::soft_cap(isa, &mut ends, 1.0);
+        assert_eq!(ends[..5], [-1.0, -1.0, 0.0, 1.0, 1.0], "{isa}");
+        assert!(ends[5].is_nan(), "{isa}");
+    }
+}
+
+#[test]
+fn gates_do_not_hide_what_is_no_number() {
+    for (act, isa) in HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
+    {
+        let mut gate = [f32::NAN, 1.0, f32::INFINITY, -1e30];
+        operators::gated(isa, act, &mut gate, &[1.0, f32::NAN, 1.0, 1.0]);
+        assert!(gate[0].is_nan() && gate[1].is_nan() && gate[2] == f32::INFINITY, "{act:?} on {isa}: {gate:?}");
+        assert!(gate[3].abs() < 1e-6, "{act:?} on {isa}: {gate:?}");
+    }
+}
+
 /// Shapes of a batch.
 #[derive(Debug, Clone)]
 struct Shape {
@@ -152,6 +238,14 @@ struct Shape {
     /// Positions in all, and those that are tokens of the batch.
     sequences: Vec<(usize, usize)>,
     kind: KvKind,
+    scoring: Scoring,
+}
+
+/// A cap that changes scores, and a window of one position or several.
+fn scoring() -> impl Strategy<Value = (Option<f32>, Option<usize>)> {
+    let cap = prop_oneof![Just(None), (0.5f32..50.0).prop_map(Some)];
+    let window = prop_oneof![Just(None), (1usize..40).prop_map(Some), (40usize..700).prop_map(Some)];
+    (cap, window)
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -162,36 +256,44 @@ fn shape() -> impl Strategy<Value = Shape> {
         prop::collection::vec(decoding, 1..4),
         (600usize..3000, 1usize..4).prop_map(|(len, n)| vec![(len, n)]),
     ];
-    (1usize..4, 1usize..9, 1usize..131, sequences, 0usize..4).prop_map(
-        |(kv_heads, group, head_dim, sequences, kind)| Shape {
+    (1usize..4, 1usize..9, 1usize..131, sequences, 0usize..4, scoring()).prop_map(
+        |(kv_heads, group, head_dim, sequences, kind, (cap, window))| Shape {
             kv_heads,
             group,
             head_dim,
             sequences,
             kind: KvKind::ALL[kind],
+            scoring: Scoring { cap, window, ..Scoring::new(head_dim) },
         },
     )
 }
 
-/// Keys and values of all positions of one sequence, appended in two parts.
-fn filled(shape: &Shape, len: usize, n: usize, seed: u64) -> LayerKv {
+/// Keys and values of all positions of one sequence, the last `n` appended together, which are kept as far as they are
+/// seen, or all of them.
+fn filled_to(shape: &Shape, window: Option<usize>, len: usize, n: usize, seed: u64) -> LayerKv {
     let row = shape.kv_heads * shape.head_dim;
     let (keys, values) = (noise(len * row, seed ^ 3), noise(len * row, seed ^ 4));
-    let mut kv = LayerKv::new(shape.kind, shape.kv_heads, shape.head_dim);
+    let mut kv = LayerKv::with_window(shape.kind, shape.kv_heads, shape.head_dim, window);
     let split = (len - n) * row;
-    kv.append(&keys[..split], &values[..split]);
+    for (keys, values) in keys[..split].chunks(150 * row).zip(values[..split].chunks(150 * row)) {
+        kv.append(keys, values);
+    }
     kv.append(&keys[split..], &values[split..]);
     kv
 }
 
+fn filled(shape: &Shape, len: usize, n: usize, seed: u64) -> LayerKv {
+    filled_to(shape, shape.scoring.window, len, n, seed)
+}
+
 /// Attention in f64 over keys and values as they are stored.
 fn reference(shape: &Shape, q: &[f32], kv: &LayerKv) -> Vec<f64> {
-    let Shape { kv_heads, group, head_dim, .. } = *shape;
-    let (heads, len) = (kv_heads * group, kv.len());
+    let Shape { kv_heads, group, head_dim, scoring: Scoring { scale, cap, window }, .. } = *shape;
+    let (heads, len, first) = (kv_heads * group, kv.len(), kv.first());
     let n = q.len() / (heads * head_dim);
     let mut row = vec![0.0; head_dim];
     let mut rows = |values: bool, head: usize| -> Vec<Vec<f64>> {
-        (0..len)
+        (first..len)
             .map(|position| {
                 match values {
                     true => kv.value_into(head, position, &mut row),
@@ -206,9 +308,13 @@ fn reference(shape: &Shape, q: &[f32], kv: &LayerKv) -> Vec<f64> {
     for (index, q) in q.chunks_exact(head_dim).enumerate() {
         let (keys, values) = &stored[index % heads / group];
         let visible = len - n + index / heads + 1;
-        let score =
-            |k: &Vec<f64>| q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() / (head_dim as f64).sqrt();
-        let weights: Vec<f64> = keys[..visible].iter().map(|k| score(k).exp()).collect();
+        let seen = window.map_or(0, |window| visible.saturating_sub(window)) - first..visible - first;
+        let (keys, values) = (&keys[seen.clone()], &values[seen]);
+        let score = |k: &Vec<f64>| {
+            let score = q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * f64::from(scale);
+            cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+        };
+        let weights: Vec<f64> = keys.iter().map(|k| score(k).exp()).collect();
         let sum: f64 = weights.iter().sum();
         out.extend((0..head_dim).map(|d| weights.iter().zip(values).map(|(w, v)| w * v[d]).sum::<f64>() / sum));
     }
@@ -239,7 +345,7 @@ proptest! {
         let pool = Pool::new(3);
         for isa in Isa::available() {
             let mut out = vec![f32::NAN; q.len()];
-            attention(&pool, isa, &q, heads, &sequences, &mut out);
+            attention(&pool, isa, &q, heads, &shape.scoring, &sequences, &mut out);
             // Values are within 1, and so are their means.
             assert_near(&out, &exact, |_| 4e-6, &format!("attention on {isa}"));
 
@@ -248,7 +354,7 @@ proptest! {
             let mut rest = &mut alone[..];
             for (sequence, q) in sequences.iter().zip(&parts) {
                 let (out, next) = rest.split_at_mut(q.len());
-                attention(&one, isa, q, heads, std::slice::from_ref(sequence), out);
+                attention(&one, isa, q, heads, &shape.scoring, std::slice::from_ref(sequence), out);
                 rest = next;
             }
             assert_eq!(out, alone, "{isa}: the result depends on threads or other sequences");
@@ -258,27 +364,47 @@ proptest! {
     #[test]
     fn a_prompt_is_its_tokens_one_by_one(
         kv_heads in 1usize..3, group in 1usize..9, head_dim in 1usize..70, past in 0usize..300, n in 1usize..70,
-        kind in 0usize..4, seed in any::<u64>(),
+        kind in 0usize..4, (cap, window) in scoring(), seed in any::<u64>(),
     ) {
         let kind = KvKind::ALL[kind];
-        let shape = Shape { kv_heads, group, head_dim, sequences: Vec::new(), kind };
+        let scoring = Scoring { cap, window, ..Scoring::new(head_dim) };
+        let shape = Shape { kv_heads, group, head_dim, sequences: Vec::new(), kind, scoring };
         let (heads, row) = (kv_heads * group, kv_heads * head_dim);
         let mut kv = filled(&shape, past, 0, seed);
         let (keys, values) = (noise(n * row, seed ^ 5), noise(n * row, seed ^ 6));
         let q = noise(n * heads * head_dim, seed);
         let pool = Pool::new(2);
+        kv.hold(past);
         for isa in Isa::available() {
             kv.append(&keys, &values);
             let mut batch = vec![f32::NAN; q.len()];
-            attention(&pool, isa, &q, heads, &[Sequence { kv: &kv, n }], &mut batch);
+            attention(&pool, isa, &q, heads, &scoring, &[Sequence { kv: &kv, n }], &mut batch);
             kv.truncate(past);
             for (token, (q, batch)) in q.chunks_exact(heads * head_dim).zip(batch.chunks_exact(heads * head_dim)).enumerate() {
                 kv.append(&keys[token * row..][..row], &values[token * row..][..row]);
                 let mut out = vec![f32::NAN; q.len()];
-                attention(&pool, isa, q, heads, &[Sequence { kv: &kv, n: 1 }], &mut out);
+                attention(&pool, isa, q, heads, &scoring, &[Sequence { kv: &kv, n: 1 }], &mut out);
                 assert_near(batch, &wide(&out), |_| 4e-6, "prompt");
             }
             kv.truncate(past);
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_changes_nothing(shape in shape(), seed in any::<u64>()) {
+        let heads = shape.kv_heads * shape.group;
+        let pool = Pool::new(2);
+        for (len, n) in &shape.sequences {
+            let q = noise(n * heads * shape.head_dim, seed);
+            let [kept, all] = [shape.scoring.window, None].map(|window| filled_to(&shape, window, *len, *n, seed));
+            for isa in Isa::available() {
+                let [of_kept, of_all] = [&kept, &all].map(|kv| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    attention(&pool, isa, &q, heads, &shape.scoring, &[Sequence { kv, n: *n }], &mut out);
+                    out
+                });
+                assert_eq!(of_kept, of_all, "{isa}");
+            }
         }
     }
 
@@ -315,7 +441,15 @@ fn scores_too_far_apart_for_an_exponential() {
     }
     for isa in Isa::available() {
         let mut out = vec![f32::NAN; head_dim];
-        attention(&Pool::new(1), isa, &vec![1.0; head_dim], 1, &[Sequence { kv: &kv, n: 1 }], &mut out);
+        attention(
+            &Pool::new(1),
+            isa,
+            &vec![1.0; head_dim],
+            1,
+            &Scoring::new(head_dim),
+            &[Sequence { kv: &kv, n: 1 }],
+            &mut out,
+        );
         assert_eq!(out, vec![300.0; head_dim], "{isa}");
     }
 }

@@ -3,23 +3,23 @@
 
 use std::ops::Range;
 
-use bitllama_core::weights::BLOCK_MATRICES;
-use bitllama_core::{Activation, ModelConfig};
+use bitllama_core::weights::{BLOCK_MATRICES, BLOCK_SUB_NORMS, QK_NORMS};
+use bitllama_core::{Activation, ModelConfig, NormPlaces};
 use bitllama_kernels::gemm::Precision;
 use burn::module::Module;
 use burn::nn::Embedding;
 use burn::tensor::module::embedding;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::activations::rounded;
 use crate::attention::Attention;
 use crate::linear::{Linear, product, wide};
 use crate::mask::Mask;
 use crate::mlp::Mlp;
+use crate::positions::Positions;
 use crate::rms_norm::RmsNorm;
-use crate::rotary::Rotary;
 
-/// A Llama-family language model.
+/// A language model of any family of [`bitllama_core::families`].
 #[derive(Module, Debug)]
 pub struct Llama {
     /// `[vocab, hidden]`; the head too, where tied.
@@ -59,17 +59,28 @@ pub enum Site {
 /// Gives what is at a [`Site`], when it is asked for.
 pub type Value<'a> = &'a dyn Fn() -> Tensor<3>;
 
-/// Attention and feed-forward, each behind a norm and beside a residual path.
+/// Attention and feed-forward layer, each beside a residual path and between norms as the model has them. Fields have the names of
+/// [`NormPlaces::names`].
 #[derive(Module, Debug)]
 pub struct Block {
-    /// Norm before the attention.
-    pub input_layernorm: RmsNorm,
+    /// Norm in front of the attention.
+    pub input_layernorm: Option<RmsNorm>,
     /// Attention.
     pub self_attn: Attention,
-    /// Norm before the feed-forward layer.
+    /// Norm behind the attention, or in front of the feed-forward layer where norms stand in front only.
     pub post_attention_layernorm: RmsNorm,
+    /// Norm in front of the feed-forward layer, where norms stand on both sides.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
     /// Feed-forward layer.
     pub mlp: Mlp,
+    /// Norm behind the feed-forward layer.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
+    /// Places of the norms.
+    #[module(skip)]
+    pub norms: NormPlaces,
+    /// Factor of what attention and feed-forward layer add.
+    #[module(skip)]
+    pub residual_scale: f64,
 }
 
 /// From hidden states to logits.
@@ -81,6 +92,10 @@ pub struct Head {
     pub tied: bool,
     /// Of both factors of the product.
     pub precision: Precision,
+    /// Factor of the product.
+    pub scale: f32,
+    /// Soft cap of the scaled product: `cap * tanh(x / cap)`.
+    pub cap: Option<f32>,
 }
 
 impl Head {
@@ -92,7 +107,12 @@ impl Head {
     /// Logits `[batch, seq, vocab]` of `[batch, seq, hidden]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let weight = self.weight.clone();
-        product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision, false)
+        let logits = product(hidden, if self.tied { weight.transpose() } else { weight }, self.precision, false);
+        let logits = scaled(logits, f64::from(self.scale));
+        match self.cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 }
 
@@ -112,11 +132,11 @@ impl Llama {
         mask: &Mask,
         observe: &mut dyn FnMut(usize, Site, Value),
     ) -> (Tensor<3>, Head) {
-        let rotary = Rotary::new(&self.config, mask.seq(), mask.device());
+        let positions = Positions::new(&self.config, mask.clone());
         // Taken once, for embedding and head: with a quantized embedding every `val()` rounds the whole table.
         let table = self.embed_tokens.weight.val();
-        let x = looked_up(&table, tokens);
-        let x = self.forward_blocks(0..self.layers.len(), x, &rotary, mask, observe);
+        let x = self.embedded(&table, tokens);
+        let x = self.forward_blocks(0..self.layers.len(), x, &positions, observe);
         self.forward_head(x, table)
     }
 
@@ -126,12 +146,11 @@ impl Llama {
         &self,
         blocks: Range<usize>,
         mut x: Tensor<3>,
-        rotary: &Rotary,
-        mask: &Mask,
+        positions: &Positions,
         observe: &mut dyn FnMut(usize, Site, Value),
     ) -> Tensor<3> {
         for layer in blocks {
-            x = self.layers[layer].forward_observed(x, rotary, mask, &mut |site, value| observe(layer, site, value));
+            x = self.layers[layer].forward_observed(x, positions, &mut |site, value| observe(layer, site, value));
         }
         x
     }
@@ -143,14 +162,39 @@ impl Llama {
             Some(head) => (head.weight.val(), head.input),
             None => (table, self.tied_head_input),
         };
-        let head = Head { weight, tied: self.lm_head.is_none(), precision: self.head_precision };
+        let arch = &self.config.arch;
+        let head = Head {
+            weight,
+            tied: self.lm_head.is_none(),
+            precision: self.head_precision,
+            scale: arch.logits_scale as f32,
+            cap: arch.logits_cap.map(|cap| cap as f32),
+        };
         (rounded(self.norm.forward(x), input), head)
     }
 
     /// The first block's input of `tokens` (`[batch, seq]`), `[batch, seq, hidden]`.
     pub fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        looked_up(&self.embed_tokens.weight.val(), tokens)
+        self.embedded(&self.embed_tokens.weight.val(), tokens)
     }
+
+    /// As [`Llama::embed`], from an embedding's `table` (`[vocab, hidden]`).
+    pub fn embedded(&self, table: &Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
+        scaled(looked_up(table, tokens), self.config.arch.embedding_scale)
+    }
+
+    /// The gradient `d_table` of an embedding's table, to which those of the rows are added that `tokens` (`[batch, seq]`) took,
+    /// from `d_x` (`[batch, seq, hidden]`), the gradient of what [`Llama::embedded`] gave.
+    pub fn with_embedded(&self, d_table: Tensor<2>, tokens: Tensor<2, Int>, d_x: Tensor<3>) -> Tensor<2> {
+        let [rows, seq, width] = d_x.dims();
+        let d_x = scaled(d_x, self.config.arch.embedding_scale).reshape([rows * seq, width]);
+        d_table.select_assign(0, tokens.reshape([rows * seq]), d_x, IndexingUpdateOp::Add)
+    }
+}
+
+/// `x` times a factor, which is 1 in most models.
+fn scaled(x: Tensor<3>, factor: f64) -> Tensor<3> {
+    if factor == 1.0 { x } else { x * factor }
 }
 
 /// Rows of an embedding's `table` (`[vocab, hidden]`, in any type), `[batch, seq, hidden]` in `f32`.
@@ -160,8 +204,23 @@ pub fn looked_up(table: &Tensor<2>, tokens: Tensor<2, Int>) -> Tensor<3> {
 
 impl Block {
     /// `[batch, seq, hidden]` to the same shape.
-    pub fn forward(&self, x: Tensor<3>, rotary: &Rotary, mask: &Mask) -> Tensor<3> {
-        self.forward_observed(x, rotary, mask, &mut |_, _| ())
+    pub fn forward(&self, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        self.forward_observed(x, positions, &mut |_, _| ())
+    }
+
+    /// The norms, by their names below `layers.N.`.
+    pub fn norms(&self) -> Vec<(&'static str, &RmsNorm)> {
+        let norms = [
+            ("input_layernorm", self.input_layernorm.as_ref()),
+            ("post_attention_layernorm", Some(&self.post_attention_layernorm)),
+            ("pre_feedforward_layernorm", self.pre_feedforward_layernorm.as_ref()),
+            ("post_feedforward_layernorm", self.post_feedforward_layernorm.as_ref()),
+            (QK_NORMS[0], self.self_attn.q_norm.as_ref()),
+            (QK_NORMS[1], self.self_attn.k_norm.as_ref()),
+            (BLOCK_SUB_NORMS[0], self.self_attn.attn_sub_norm.as_ref()),
+            (BLOCK_SUB_NORMS[1], self.mlp.ffn_sub_norm.as_ref()),
+        ];
+        norms.into_iter().filter_map(|(name, norm)| Some((name, norm?))).collect()
     }
 
     /// The linear layers, in the order and by the names of [`BLOCK_MATRICES`].
@@ -184,15 +243,26 @@ impl Block {
     pub fn forward_observed(
         &self,
         x: Tensor<3>,
-        rotary: &Rotary,
-        mask: &Mask,
+        positions: &Positions,
         observe: &mut dyn FnMut(Site, Value),
     ) -> Tensor<3> {
-        let normed = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(normed, rotary, mask, observe);
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        let x = x + self.mlp.forward(normed, observe);
+        let post_attention = Some(&self.post_attention_layernorm);
+        let (attention_out, mlp_in) = match self.norms {
+            NormPlaces::Before => (None, post_attention),
+            NormPlaces::After | NormPlaces::Both => (post_attention, self.pre_feedforward_layernorm.as_ref()),
+        };
+        let mixed = self.self_attn.forward(normed(self.input_layernorm.as_ref(), x.clone()), positions, observe);
+        let x = x + scaled(normed(attention_out, mixed), self.residual_scale);
+        let fed = self.mlp.forward(normed(mlp_in, x.clone()), observe);
+        let x = x + scaled(normed(self.post_feedforward_layernorm.as_ref(), fed), self.residual_scale);
         observe(Site::Output, &|| x.clone());
         x
+    }
+}
+
+fn normed(norm: Option<&RmsNorm>, x: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }

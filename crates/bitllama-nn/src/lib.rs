@@ -1,4 +1,4 @@
-//! Llama-family decoders and fake quantizers as Burn modules.
+//! Decoders of all families and fake quantizers as Burn modules.
 //!
 //! | module | subject |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | [`decoder`] | the model: embedding, blocks, final norm, head |
 //! | [`attention`], [`mlp`], [`linear`], [`rms_norm`], [`rotary`] | its parts |
 //! | [`mask`] | which positions attend to which |
+//! | [`positions`] | rotations and masks of the layers of a model |
 //! | [`fake_quant`] | low-bit weights with straight-through gradients, attached by parameter path |
 //! | [`activations`] | low-bit activations, keys and values, with straight-through gradients |
 //! | [`ops`] | the operators of the parts, fused, with hand-written gradients |
@@ -25,6 +26,7 @@ pub mod linear;
 pub mod mask;
 pub mod mlp;
 pub mod ops;
+pub mod positions;
 pub mod profile;
 pub mod rms_norm;
 pub mod rotary;
@@ -34,4 +36,5 @@ pub mod weights;
 pub use decoder::{Block, Head, Llama, Site};
 pub use device::device;
 pub use mask::Mask;
+pub use positions::Positions;
 pub use shared_number::SharedNumber;

@@ -1,4 +1,4 @@
-//! A linear layer without bias, with a place for the rounding of its input ([`crate::activations`]).
+//! A linear layer, with a place for the rounding of its input ([`crate::activations`]).
 
 use bitllama_core::Activation;
 pub use bitllama_kernels::gemm::Precision;
@@ -10,11 +10,13 @@ use crate::activations::rounded;
 use crate::decoder::Llama;
 use crate::ops;
 
-/// `x * weight`.
+/// `x * weight + bias`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[d_in, d_out]`.
     pub weight: Param<Tensor<2>>,
+    /// `[d_out]`, where the layer has one.
+    pub bias: Option<Param<Tensor<1>>>,
     /// How each token's input is rounded; `None` leaves it as it is.
     #[module(skip)]
     pub input: Option<Activation>,
@@ -29,7 +31,7 @@ pub struct Linear {
 impl Linear {
     /// `[batch, seq, d_in]` to `[batch, seq, d_out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        product(rounded(x, self.input), self.weight.val(), self.precision, self.int8_forward)
+        side_by_side([self], x)
     }
 }
 
@@ -68,7 +70,7 @@ fn through_bf16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// `x * weight` of `[batch, seq, d_in]` and `[d_in, d_out]`.
 pub(crate) fn product(x: Tensor<3>, weight: Tensor<2>, precision: Precision, int8_forward: bool) -> Tensor<3> {
     if ops::fused(&x.device()) {
-        return ops::linear::forward(x, [weight], precision, int8_forward);
+        return ops::linear::forward(x, [weight], [None], precision, int8_forward);
     }
     let weight = wide(weight);
     match precision {
@@ -89,7 +91,9 @@ pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tenso
     let alike = others.iter().all(|layer| kind(layer) == kind(first));
     if alike && ops::fused(&x.device()) {
         let x = rounded(x, first.input);
-        return ops::linear::forward(x, layers.map(|layer| layer.weight.val()), first.precision, first.int8_forward);
+        let biases = layers.map(|layer| layer.bias.as_ref().map(Param::val));
+        let weights = layers.map(|layer| layer.weight.val());
+        return ops::linear::forward(x, weights, biases, first.precision, first.int8_forward);
     }
     let mut inputs: Vec<(Option<Activation>, Tensor<3>)> = Vec::new();
     let outputs = layers.map(|layer| {
@@ -99,7 +103,11 @@ pub fn side_by_side<const N: usize>(layers: [&Linear; N], x: Tensor<3>) -> Tenso
             inputs.push((layer.input, input.clone()));
             input
         });
-        product(input, layer.weight.val(), layer.precision, layer.int8_forward)
+        let out = product(input, layer.weight.val(), layer.precision, layer.int8_forward);
+        match &layer.bias {
+            Some(bias) => out + bias.val().unsqueeze(),
+            None => out,
+        }
     });
     Tensor::cat(outputs.to_vec(), 2)
 }

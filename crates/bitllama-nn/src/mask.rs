@@ -36,6 +36,13 @@ impl Mask {
         Self::new(documents.chunks_exact(seq).flat_map(of_row).collect(), seq, device)
     }
 
+    /// The mask under which each token sees `window` positions at most, its own included, of those that it sees here.
+    pub fn windowed(&self, window: usize) -> Self {
+        let first = self.first.iter().enumerate();
+        let first = first.map(|(token, first)| (*first).max((token % self.seq + 1).saturating_sub(window) as u32));
+        Self::new(first.collect(), self.seq, &self.device)
+    }
+
     fn new(first: Vec<u32>, seq: usize, device: &Device) -> Self {
         let device = device.clone().inner();
         Self { rows: first.len() / seq, seq, first: first.into(), device, additive: Arc::default() }
@@ -60,7 +67,8 @@ impl Mask {
     /// gradient if `tracked`.
     pub fn additive(&self, tracked: bool) -> Tensor<4> {
         let plain = self.additive.get_or_init(|| {
-            let alike = self.first.iter().all(|first| *first == 0);
+            let one = &self.first[..self.seq.min(self.first.len())];
+            let alike = self.first.chunks_exact(self.seq).all(|row| row == one);
             let rows = if alike { 1 } else { self.rows };
             let mut mask = Vec::with_capacity(rows * self.seq * self.seq);
             for (token, first) in self.first[..rows * self.seq].iter().enumerate() {

@@ -1,15 +1,15 @@
-//! The gated feed-forward layer (SwiGLU, Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
+//! The gated feed-forward layer (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 
+use bitllama_core::HiddenAct;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use crate::decoder::{Site, Value};
 use crate::linear::{Linear, side_by_side};
 use crate::ops;
 use crate::rms_norm::RmsNorm;
 
-/// `down_proj(silu(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
+/// `down_proj(act(gate_proj(x)) * up_proj(x))`, with a norm around the product where the model has sub-norms.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// hidden to intermediate.
@@ -20,6 +20,9 @@ pub struct Mlp {
     pub ffn_sub_norm: Option<RmsNorm>,
     /// intermediate to hidden.
     pub down_proj: Linear,
+    /// Activation function of the gate.
+    #[module(skip)]
+    pub hidden_act: HiddenAct,
 }
 
 impl Mlp {
@@ -27,11 +30,9 @@ impl Mlp {
     pub fn forward(&self, x: Tensor<3>, observe: &mut dyn FnMut(Site, Value)) -> Tensor<3> {
         observe(Site::Input(&["mlp.gate_proj", "mlp.up_proj"]), &|| x.clone());
         let gate_up = side_by_side([&self.gate_proj, &self.up_proj], x);
-        let gated = if ops::fused(&gate_up.device()) {
-            ops::swiglu::forward(gate_up)
-        } else {
-            let width = gate_up.dims()[2] / 2;
-            silu(gate_up.clone().narrow(2, 0, width)) * gate_up.narrow(2, width, width)
+        let gated = match ops::fused(&gate_up.device()) {
+            true => ops::gated::forward(gate_up, self.hidden_act),
+            false => ops::gated::composed(gate_up, self.hidden_act),
         };
         let gated = match &self.ffn_sub_norm {
             Some(norm) => norm.forward(gated),

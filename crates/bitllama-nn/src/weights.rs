@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::{BLOCK_NORMS, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, WeightSpec, specs};
+use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, QK_NORMS, WeightSpec, specs};
 use bitllama_core::{Error, ModelConfig, PackedMatrix};
 use bitllama_kernels::gemm::Precision;
 use bitllama_kernels::training::halves::{exact_bf16, exact_f16, rounded_f16};
@@ -11,7 +11,7 @@ use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor, TensorData, f16};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, Heads};
 use crate::decoder::{Block, Llama};
 use crate::fake_quant::FakeQuant;
 use crate::linear::Linear;
@@ -59,13 +59,11 @@ pub fn build_as<E>(
     read: impl FnMut(&WeightSpec) -> Result<Vec<f32>, E>,
 ) -> Result<Llama, E> {
     let positions = specs(config).into_iter().enumerate().map(|(i, spec)| (spec.name.clone(), (i, spec))).collect();
-    let mut b = Builder { positions, device, storage, read };
-    let layers =
-        (0..config.num_hidden_layers).map(|i| b.block(&format!("layers.{i}"), config)).collect::<Result<_, E>>();
+    let mut b = Builder { positions, config, device, storage, read };
     Ok(Llama {
         embed_tokens: Embedding { weight: b.param(EMBEDDING)? },
-        layers: layers?,
-        norm: b.norm(FINAL_NORM, config)?,
+        layers: (0..config.num_hidden_layers).map(|layer| b.block(layer)).collect::<Result<_, E>>()?,
+        norm: b.norm(FINAL_NORM)?,
         tied_head_input: None,
         head_precision: Precision::F32,
         lm_head: if config.tie_word_embeddings { None } else { Some(b.linear(HEAD)?) },
@@ -75,47 +73,58 @@ pub fn build_as<E>(
 
 struct Builder<'a, R> {
     positions: HashMap<String, (usize, WeightSpec)>,
+    config: &'a ModelConfig,
     device: &'a Device,
     storage: Storage,
     read: R,
 }
 
 impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
-    fn block(&mut self, path: &str, config: &ModelConfig) -> Result<Block, E> {
-        let (attention, mlp) = (format!("{path}.self_attn"), format!("{path}.mlp"));
+    fn block(&mut self, layer: usize) -> Result<Block, E> {
+        let weight = |part: &str| format!("layers.{layer}.{part}.weight");
+        let (norms, config) = (self.config.arch.norms, self.config);
+        let post_attention_layernorm = self.norm(&weight("post_attention_layernorm"))?;
         Ok(Block {
-            input_layernorm: self.norm(&format!("{path}.input_layernorm.weight"), config)?,
+            input_layernorm: self.norm_if_any(&weight("input_layernorm"))?,
             self_attn: Attention {
-                q_proj: self.linear(&format!("{attention}.q_proj.weight"))?,
-                k_proj: self.linear(&format!("{attention}.k_proj.weight"))?,
-                v_proj: self.linear(&format!("{attention}.v_proj.weight"))?,
-                attn_sub_norm: self.sub_norm(&format!("{path}.{}.weight", BLOCK_SUB_NORMS[0]), config)?,
-                o_proj: self.linear(&format!("{attention}.o_proj.weight"))?,
-                num_heads: config.num_attention_heads,
-                num_kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
+                q_proj: self.linear(&weight("self_attn.q_proj"))?,
+                k_proj: self.linear(&weight("self_attn.k_proj"))?,
+                v_proj: self.linear(&weight("self_attn.v_proj"))?,
+                q_norm: self.norm_if_any(&weight(QK_NORMS[0]))?,
+                k_norm: self.norm_if_any(&weight(QK_NORMS[1]))?,
+                attn_sub_norm: self.norm_if_any(&weight(BLOCK_SUB_NORMS[0]))?,
+                o_proj: self.linear(&weight("self_attn.o_proj"))?,
+                heads: Heads::new(config, layer),
                 kv_cache: None,
             },
-            post_attention_layernorm: self.norm(&format!("{path}.post_attention_layernorm.weight"), config)?,
+            post_attention_layernorm,
+            pre_feedforward_layernorm: self.norm_if_any(&weight("pre_feedforward_layernorm"))?,
             mlp: Mlp {
-                gate_proj: self.linear(&format!("{mlp}.gate_proj.weight"))?,
-                up_proj: self.linear(&format!("{mlp}.up_proj.weight"))?,
-                ffn_sub_norm: self.sub_norm(&format!("{path}.{}.weight", BLOCK_SUB_NORMS[1]), config)?,
-                down_proj: self.linear(&format!("{mlp}.down_proj.weight"))?,
+                gate_proj: self.linear(&weight("mlp.gate_proj"))?,
+                up_proj: self.linear(&weight("mlp.up_proj"))?,
+                ffn_sub_norm: self.norm_if_any(&weight(BLOCK_SUB_NORMS[1]))?,
+                down_proj: self.linear(&weight("mlp.down_proj"))?,
+                hidden_act: config.arch.hidden_act,
             },
+            post_feedforward_layernorm: self.norm_if_any(&weight("post_feedforward_layernorm"))?,
+            norms,
+            residual_scale: config.arch.residual_scale,
         })
     }
 
-    fn norm(&mut self, name: &str, config: &ModelConfig) -> Result<RmsNorm, E> {
-        Ok(RmsNorm { weight: self.param(name)?, eps: config.rms_norm_eps })
+    fn norm(&mut self, name: &str) -> Result<RmsNorm, E> {
+        Ok(RmsNorm { weight: self.param(name)?, eps: self.config.rms_norm_eps })
     }
 
-    fn sub_norm(&mut self, name: &str, config: &ModelConfig) -> Result<Option<RmsNorm>, E> {
-        config.sub_norm.then(|| self.norm(name, config)).transpose()
+    /// A norm, if the model has one of the name.
+    fn norm_if_any(&mut self, name: &str) -> Result<Option<RmsNorm>, E> {
+        self.positions.contains_key(name).then(|| self.norm(name)).transpose()
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear, E> {
-        Ok(Linear { weight: self.param(name)?, input: None, precision: Precision::F32, int8_forward: false })
+        let bias = bias_of(name);
+        let bias = self.positions.contains_key(&bias).then(|| self.param(&bias)).transpose()?;
+        Ok(Linear { weight: self.param(name)?, bias, input: None, precision: Precision::F32, int8_forward: false })
     }
 
     fn param<const D: usize>(&mut self, name: &str) -> Result<Param<Tensor<D>>, E> {
@@ -147,6 +156,11 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
         let bf16 = bf16().map(|data| (TensorData::new(data, shape.to_vec()), DType::BF16));
         bf16.or_else(|| f16().map(|data| (TensorData::new(data, shape.to_vec()), DType::F16)))
     }
+}
+
+/// The name of the bias beside a weight, whether the model has it or not.
+fn bias_of(weight: &str) -> String {
+    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
 /// The matrices of a block, in the order and by the names of [`bitllama_core::weights::BLOCK_MATRICES`].
@@ -187,7 +201,7 @@ pub fn pack(param: &Param<Tensor<2>>) -> Result<Option<PackedMatrix>, Error> {
 pub(crate) fn input_dimension(kind: Kind) -> usize {
     match kind {
         Kind::Embedding => 1,
-        Kind::Linear | Kind::Head | Kind::Norm => 0,
+        Kind::Linear | Kind::Head | Kind::Norm | Kind::Bias => 0,
     }
 }
 
@@ -220,12 +234,11 @@ impl<'a> Weights<'a> {
         let mut vectors = HashMap::from([(FINAL_NORM.to_string(), &model.norm.weight)]);
         for (index, block) in model.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{index}.{part}.weight");
-            matrices.extend(block_matrices(block).map(|(part, param)| (name(part), param)));
-            let norms = [&block.input_layernorm, &block.post_attention_layernorm];
-            vectors.extend(BLOCK_NORMS.iter().zip(norms).map(|(part, norm)| (name(part), &norm.weight)));
-            let norms = [&block.self_attn.attn_sub_norm, &block.mlp.ffn_sub_norm];
-            let norms = BLOCK_SUB_NORMS.iter().zip(norms);
-            vectors.extend(norms.filter_map(|(part, norm)| Some((name(part), &norm.as_ref()?.weight))));
+            for (part, linear) in block.linears() {
+                matrices.insert(name(part), &linear.weight);
+                vectors.extend(linear.bias.as_ref().map(|bias| (bias_of(&name(part)), bias)));
+            }
+            vectors.extend(block.norms().into_iter().map(|(part, norm)| (name(part), &norm.weight)));
         }
         matrices.extend(model.lm_head.as_ref().map(|head| (HEAD.to_string(), &head.weight)));
         Self { matrices, vectors }

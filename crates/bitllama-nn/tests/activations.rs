@@ -58,6 +58,7 @@ fn values_and_gradients_are_those_of_pytorch() {
 
         let w = Tensor::<2>::from_data(tensor(&golden.w, &[out, width]), &device).transpose().detach();
         let layer = Linear {
+            bias: None,
             weight: Param::from_tensor(w.require_grad()),
             input: Some(kind),
             precision: Precision::F32,

@@ -6,11 +6,13 @@ mod common;
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::{Activation, ActivationPlan, ActivationRule, BitPlan, Method, ModelConfig, Quantizer, Scheme};
+use bitllama_core::{
+    Activation, ActivationPlan, ActivationRule, BitPlan, HiddenAct, Method, ModelConfig, Quantizer, Scheme,
+};
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{quantize, quantize_by};
 use bitllama_nn::ops::adamw::FusedAdamW;
-use bitllama_nn::ops::{composed, fused};
+use bitllama_nn::ops::{composed, fused, gated, linear, qk_norm};
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, Mask, SharedNumber, activations};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -162,6 +164,116 @@ fn attached_quantizers_round_the_same_in_blocks() {
         let (blocks, whole) = (of(), composed(of));
         let different = blocks.iter().zip(&whole).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
         assert!(different < blocks.len() / 1000, "{name}: {different} of {}", blocks.len());
+    }
+}
+
+/// Numbers in -1 .. 1 that look random.
+fn numbers(len: usize, seed: f32) -> Vec<f32> {
+    (0..len).map(|i| ((i as f32 + seed) * 12.9898).sin() * 43758.547 % 1.0).collect()
+}
+
+/// A leaf of these numbers.
+fn leaf<const D: usize>(numbers: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(numbers, shape), &flex()).require_grad()
+}
+
+/// Values of an operator's output and, one by one, gradients of its leaves, of a sum of the output with uneven weights.
+fn followed<const D: usize>(
+    out: Tensor<3>,
+    gradients: impl FnOnce(&burn::tensor::Gradients) -> [Vec<f32>; D],
+) -> Vec<Vec<f32>> {
+    let shape = out.dims();
+    let weights = Tensor::from_data(TensorData::new(numbers(shape.iter().product(), 0.5), shape), &flex());
+    let grads = (out.clone() * weights).sum().backward();
+    std::iter::once(floats(out.inner())).chain(gradients(&grads)).collect()
+}
+
+fn gradient_of<const D: usize>(leaf: &Tensor<D>, grads: &burn::tensor::Gradients) -> Vec<f32> {
+    floats(leaf.grad(grads).unwrap())
+}
+
+#[track_caller]
+fn assert_alike(case: &str, got: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{case}");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let difference = difference(expected, got);
+        assert!(difference < tolerance, "{case}: {index} differs by {difference}");
+    }
+}
+
+#[test]
+fn gated_activations_are_the_composed_ones() {
+    for act in HiddenAct::ALL {
+        let of = |operator: fn(Tensor<3>, HiddenAct) -> Tensor<3>| {
+            let gate_up = leaf(numbers(2 * 5 * 2 * 19, 1.0).iter().map(|x| 4.0 * x).collect(), [2, 5, 2 * 19]);
+            followed(operator(gate_up.clone(), act), |grads| [gradient_of(&gate_up, grads)])
+        };
+        assert_alike(&format!("{act:?}"), &of(gated::forward), &of(gated::composed), 1e-5);
+    }
+}
+
+#[test]
+fn biases_are_added_to_the_layers_that_have_them() {
+    let (widths, d_in) = ([21, 7, 12], 19);
+    for (has, precision) in [
+        ([true, true, true], Precision::F32),
+        ([false, true, false], Precision::F32),
+        ([true, false, true], Precision::Bf16),
+        ([false, false, false], Precision::F32),
+    ] {
+        let of = |fused: bool| {
+            let x = leaf(numbers(2 * 5 * d_in, 1.0), [2, 5, d_in]);
+            let weights = widths.map(|width| leaf(numbers(d_in * width, width as f32), [d_in, width]));
+            let all = widths.map(|width| leaf(numbers(width, 3.0 + width as f32), [width]));
+            let biases: [Option<Tensor<1>>; 3] = std::array::from_fn(|i| has[i].then(|| all[i].clone()));
+            let out = if fused {
+                linear::forward(x.clone(), weights.clone(), biases, precision, false)
+            } else {
+                let layers = weights.iter().zip(biases).map(|(weight, bias)| {
+                    let out = linear::forward(x.clone(), [weight.clone()], [None], precision, false);
+                    linear::composed_bias(out, bias)
+                });
+                Tensor::cat(layers.collect(), 2)
+            };
+            followed(out, |grads| {
+                let of_biases =
+                    all.iter().zip(has).filter(|(_, has)| *has).flat_map(|(bias, _)| gradient_of(bias, grads));
+                let of_weights = weights.iter().flat_map(|weight| gradient_of(weight, grads)).collect();
+                [gradient_of(&x, grads), of_weights, of_biases.collect()]
+            })
+        };
+        assert_alike(&format!("{has:?} {precision:?}"), &of(true), &of(false), 1e-5);
+    }
+}
+
+#[test]
+fn biases_are_added_to_products_in_whole_numbers_too() {
+    let x = leaf(numbers(15, 1.0), [1, 3, 5]);
+    let weight = leaf((0..20).map(|i| 0.5 * (i % 3) as f32 - 0.5).collect(), [5, 4]);
+    let of = |bias: Option<Tensor<1>>| {
+        floats(linear::forward(x.clone(), [weight.clone()], [bias], Precision::F32, true).inner())
+    };
+    let (with, without) = (of(Some(leaf(vec![1.0, 2.0, 3.0, 4.0], [4]))), of(None));
+    for (i, (with, without)) in with.iter().zip(&without).enumerate() {
+        assert_eq!(*with, without + (i % 4 + 1) as f32);
+    }
+}
+
+#[test]
+fn norms_of_queries_and_keys_are_the_composed_ones() {
+    let [heads, kv_heads, head_dim] = [6, 2, 10];
+    let width = (heads + 2 * kv_heads) * head_dim;
+    for lens in [[head_dim; 2], [heads * head_dim, kv_heads * head_dim]] {
+        let of = |operator: fn(Tensor<3>, [Tensor<1>; 2], [usize; 3], f64) -> Tensor<3>| {
+            let qkv = leaf(numbers(2 * 5 * width, 1.0), [2, 5, width]);
+            let weights = lens.map(|len| leaf(numbers(len, 2.0 + len as f32), [len]));
+            let out = operator(qkv.clone(), weights.clone(), [heads, kv_heads, head_dim], 1e-5);
+            followed(out, |grads| {
+                let [q, k] = weights.each_ref().map(|weight| gradient_of(weight, grads));
+                [gradient_of(&qkv, grads), q, k]
+            })
+        };
+        assert_alike(&format!("{lens:?}"), &of(qk_norm::forward), &of(qk_norm::composed), 1e-5);
     }
 }
 

@@ -95,7 +95,7 @@ fn token(decoder: &Decoder, index: usize) -> u32 {
 }
 
 fn time_prompt(decoder: &Decoder, prompt: usize, depth: usize) -> Result<f64> {
-    let mut cache = decoder.new_cache();
+    let mut cache = decoder.new_cache_for(depth + prompt);
     let tokens: Vec<u32> = (0..depth + prompt).map(|index| token(decoder, index)).collect();
     if depth > 0 {
         decoder.forward(&tokens[..depth], &mut cache, LogitsOf::Last)?;
@@ -112,7 +112,7 @@ fn time_generation(
     sequences: usize,
     cache_bytes: &mut usize,
 ) -> Result<f64> {
-    let mut caches: Vec<_> = (0..sequences).map(|_| decoder.new_cache()).collect();
+    let mut caches: Vec<_> = (0..sequences).map(|_| decoder.new_cache_for(depth + generate)).collect();
     let before: Vec<u32> = (0..depth).map(|index| token(decoder, index)).collect();
     for cache in &mut caches {
         decoder.forward(&before, cache, LogitsOf::Last)?;
@@ -167,7 +167,7 @@ const BANDWIDTH_BYTES: usize = 1 << 30;
 pub fn random_decoder(config: &ModelConfig, scheme: Option<Scheme>, embedding: Option<Scheme>) -> Result<Decoder> {
     config.validate()?;
     let scheme_of = |spec: &WeightSpec| match spec.kind {
-        Kind::Norm => None,
+        Kind::Norm | Kind::Bias => None,
         Kind::Embedding | Kind::Head => embedding,
         Kind::Linear => scheme,
     };
@@ -179,7 +179,7 @@ pub fn random_decoder(config: &ModelConfig, scheme: Option<Scheme>, embedding: O
         seed += 1;
         let scheme = scheme_of(spec);
         match spec.shape[..] {
-            [width] => Ok(StoredWeight::Full(vec![1.0; width])),
+            [width] => Ok(StoredWeight::Full(vec![spec.kind.neutral(); width])),
             [rows, columns] => random_weight(scheme, [rows, columns], seed),
             _ => Err(bitllama_core::Error::Config(format!("{} is no matrix", spec.name)).into()),
         }

@@ -69,7 +69,7 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
     }
-    let mut cache = decoder.new_cache();
+    let mut cache = decoder.new_cache_for(prompt.len().saturating_add(max_tokens));
     if prompt.len() > cache.remaining() {
         return Err(Error::Context { positions: prompt.len(), limit: cache.remaining() });
     }

@@ -38,7 +38,7 @@ pub fn generate_batch(decoder: &Decoder, starts: &[Start], length: usize) -> Res
         let (sampler, likeliest) = (Sampler::new(start.sampling)?, Sampler::new(Sampling::default())?);
         active.push(Active { index, sampler, likeliest, greedy: start.greedy, next: start.tokens.clone() });
     }
-    let mut caches: Vec<_> = active.iter().map(|_| decoder.new_cache()).collect();
+    let mut caches: Vec<_> = active.iter().map(|_| decoder.new_cache_for(length)).collect();
     let (ends, vocab) = (decoder.config().end_tokens().collect::<Vec<_>>(), decoder.config().vocab_size);
     while !active.is_empty() {
         let mut batch: Vec<Sequence> =

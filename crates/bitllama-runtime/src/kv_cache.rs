@@ -11,19 +11,38 @@ pub struct KvCache {
     pub(crate) layers: Vec<LayerKv>,
     len: usize,
     limit: usize,
+    /// Whether its keys are rotated for sequences beyond the short context.
+    long: bool,
 }
 
 impl KvCache {
-    /// An empty cache in f32 for a model of this config.
+    /// An empty cache in f32 for a model of this config, for sequences of at most [`ModelConfig::short_context`].
     pub fn new(config: &ModelConfig) -> Self {
-        Self::with_kind(config, KvKind::F32)
+        Self::with_kind(config, KvKind::F32, config.short_context())
     }
 
-    /// An empty cache for a model of this config.
-    pub fn with_kind(config: &ModelConfig, kind: KvKind) -> Self {
-        let layer = || LayerKv::new(kind, config.num_key_value_heads, config.head_dim);
-        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
-        Self { layers, len: 0, limit: config.max_position_embeddings }
+    /// An empty cache for a model of this config, for a sequence of so many `positions`, see
+    /// [`Decoder::new_cache_for`](crate::Decoder::new_cache_for).
+    pub fn with_kind(config: &ModelConfig, kind: KvKind, positions: usize) -> Self {
+        let layer = |index| {
+            let window = config.window_of(config.arch.layer(index));
+            LayerKv::with_window(kind, config.num_key_value_heads, config.head_dim, window)
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect();
+        let long = positions > config.short_context();
+        let limit = if long { config.max_position_embeddings } else { config.short_context() };
+        Self { layers, len: 0, limit, long }
+    }
+
+    /// Whether its keys are rotated for sequences beyond the short context.
+    pub(crate) fn is_long(&self) -> bool {
+        self.long
+    }
+
+    /// Keeps what a token at `position` sees, so that [`KvCache::truncate`] can go back to there: layers with a window forget what
+    /// no later token sees.
+    pub fn hold(&mut self, position: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.hold(position));
     }
 
     /// Positions cached.
@@ -46,7 +65,7 @@ impl KvCache {
         self.layers.iter().map(LayerKv::bytes).sum()
     }
 
-    /// Bytes that `positions` of a sequence take in f32, which no kind exceeds.
+    /// Bytes that `positions` of a sequence take at most in f32, which no kind exceeds.
     pub fn bytes_at_most(config: &ModelConfig, positions: usize) -> u128 {
         let numbers = 2 * config.num_hidden_layers * config.kv_size();
         positions as u128 * numbers as u128 * size_of::<f32>() as u128
@@ -65,6 +84,9 @@ impl KvCache {
     }
 
     /// Forgets the positions from `len` on, if there are so many, and keeps the memory.
+    ///
+    /// # Panics
+    /// If a layer with a window has forgotten what a token at `len` sees ([`KvCache::hold`] keeps it).
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
             self.layers.iter_mut().for_each(|layer| layer.truncate(len));

@@ -1,11 +1,14 @@
-//! A Llama-family decoder on packed or full-precision weights: what it is made of. [`crate::forward`] runs it.
+//! A decoder on packed or full-precision weights: its parts, loaded by name. [`crate::forward`] runs it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use bitllama_core::rope::Frequencies;
 use bitllama_core::size::StoredSize;
-use bitllama_core::weights::{self, Kind, WeightSpec};
-use bitllama_core::{ActivationPlan, DenseMatrix, ModelConfig, rope};
+use bitllama_core::weights::{self, BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, QK_NORMS, WeightSpec};
+use bitllama_core::{ActivationPlan, DenseMatrix, LayerKind, ModelConfig, Rope};
 use bitllama_formats::{Artifact, Model, StoredWeight};
+use bitllama_kernels::attention::Scoring;
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Matrix, Pool, Precision};
 
@@ -65,8 +68,7 @@ impl Settings {
     }
 }
 
-/// A decoder: embedding, blocks of RMSNorm, rotary grouped-query attention and SwiGLU (with sub-norms, if the config has
-/// them), final norm, head.
+/// A decoder: embedding, blocks, final norm, head, as [`ModelConfig::arch`] says.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) config: ModelConfig,
@@ -78,27 +80,49 @@ pub struct Decoder {
     pub(crate) norm: Vec<f32>,
     /// `None` where the embedding is the head.
     pub(crate) head: Option<Matrix>,
-    /// Radians a position of each pair of a head.
-    pub(crate) inverse_frequencies: Vec<f32>,
+    /// The rotary embeddings of its layers, each once.
+    pub(crate) rotations: Vec<Rotation>,
     /// Memory of finished passes, for the next ones.
     pub(crate) workspaces: Mutex<Vec<Workspace>>,
 }
 
+/// A rotary embedding, for sequences of the short context and for longer ones.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    pub short: Frequencies,
+    pub long: Frequencies,
+}
+
+/// A matrix, and its bias where it has one.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub weight: Matrix,
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A block. Norms that the model has not are `None`.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub input_layernorm: Vec<f32>,
-    pub q_proj: Matrix,
-    pub k_proj: Matrix,
-    pub v_proj: Matrix,
+    pub attention_in: Option<Vec<f32>>,
+    pub q_proj: Linear,
+    pub k_proj: Linear,
+    pub v_proj: Linear,
+    /// Norms of queries and keys.
+    pub qk_norms: Option<[Vec<f32>; 2]>,
+    /// Index of its rotary embedding in [`Decoder::rotations`].
+    pub rotation: Option<usize>,
+    pub scoring: Scoring,
     /// In front of `o_proj`, where the model has sub-norms.
     pub attn_sub_norm: Option<Vec<f32>>,
-    pub o_proj: Matrix,
-    pub post_attention_layernorm: Vec<f32>,
-    pub gate_proj: Matrix,
-    pub up_proj: Matrix,
+    pub o_proj: Linear,
+    pub attention_out: Option<Vec<f32>>,
+    pub mlp_in: Option<Vec<f32>>,
+    pub gate_proj: Linear,
+    pub up_proj: Linear,
     /// In front of `down_proj`, where the model has sub-norms.
     pub ffn_sub_norm: Option<Vec<f32>>,
-    pub down_proj: Matrix,
+    pub down_proj: Linear,
+    pub mlp_out: Option<Vec<f32>>,
 }
 
 impl Decoder {
@@ -144,45 +168,23 @@ impl Decoder {
         mut weight: impl FnMut(&WeightSpec) -> Result<StoredWeight>,
     ) -> Result<Self> {
         config.validate()?;
-        let matrix = |(spec, stored): (WeightSpec, StoredWeight)| {
-            let activation = activations.inputs.get(&spec.name).copied();
-            matrix(spec, stored).map(|matrix| matrix.with_activation(activation))
-        };
-        let mut specs = weights::specs(&config).into_iter();
-        // `specs` lists a model in the order of computation, which is the order of the fields below.
-        let mut next =
-            |kind: Kind| match specs.next() {
-                Some(spec) if spec.kind == kind => weight(&spec).map(|stored| (spec, stored)),
-                _ => Err(bitllama_core::Error::Config("its weights are not listed in the order of computation".into())
-                    .into()),
-            };
-        let embedding = next(Kind::Embedding).and_then(matrix)?;
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for _ in 0..config.num_hidden_layers {
-            let input_layernorm = next(Kind::Norm).and_then(vector)?;
-            let post_attention_layernorm = next(Kind::Norm).and_then(vector)?;
-            let mut sub_norm = || config.sub_norm.then(|| next(Kind::Norm).and_then(vector)).transpose();
-            let (attn_sub_norm, ffn_sub_norm) = (sub_norm()?, sub_norm()?);
-            let mut linear = || next(Kind::Linear).and_then(matrix);
-            layers.push(Layer {
-                input_layernorm,
-                q_proj: linear()?,
-                k_proj: linear()?,
-                v_proj: linear()?,
-                attn_sub_norm,
-                o_proj: linear()?,
-                post_attention_layernorm,
-                gate_proj: linear()?,
-                up_proj: linear()?,
-                ffn_sub_norm,
-                down_proj: linear()?,
-            });
+        let specs = weights::specs(&config).into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        let mut loader = Loader { specs, activations: &activations, weight: &mut weight };
+        let embedding = loader.matrix(EMBEDDING)?;
+        let (mut ropes, mut layers) = (Vec::new(), Vec::with_capacity(config.num_hidden_layers));
+        for index in 0..config.num_hidden_layers {
+            layers.push(loader.layer(&config, index, &mut ropes)?);
         }
-        let norm = next(Kind::Norm).and_then(vector)?;
-        let head = if config.tie_word_embeddings { None } else { Some(next(Kind::Head).and_then(matrix)?) };
-        let inverse_frequencies = rope::inverse_frequencies(&config);
+        let norm = loader.vector(FINAL_NORM)?;
+        let head = if config.tie_word_embeddings { None } else { Some(loader.matrix(HEAD)?) };
+        let (short, long) = (config.short_context(), config.max_position_embeddings);
+        let rotation = |rope: Rope| Rotation {
+            short: rope.frequencies(config.rotary_dim(), short),
+            long: rope.frequencies(config.rotary_dim(), long),
+        };
+        let rotations = ropes.into_iter().map(rotation).collect();
         let (settings, workspaces) = (Settings::default(), Mutex::default());
-        Ok(Self { config, settings, activations, embedding, layers, norm, head, inverse_frequencies, workspaces })
+        Ok(Self { config, settings, activations, embedding, layers, norm, head, rotations, workspaces })
     }
 
     /// The same decoder, computing in another way.
@@ -224,9 +226,15 @@ impl Decoder {
         }
     }
 
-    /// An empty cache for one sequence.
+    /// An empty cache for one sequence, of at most [`ModelConfig::short_context`] positions.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::with_kind(&self.config, self.kv())
+        self.new_cache_for(self.config.short_context())
+    }
+
+    /// An empty cache for one sequence that will have so many positions. It may have fewer, or more up to the context: the number
+    /// decides between the two rotary embeddings of models with LongRoPE, which cannot change halfway.
+    pub fn new_cache_for(&self, positions: usize) -> KvCache {
+        KvCache::with_kind(&self.config, self.kv(), positions)
     }
 
     /// The threads that it computes on.
@@ -237,25 +245,25 @@ impl Decoder {
     /// Bytes of weights that a new token reads: every matrix but the embedding, of which it reads a row, and the norms.
     pub fn bytes_per_token(&self) -> usize {
         let row = self.embedding.bytes() / self.embedding.rows();
-        let norms = self.norms() * size_of::<f32>();
+        let vectors = self.vectors() * size_of::<f32>();
         let layers: usize = self.layers.iter().flat_map(Layer::matrices).map(Matrix::bytes).sum();
-        layers + norms + row + self.head().bytes()
+        layers + vectors + row + self.head().bytes()
     }
 
     /// Parameters and bytes, everything counted; a tied head counts once.
     pub fn size(&self) -> StoredSize {
         let matrices = self.layers.iter().flat_map(Layer::matrices).chain([&self.embedding]).chain(&self.head);
-        let norms = self.norms();
-        let size = StoredSize { parameters: norms, bytes: norms * size_of::<f32>() };
+        let vectors = self.vectors();
+        let size = StoredSize { parameters: vectors, bytes: vectors * size_of::<f32>() };
         matrices.fold(size, |size, matrix| StoredSize {
             parameters: size.parameters + matrix.rows() * matrix.columns(),
             bytes: size.bytes + matrix.stored_bytes(),
         })
     }
 
-    /// Elements of all norms.
-    fn norms(&self) -> usize {
-        weights::specs(&self.config).iter().filter(|spec| spec.kind == Kind::Norm).map(WeightSpec::len).sum()
+    /// Elements of all norms and biases.
+    fn vectors(&self) -> usize {
+        weights::specs(&self.config).iter().filter(|spec| spec.kind.is_vector()).map(WeightSpec::len).sum()
     }
 
     /// The head, which may be the embedding.
@@ -270,11 +278,11 @@ impl LogitModel for Decoder {
     }
 
     fn logits(&mut self, tokens: &[u32]) -> std::result::Result<Vec<f32>, BoxError> {
-        Ok(self.forward(tokens, &mut self.new_cache(), LogitsOf::All)?)
+        Ok(self.forward(tokens, &mut self.new_cache_for(tokens.len()), LogitsOf::All)?)
     }
 
     fn logits_from(&mut self, tokens: &[u32], first: usize) -> std::result::Result<Vec<f32>, BoxError> {
-        Ok(self.forward(tokens, &mut self.new_cache(), LogitsOf::From(first))?)
+        Ok(self.forward(tokens, &mut self.new_cache_for(tokens.len()), LogitsOf::From(first))?)
     }
 
     fn logits_of_endings(
@@ -282,7 +290,9 @@ impl LogitModel for Decoder {
         beginning: &[u32],
         endings: &[&[u32]],
     ) -> std::result::Result<Vec<Vec<f32>>, BoxError> {
-        let mut cache = self.new_cache();
+        let longest = endings.iter().map(|ending| ending.len()).max().unwrap_or(0);
+        let mut cache = self.new_cache_for(beginning.len() + longest);
+        cache.hold(beginning.len());
         self.forward(beginning, &mut cache, LogitsOf::From(beginning.len()))?;
         let logits = |ending: &&[u32]| {
             cache.truncate(beginning.len());
@@ -295,8 +305,86 @@ impl LogitModel for Decoder {
 impl Layer {
     fn matrices(&self) -> [&Matrix; 7] {
         let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
-        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj].map(|linear| &linear.weight)
     }
+}
+
+/// Weights by name, each asked for once.
+struct Loader<'a, F> {
+    specs: HashMap<String, WeightSpec>,
+    activations: &'a ActivationPlan,
+    weight: &'a mut F,
+}
+
+impl<F: FnMut(&WeightSpec) -> Result<StoredWeight>> Loader<'_, F> {
+    /// Layer `index`. Rotary embeddings that are not in `ropes` yet are added to them.
+    fn layer(&mut self, config: &ModelConfig, index: usize, ropes: &mut Vec<Rope>) -> Result<Layer> {
+        let name = |part: &str| format!("layers.{index}.{part}");
+        let weight = |part: &str| name(&format!("{part}.weight"));
+        let (norms, kind) = (config.arch.norms.names(), config.arch.layer(index));
+        let qk_norms = match config.arch.qk_norm {
+            Some(_) => Some([self.vector(&weight(QK_NORMS[0]))?, self.vector(&weight(QK_NORMS[1]))?]),
+            None => None,
+        };
+        let norm = |loader: &mut Self, part: Option<&str>| part.map(|part| loader.vector(&weight(part))).transpose();
+        let sub_norms = BLOCK_SUB_NORMS.map(|part| config.sub_norm.then_some(part));
+        Ok(Layer {
+            attention_in: norm(self, norms.attention_in)?,
+            q_proj: self.linear(&name("self_attn.q_proj"))?,
+            k_proj: self.linear(&name("self_attn.k_proj"))?,
+            v_proj: self.linear(&name("self_attn.v_proj"))?,
+            qk_norms,
+            rotation: rotation_of(config, kind, ropes),
+            scoring: Scoring {
+                scale: config.attention_scale(),
+                cap: config.arch.attention_cap.map(|cap| cap as f32),
+                window: config.window_of(kind),
+            },
+            attn_sub_norm: norm(self, sub_norms[0])?,
+            o_proj: self.linear(&name("self_attn.o_proj"))?,
+            attention_out: norm(self, norms.attention_out)?,
+            mlp_in: norm(self, norms.mlp_in)?,
+            gate_proj: self.linear(&name("mlp.gate_proj"))?,
+            up_proj: self.linear(&name("mlp.up_proj"))?,
+            ffn_sub_norm: norm(self, sub_norms[1])?,
+            down_proj: self.linear(&name("mlp.down_proj"))?,
+            mlp_out: norm(self, norms.mlp_out)?,
+        })
+    }
+
+    /// A linear layer; `name` is that of its weight and bias without what they end with.
+    fn linear(&mut self, name: &str) -> Result<Linear> {
+        let bias = format!("{name}.bias");
+        let bias = self.specs.contains_key(&bias).then(|| self.vector(&bias)).transpose()?;
+        Ok(Linear { weight: self.matrix(&format!("{name}.weight"))?, bias })
+    }
+
+    fn matrix(&mut self, name: &str) -> Result<Matrix> {
+        let (spec, stored) = self.take(name)?;
+        let activation = self.activations.inputs.get(name).copied();
+        Ok(matrix(spec, stored)?.with_activation(activation))
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        vector(self.take(name)?)
+    }
+
+    fn take(&mut self, name: &str) -> Result<(WeightSpec, StoredWeight)> {
+        let spec = self.specs.remove(name);
+        let spec = spec.ok_or_else(|| bitllama_core::Error::Config(format!("it has no weight {name}")))?;
+        let stored = (self.weight)(&spec)?;
+        Ok((spec, stored))
+    }
+}
+
+/// The index in `ropes` of the rotary embedding of a layer, if it has one.
+fn rotation_of(config: &ModelConfig, kind: LayerKind, ropes: &mut Vec<Rope>) -> Option<usize> {
+    let rope = config.rope_of(kind)?;
+    let known = ropes.iter().position(|known| *known == rope);
+    Some(known.unwrap_or_else(|| {
+        ropes.push(rope);
+        ropes.len() - 1
+    }))
 }
 
 fn matrix(spec: WeightSpec, stored: StoredWeight) -> Result<Matrix> {

@@ -52,6 +52,7 @@ pub fn tiny_config() -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: true,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: Some(256),
         eos_token_ids: vec![257],
         end_token_ids: Vec::new(),

@@ -70,7 +70,7 @@ const CASES: [(&[&str], &[&str], &str); 24] = [
     (
         &["bench", "--shape", "nano-"],
         &[],
-        "--shape nano-: no such file, nor one of `nano`, `smollm2-135m`, `tinyllama-1.1b`, `llama-3.2-1b`, `mistral-7b`",
+        "--shape nano-: no such file, nor a config that comes with the program; did you mean `nano`?",
     ),
     (&["inspect"], &[], "the following required arguments were not provided: <DIR>"),
     (&["inspect", "none"], &[], "none/manifest.json: No such file or directory (os error 2)"),

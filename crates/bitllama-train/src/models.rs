@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use bitllama_core::ModelConfig;
 use bitllama_core::rounding::StoredScales;
-use bitllama_core::weights::{Kind, WeightSpec, specs};
+use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_formats::checkpoint::{CheckpointState, plan, read_scales, student_of};
 use bitllama_formats::{Model, hf, hub, model};
 use bitllama_nn::fake_quant;
@@ -119,13 +119,13 @@ pub fn rebuilt(model: &Llama, other: &HashMap<String, Vec<f32>>, device: &Device
     built.unwrap_or_else(|never| match never {})
 }
 
-/// A model with random weights: norms 1, matrices normal with standard deviation 0.02, those that write into the
+/// A model with random weights: norms 1, biases 0, matrices normal with standard deviation 0.02, those that write into the
 /// residual stream smaller by `sqrt(2 * layers)` (GPT-2's rule).
 pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Result<Llama> {
     let narrow = 0.02 / (2.0 * config.num_hidden_layers as f32).sqrt();
     build(config, device, |spec| {
-        if spec.kind == Kind::Norm {
-            return Ok(vec![1.0; spec.len()]);
+        if spec.kind.is_vector() {
+            return Ok(vec![spec.kind.neutral(); spec.len()]);
         }
         let writes_residual = ["o_proj", "down_proj"].iter().any(|name| spec.name.contains(name));
         let normal = Normal::new(0.0, if writes_residual { narrow } else { 0.02 })?;

@@ -62,8 +62,8 @@ pub fn calibrated(llama: Llama, rows: &[Vec<u32>], device: &Device) -> Result<Ha
 
 fn sums(stream: &Stream, block: &Block, eps: f64) -> HashMap<&'static str, Sums> {
     let mut sums: HashMap<&'static str, Sums> = HashMap::new();
-    for (x, mask) in stream.batches().iter().zip(stream.masks()) {
-        block.forward_observed(x.clone(), stream.rotary(), mask, &mut |site, input| {
+    for (x, positions) in stream.batches().iter().zip(stream.positions()) {
+        block.forward_observed(x.clone(), positions, &mut |site, input| {
             let Site::Input(names) = site else { return };
             let Some(name) = BEHIND.into_iter().find(|name| names.contains(name)) else { return };
             let input = input();

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::files::Files;
 use super::forms::artifact_name;
+use super::manifest::SWIGLU;
 
 use crate::npz::Npz;
 
@@ -22,11 +23,16 @@ const SLIDING: &str = "sliding-window";
 /// # Errors
 /// What is missing or wrong.
 pub(super) fn read(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<ModelConfig, String> {
-    if !manifest.is_null() {
+    let stated = manifest.get("model_config");
+    let stated: Option<ModelConfig> = stated
+        .map(|config| serde_json::from_value(config.clone()).map_err(|e| format!("model_config: {e}")))
+        .transpose()?;
+    // Manifests of other models than Llamas are our own, and `model_config` says everything.
+    if !manifest.is_null() && stated.as_ref().is_none_or(|config| config.arch.is_llama()) {
         check_architecture(manifest, notes)?;
     }
-    let config = match manifest.get("model_config") {
-        Some(config) => serde_json::from_value(config.clone()).map_err(|e| format!("model_config: {e}"))?,
+    let config = match stated {
+        Some(config) => config,
         None => rebuild(manifest, files, notes)?,
     };
     config.validate().map_err(|e| e.to_string())?;
@@ -51,7 +57,7 @@ fn check_architecture(manifest: &Value, notes: &mut Vec<String>) -> Result<(), S
     let family = if model["primary_family"].is_null() { &model["families"][0] } else { &model["primary_family"] };
     let known: [(&str, &Value, &[&str]); 4] = [
         ("model.primary_family", family, &["llama", "mistral"]),
-        ("architecture.activation", &architecture["activation"], &["swiglu"]),
+        ("architecture.activation", &architecture["activation"], &[SWIGLU]),
         ("architecture.norm", &architecture["norm"], &["rmsnorm"]),
         ("architecture.attention.variant", &attention["variant"], &["full", "gqa", "mqa", SLIDING]),
     ];
@@ -67,7 +73,9 @@ fn check_architecture(manifest: &Value, notes: &mut Vec<String>) -> Result<(), S
             }
         }
     }
-    rope_scaling(&architecture["rope"])?;
+    if manifest.get("model_config").is_none() {
+        rope_scaling(&architecture["rope"])?;
+    }
     // A window as long as the context is none.
     let (window, context) = (&attention["window_size"], &architecture["context_length"]);
     let whole_context = window.as_u64().zip(context.as_u64()).is_some_and(|(window, context)| window >= context);
@@ -141,6 +149,7 @@ fn rebuild(manifest: &Value, files: &Files, notes: &mut Vec<String>) -> Result<M
         rope_scaling: rope_scaling(rope)?,
         tie_word_embeddings: !files.has(HEAD),
         sub_norm: files.has(&artifact_name(&format!("layers.0.{}.weight", BLOCK_SUB_NORMS[0]))),
+        arch: Default::default(),
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         end_token_ids: Vec::new(),

@@ -6,14 +6,20 @@ use bitllama_core::panel::{PANEL_ROWS, VECTOR_BYTES};
 use bitllama_core::scales::DOUBLE_BLOCK;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::{Kind, specs};
-use bitllama_core::{Activation, ActivationPlan, ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme};
+use bitllama_core::{
+    Activation, ActivationPlan, HiddenAct, ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme,
+};
 use serde_json::{Map, Value, json};
 
 use super::forms::{Cells, FULL, Form, MEAN, STEPS};
 use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
-/// Of manifest.json; readers of it take ours because we only add to it.
-pub(super) const FORMAT_VERSION: u32 = 2;
+/// Newest version of `manifest.json` that is read. A model that differs from a Llama has it, so that older programs, which would
+/// compute it as one, refuse it.
+pub(super) const FORMAT_VERSION: u32 = 3;
+
+/// Version of the manifest of a Llama. Readers of the older tools take ours because we only add to theirs.
+const LLAMA_VERSION: u32 = 2;
 
 /// Of the entry of a matrix: how its inputs were rounded in training. In `quantization`: that of all matrices of the
 /// blocks, `mixed` where they differ. Inputs that were not rounded are [`NOT_ROUNDED`].
@@ -156,12 +162,12 @@ pub(super) fn manifest(
     provenance: Value,
 ) -> Value {
     let manifest = json!({
-        "format_version": FORMAT_VERSION,
+        "format_version": if config.arch.is_llama() { LLAMA_VERSION } else { FORMAT_VERSION },
         "layout": match layout { Layout::Packed => "packed", Layout::V2 => "v2" },
         "created_by": concat!("bitllama-train ", env!("CARGO_PKG_VERSION")),
         "model": {
-            "primary_family": "llama",
-            "families": ["llama"],
+            "primary_family": config.arch.family,
+            "families": [config.arch.family],
             "source_npz": WEIGHTS_FILE,
             "notes": "",
         },
@@ -177,6 +183,9 @@ pub(super) fn manifest(
         other => other,
     }
 }
+
+/// The only activation function of the older tools.
+pub(super) const SWIGLU: &str = "swiglu";
 
 fn architecture(config: &ModelConfig) -> Value {
     let variant = match config.num_key_value_heads {
@@ -203,9 +212,13 @@ fn architecture(config: &ModelConfig) -> Value {
             "kv_groups": config.num_key_value_heads,
             "num_key_value_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
-            "window_size": null,
+            "window_size": config.arch.sliding_window,
         },
-        "activation": "swiglu",
+        "activation": match config.arch.hidden_act {
+            HiddenAct::Silu => SWIGLU,
+            HiddenAct::GeluTanh => "geglu",
+            HiddenAct::Relu2 => "relu2",
+        },
         "norm": "rmsnorm",
         "sub_norm": config.sub_norm,
         "rms_norm_eps": config.rms_norm_eps,

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use bitllama_core::weights::{self, FINAL_NORM, Kind, WeightSpec};
+use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
 use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme, excerpt};
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -129,7 +129,7 @@ impl Files {
             other => Err(format!("{key} is {}, not a name", excerpt(&other.to_string()))),
         };
         let mut plan = ActivationPlan::default();
-        for spec in weights::specs(config).into_iter().filter(|spec| spec.kind != Kind::Norm) {
+        for spec in weights::specs(config).into_iter().filter(|spec| !spec.kind.is_vector()) {
             let name = artifact_name(&spec.name);
             let Some(entry) = self.entry(&name) else { continue };
             let found = kind(&entry[ACTIVATION], &format!("{name}: {ACTIVATION}"))?;

@@ -53,6 +53,12 @@ pub fn write_trained<'a>(
         let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
         return Err(Error::invalid(folder, reason));
     }
+    if !config.arch.is_llama() && layout == Layout::V2 {
+        let family = config.arch.family;
+        let reason =
+            format!("the v2 layout has no place for a {family} model: the older tools would compute it as a Llama");
+        return Err(Error::invalid(folder, reason));
+    }
     atomic::write_folder(folder, Kind::Artifact, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);
         let mut entries = HashMap::new();

@@ -5,6 +5,7 @@
 //! blocks are dequantized to f32, and rows that llama.cpp keeps in another order are put back into Hugging Face's.
 
 mod blocks;
+mod config;
 mod model;
 mod reader;
 mod special;
@@ -21,16 +22,16 @@ pub use split::part_names;
 
 use crate::{Model, Result};
 
-/// Opens a file of architecture `llama`, with its other parts if it is one of several. Weights stay in the file and are dequantized one at a time.
+/// Opens a file of an architecture that [`bitllama_core::families`] knows, with its other parts if it is one of several. Weights stay in the file and are dequantized one at a time.
 ///
 /// # Errors
 /// [`Error`](crate::Error) if the file is damaged or cut, its architecture, tokenizer, or the type of a weight is not
 /// supported, or a weight is missing or has another shape than the metadata say.
 pub fn open(path: &Path) -> Result<Model> {
     let file = Gguf::open(path)?;
-    let config = model::config(&file)?;
+    let (config, family) = config::config(&file)?;
     let tokenizer = tokenizer::tokenizer(&file)?;
     let companions = special::companions(&file, &config, &tokenizer)?;
-    let weights = model::Weights::new(file, config.clone())?;
+    let weights = model::Weights::new(file, config.clone(), family.paired_rows)?;
     Ok(Model::plain(path, config, tokenizer, companions, weights))
 }

@@ -1,4 +1,5 @@
 use bitllama_core::weights::specs;
+use bitllama_core::{RopeScaling, rope};
 
 use super::super::testing::{Writer, tiny, tiny_config};
 use super::*;
@@ -111,7 +112,11 @@ fn rope_metadata_are_read() {
     assert_eq!(config.rope_theta, 5e5);
     assert_eq!(config.rope_scaling, Some(RopeScaling::Linear { factor: 2.5 }));
     writer.text("llama.rope.scaling.type", "yarn");
-    assert!(error(&writer).contains("llama.rope.scaling.type = yarn"));
+    assert!(matches!(config_of(&writer).unwrap().rope_scaling, Some(RopeScaling::Yarn { factor: 2.5, .. })));
+    writer.text("llama.rope.scaling.type", "su");
+    assert!(error(&writer).contains("llama.rope.scaling.type = su is not supported; it must be none, linear or yarn"));
+    writer.remove("llama.rope.scaling.type");
+    assert_eq!(config_of(&writer).unwrap().rope_scaling, Some(RopeScaling::Linear { factor: 2.5 }), "as llama.cpp");
 }
 
 #[test]
@@ -143,18 +148,26 @@ fn llama_3_scaling_is_recognized_by_its_divisors() {
         writer
     };
     assert_eq!(config_of(&with(&divisors)).unwrap(), scaled);
-    assert!(error(&with(&[1.0, 2.0, 3.0, 4.0])).contains("rope_freqs.weight is not supported"));
+    let other = config_of(&with(&[1.0, 2.0, 3.0, 4.5])).unwrap();
+    let (found, plain) = (rope::inverse_frequencies(&other), rope::inverse_frequencies(&plain));
+    assert!((plain[3] / found[3] - 4.5).abs() < 1e-5, "other divisors are kept as they are");
 }
 
 #[test]
 fn what_is_not_supported_is_named() {
     type Spoil = fn(&mut Writer);
-    let faults: [(&str, Spoil); 10] = [
-        ("general.architecture = qwen2", |w| _ = w.text("general.architecture", "qwen2")),
+    let faults: [(&str, Spoil); 12] = [
+        ("general.architecture = gpt2", |w| _ = w.text("general.architecture", "gpt2")),
+        ("general.architecture = \"qwen2moe\" is a mixture of experts", |w| {
+            _ = w.text("general.architecture", "qwen2moe")
+        }),
         ("has no metadata llama.embedding_length", |w| _ = w.remove("llama.embedding_length")),
         ("llama.expert_count", |w| _ = w.u32("llama.expert_count", 8)),
         ("llama.rope.dimension_count = 2", |w| _ = w.u32("llama.rope.dimension_count", 2)),
-        ("biases are not supported", |w| _ = w.tensor("blk.0.attn_q.bias", &[8], &[0.0; 8])),
+        ("has no tensor blk.0.attn_k.bias", |w| _ = w.tensor("blk.0.attn_q.bias", &[8], &[0.0; 8])),
+        ("tensor blk.0.attn_q_norm.weight is none of a llama model's", |w| {
+            _ = w.tensor("blk.0.attn_q_norm.weight", &[4], &[0.0; 4]);
+        }),
         ("has no tensor output_norm.weight", |w| w.tensors.retain(|t| t.0 != "output_norm.weight")),
         ("expected [9, 8]", |w| _ = w.u32("llama.feed_forward_length", 9)),
         ("special token 99", |w| _ = w.u32("tokenizer.ggml.eos_token_id", 99)),

@@ -36,8 +36,12 @@ pub(super) fn token(file: &Gguf, name: &str) -> Result<Option<u32>> {
 pub(super) fn ends(file: &Gguf) -> Result<Vec<u32>> {
     let mut ends: Vec<u32> = [token(file, "eot")?, token(file, "eom")?].into_iter().flatten().collect();
     if let Some(Array::Strings(tokens)) = file.array("tokenizer.ggml.tokens")? {
-        let added = (0..).zip(tokens).zip(kinds(file)?).filter(|(_, kind)| ADDED.contains(kind));
-        ends.extend(added.filter(|((_, text), _)| END_NAMES.contains(&text.as_str())).map(|((id, _), _)| id));
+        let end = |text: &str, kind: i64| {
+            // Gemma's `</s>` is a tag of HTML, which a user added.
+            END_NAMES.contains(&text) && ADDED.contains(&kind) && (text != "</s>" || kind == ADDED[0])
+        };
+        let tokens = (0..).zip(tokens).zip(kinds(file)?);
+        ends.extend(tokens.filter(|((_, text), kind)| end(text, **kind)).map(|((id, _), _)| id));
     }
     Ok(ends)
 }

@@ -29,6 +29,9 @@ fn generations_end_where_llama_cpp_ends_them() {
     assert_eq!(ends(&tiny()), (vec![1], vec![]));
     assert_eq!(ends(&with(&[(11, "<|im_end|>", 3)])), (vec![1], vec![11]));
     assert_eq!(ends(&with(&[(11, "<end_of_turn>", 4)])), (vec![1], vec![11]));
+    assert_eq!(ends(&with(&[(11, "<eos>", 3)])), (vec![1], vec![11]));
+    // A tag of HTML, as Gemma has them.
+    assert_eq!(ends(&with(&[(1, "<eos>", 3), (11, "</s>", 4)])), (vec![1], vec![]));
     // A piece of text with that name ends nothing.
     assert_eq!(ends(&with(&[(10, "<|im_end|>", 1)])), (vec![1], vec![]));
     let mut chat = with(&[(11, "<|eot_id|>", 3)]);

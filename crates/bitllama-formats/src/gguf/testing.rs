@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use bitllama_core::ModelConfig;
+use bitllama_core::names::gguf_place;
 use bitllama_core::weights;
 
 use super::BlockFormat;
-use super::model::tensor_name;
 
 /// A GGUF file in the making.
 #[derive(Clone)]
@@ -143,6 +143,7 @@ pub(super) fn tiny_config() -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: true,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
         end_token_ids: Vec::new(),
@@ -170,7 +171,7 @@ pub(super) fn tiny() -> Writer {
         .u32("tokenizer.ggml.eos_token_id", 1);
     for spec in weights::specs(&config) {
         let values: Vec<f32> = (0..spec.len()).map(|i| i as f32).collect();
-        file.tensor(&tensor_name(&spec.name).unwrap(), &spec.shape, &values);
+        file.tensor(&gguf_place(&config, &spec).unwrap().tensor, &spec.shape, &values);
     }
     file
 }

@@ -90,13 +90,37 @@ impl MappedFile {
         Ok(Some(Tensor { path: &self.path, bytes, dtype: info.dtype, map: &self.map, range }))
     }
 
+    /// The bytes of the tensor `name`, which has elements of one byte.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is not there, of another shape or of another type.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<&[u8]> {
+        let invalid = |reason: String| Error::invalid(&self.path, reason);
+        let info = self.header.info(name).ok_or_else(|| invalid(format!("has no tensor {name}")))?;
+        if info.shape != shape || info.dtype != Dtype::U8 {
+            let found = format!("{:?} of {:?}", info.shape, info.dtype);
+            return Err(invalid(format!("tensor {name} is {}, expected {shape:?} of U8", excerpt(&found))));
+        }
+        let (start, end) = info.data_offsets;
+        let bytes = self.map.get(self.data + start..self.data + end);
+        bytes.ok_or_else(|| invalid(format!("tensor {name} ends beyond the file")))
+    }
+
     /// Gives back the memory of what has been read.
     pub fn release(&self) {
         crate::map::release(&self.map);
     }
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// The `count` values from `first` on, which it has.
+    pub fn part(self, first: usize, count: usize) -> Tensor<'a> {
+        let size = if self.dtype == Dtype::F32 { 4 } else { 2 };
+        let start = self.range.start + first * size;
+        let range = start..start + count * size;
+        Tensor { bytes: &self.bytes[first * size..(first + count) * size], range, ..self }
+    }
+
     /// All values, row-major.
     pub fn values(&self) -> Vec<f32> {
         match self.dtype {

@@ -3,9 +3,13 @@
 //! It is the form in which models are published, and the one in which checkpoints are written, so that `transformers`
 //! and everything built on it can open them.
 
+pub(crate) mod advice;
+mod bitnet;
 mod config;
+mod fields;
 mod mapped;
 mod read;
+mod rope;
 mod write;
 
 use std::path::Path;
@@ -21,8 +25,9 @@ pub(crate) use read::is_file_name;
 pub(crate) use read::shards;
 
 use crate::companions::{Companions, TokenizerFiles};
+use crate::model::Role;
 use crate::output::Kind;
-use crate::{Error, Model, Result, atomic};
+use crate::{Error, Model, Result, atomic, json};
 
 /// The architecture.
 pub const CONFIG: &str = "config.json";
@@ -64,18 +69,28 @@ impl Dtype {
     }
 }
 
-/// Opens a directory. Weights are memory-mapped, and their names, types and shapes checked here.
+/// Opens a directory; a BitNet whose matrices are ternary opens as a student. Weights are memory-mapped, and their names, types and shapes checked here.
 ///
 /// # Errors
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
-/// missing or has another shape than the config says.
+/// missing or has another shape than the config says. Where weights or tokenizer are there in a form that is not read, it says
+/// how to convert them.
 pub fn open(folder: &Path) -> Result<Model> {
-    let mut config = read_config(&folder.join(CONFIG))?;
-    let weights = read::Weights::open(folder, &mut config)?;
+    let path = folder.join(CONFIG);
+    let json = json::read(&path)?;
+    let mut config = parse_config(&path, &json)?;
+    let says_if_tied = json.get("tie_word_embeddings").is_some_and(|tied| !tied.is_null());
+    let packing = bitnet::packing(&json).map_err(|reason| Error::invalid(&path, reason))?;
+    let weights = read::Weights::open(folder, &mut config, says_if_tied, packing)?;
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
     let companions = Companions::read(folder)?;
     companions.complete(&mut config, &tokenizer)?;
-    Ok(Model::plain(folder, config, tokenizer, companions, weights))
+    let activations = packing.map(|_| bitnet::activations(&config));
+    let model = Model::plain(folder, config, tokenizer, companions, weights);
+    Ok(match activations {
+        Some(activations) => Model { activations, role: Role::Student, ..model },
+        None => model,
+    })
 }
 
 /// Writes a directory that [`open`] and `transformers` read; one that this program wrote there is replaced, and on any error

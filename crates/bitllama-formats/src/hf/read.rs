@@ -4,22 +4,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitllama_core::weights::{self, EMBEDDING, HEAD, WeightSpec};
-use bitllama_core::{ModelConfig, excerpt};
+use bitllama_core::names::{Place, hf_place};
+use bitllama_core::weights::{self, EMBEDDING, HEAD, Kind, WeightSpec};
+use bitllama_core::{ModelConfig, PackedMatrix, excerpt};
 
+use super::bitnet::{self, Packing, packed_shape};
 use super::mapped::{MappedFile, Tensor};
-use super::{CONFIG, INDEX, WEIGHTS};
+use super::{CONFIG, INDEX, WEIGHTS, advice};
 use crate::{Error, Result, StoredWeight, WeightSource, finite, json, notes};
 
 /// The weights of a directory.
 pub(super) struct Weights {
     /// The one file or the index: what is named when a weight is missing.
     path: PathBuf,
+    config: ModelConfig,
     files: Vec<MappedFile>,
     /// Position in `files` of each tensor's shard, where there is an index: it decides, not what shards hold beside.
     index: Option<HashMap<String, usize>>,
     /// True if the one tensor of a tied head and embedding is stored under the head's name.
     embedding_is_head: bool,
+    /// Ternary matrices of the blocks, where they are.
+    packing: Option<Packing>,
     stored_bytes: u64,
 }
 
@@ -29,44 +34,73 @@ impl Weights {
     ///
     /// A head that differs from the embedding although `config` ties the two makes an untied model of it, as in
     /// `transformers` 5, and is told ([`notes`]).
-    pub(super) fn open(folder: &Path, config: &mut ModelConfig) -> Result<Self> {
+    ///
+    /// A config that does not say whether they are tied (`says_if_tied`) and whose files have no head means that they are.
+    pub(super) fn open(
+        folder: &Path,
+        config: &mut ModelConfig,
+        says_if_tied: bool,
+        packing: Option<Packing>,
+    ) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         let mut weights = if single.exists() {
-            Self::of(single.clone(), vec![single], None)?
+            Self::of(single.clone(), vec![single], None, config)?
         } else if index.exists() {
             let map = weight_map(&index)?;
             let names = shard_names(&map);
             let position = |name: &String| names.binary_search(&name.as_str()).unwrap_or_default();
             let positions = map.iter().map(|(tensor, file)| (tensor.clone(), position(file))).collect();
             let paths = names.iter().map(|name| folder.join(name)).collect();
-            Self::of(index, paths, Some(positions))?
+            Self::of(index, paths, Some(positions), config)?
         } else {
-            return Err(Error::invalid(folder, format!("has neither {WEIGHTS} nor {INDEX}")));
+            return Err(Error::invalid(folder, advice::weights(folder)));
         };
 
+        weights.packing = packing;
         // Before the list of weights is made, which a damaged layer count could make huge.
         let tensors: usize = weights.files.iter().map(MappedFile::tensor_count).sum();
         if config.num_hidden_layers > tensors {
             let reason = format!("has {tensors} tensors, too few for {} layers", config.num_hidden_layers);
             return Err(Error::invalid(&weights.path, reason));
         }
-        if config.tie_word_embeddings {
-            weights.tie(config)?;
-        }
-        for spec in weights::specs(config) {
-            let found = weights.under_either(&spec.name, &spec.shape)?;
-            if spec.name == HEAD && found.is_none() {
+        if !config.tie_word_embeddings
+            && weights.under_either(HEAD, &[config.vocab_size, config.hidden_size])?.is_none()
+        {
+            if says_if_tied {
                 let reason = format!("tie_word_embeddings is not true, but the weights have no {HEAD}");
                 return Err(Error::invalid(folder.join(CONFIG), reason));
             }
-            weights.stored_bytes += weights.find(&spec)?.bytes.len() as u64;
+            config.tie_word_embeddings = true;
+        }
+        if config.tie_word_embeddings {
+            weights.tie(config)?;
+        }
+        weights.config = config.clone();
+        for spec in weights::specs(config) {
+            weights.stored_bytes += match weights.packed(&spec)? {
+                Some((bytes, ..)) => bytes.len() as u64,
+                None => weights.find(&spec)?.bytes.len() as u64,
+            };
         }
         Ok(weights)
     }
 
-    fn of(path: PathBuf, files: Vec<PathBuf>, index: Option<HashMap<String, usize>>) -> Result<Self> {
+    fn of(
+        path: PathBuf,
+        files: Vec<PathBuf>,
+        index: Option<HashMap<String, usize>>,
+        config: &ModelConfig,
+    ) -> Result<Self> {
         let files = files.into_iter().map(MappedFile::open).collect::<Result<Vec<_>>>()?;
-        Ok(Weights { path, files, index, embedding_is_head: false, stored_bytes: 0 })
+        Ok(Weights {
+            path,
+            config: config.clone(),
+            files,
+            index,
+            embedding_is_head: false,
+            packing: None,
+            stored_bytes: 0,
+        })
     }
 
     /// Finds out what a tied model's files mean by head and embedding.
@@ -85,12 +119,43 @@ impl Weights {
         Ok(())
     }
 
-    /// The tensor of a weight, its shape checked.
+    /// The tensor, or the rows of one, that are a weight; shapes are checked.
     fn find(&self, spec: &WeightSpec) -> Result<Tensor<'_>> {
-        let name = if self.embedding_is_head && spec.name == EMBEDDING { HEAD } else { &spec.name };
-        let [first, second] = tensor_names(name);
-        self.under_either(name, &spec.shape)?
-            .ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))
+        let place = match self.embedding_is_head && spec.name == EMBEDDING {
+            true => Place { tensor: HEAD.into(), shape: spec.shape.clone(), first_row: 0 },
+            false => hf_place(&self.config, spec),
+        };
+        let [first, second] = tensor_names(&place.tensor);
+        let tensor = self.under_either(&place.tensor, &place.shape)?;
+        let tensor = tensor.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {first} or {second}")))?;
+        Ok(tensor.part(place.offset(), spec.len()))
+    }
+
+    /// The bytes of a packed matrix, its scale, and whether that is a divisor; `None` for a weight that is stored as numbers.
+    fn packed(&self, spec: &WeightSpec) -> Result<Option<(&[u8], f32, bool)>> {
+        let Some(Packing::Offline { divides }) = self.packing.filter(|_| spec.kind == Kind::Linear) else {
+            return Ok(None);
+        };
+        let file = self.files.iter().find(|file| tensor_names(&spec.name).iter().any(|name| file.has(name)));
+        let file = file.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor model.{}", spec.name)))?;
+        let name = tensor_names(&spec.name).into_iter().find(|name| file.has(name)).unwrap_or_default();
+        let bytes = file.bytes(&name, &packed_shape(&spec.shape))?;
+        let scale = self.under_either(&format!("{}_scale", spec.name), &[1])?;
+        let scale = scale.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor {name}_scale")))?;
+        let scale = scale.values().first().copied().unwrap_or(f32::NAN);
+        Ok(Some((bytes, scale, divides)))
+    }
+
+    /// The ternary matrix that a weight is, if it is one.
+    fn ternary(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>> {
+        let matrix = match self.packed(spec)? {
+            Some((bytes, scale, divides)) => bitnet::unpack(spec, bytes, scale, divides),
+            None if self.packing == Some(Packing::Online) && spec.kind == Kind::Linear => {
+                bitnet::round(spec, self.find(spec)?.values())
+            }
+            None => return Ok(None),
+        };
+        matrix.map(Some).map_err(|reason| Error::invalid(&self.path, reason))
     }
 
     /// The tensor that stands under either of the names of a weight.
@@ -123,8 +188,15 @@ impl Weights {
 
 impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
+        if let Some(matrix) = self.ternary(spec)? {
+            return Ok(matrix.dequantize().data);
+        }
         let tensor = self.find(spec)?;
-        let values = tensor.values();
+        let mut values = tensor.values();
+        let offset = self.config.arch.family.family().norm_offset;
+        if spec.kind == Kind::Norm && offset != 0.0 {
+            values.iter_mut().for_each(|value| *value += offset);
+        }
         match finite::fault(&spec.shape, &values) {
             Some(fault) => Err(Error::invalid(tensor.path, format!("{} {fault}", spec.name))),
             None => Ok(values),
@@ -132,6 +204,9 @@ impl WeightSource for Weights {
     }
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
+        if let Some(matrix) = self.ternary(spec)? {
+            return Ok(StoredWeight::Packed(matrix));
+        }
         let tensor = self.find(spec)?;
         let Some(rows) = tensor.rows(&spec.shape) else { return self.read(spec).map(StoredWeight::Full) };
         match rows.fault() {

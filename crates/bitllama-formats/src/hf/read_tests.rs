@@ -27,6 +27,7 @@ fn config(tied: bool) -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: tied,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         end_token_ids: Vec::new(),
@@ -70,7 +71,7 @@ fn folder(tensors: &[Stored]) -> tempfile::TempDir {
 }
 
 fn open(folder: &tempfile::TempDir, config: &mut ModelConfig) -> Result<Weights> {
-    Weights::open(folder.path(), config)
+    Weights::open(folder.path(), config, true, None)
 }
 
 fn message<T>(result: Result<T>) -> String {

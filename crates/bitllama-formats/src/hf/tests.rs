@@ -27,6 +27,7 @@ fn tiny() -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: true,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         end_token_ids: Vec::new(),
@@ -304,23 +305,49 @@ fn rope_scaling_is_read_in_all_spellings() {
 }
 
 #[test]
-fn mistral_is_a_llama_when_its_window_is_null() {
+fn mistral_has_a_window_unless_it_is_null() {
     let mut json = with("model_type", json!("mistral"));
-    assert!(config_of(json.clone()).unwrap_err().to_string().contains("sliding_window = (absent)"));
-    json["sliding_window"] = json!(4096);
-    assert!(config_of(json.clone()).unwrap_err().to_string().contains("sliding_window = 4096"));
-    json["sliding_window"] = json!(null);
     json["num_key_value_heads"] = json!(2);
-    assert_eq!(config_of(json).unwrap().max_position_embeddings, 131_072);
+    let config = config_of(json.clone()).unwrap();
+    assert_eq!((config.arch.sliding_window, config.max_position_embeddings), (Some(4096), 131_072));
+    assert_eq!(config.window_of(config.arch.layer(1)), Some(4096));
+    json["max_position_embeddings"] = json!(4096);
+    assert_eq!(config_of(json.clone()).unwrap().window_of(config.arch.layer(1)), None, "as long as the context");
+    json["sliding_window"] = json!(null);
+    let config = config_of(json).unwrap();
+    assert_eq!((config.arch.sliding_window, config.arch.layers.len()), (None, 0));
+    assert_eq!(config_of(config_json(&config, Dtype::F32)).unwrap(), config);
+}
+
+#[test]
+fn every_family_is_read_back_as_it_was_written() {
+    for family in bitllama_core::families::ALL {
+        let mut json = with("model_type", json!(family.model_type));
+        (json["num_key_value_heads"], json["num_hidden_layers"]) = (json!(2), json!(8));
+        let config = config_of(json).unwrap_or_else(|e| panic!("{e}"));
+        let written = config_json(&config, Dtype::F32);
+        assert_eq!(written["architectures"], json!([family.class]));
+        assert_eq!(config_of(written).unwrap(), config, "{}", family.model_type);
+    }
+}
+
+#[test]
+fn a_missing_tie_is_what_the_weights_say() {
+    let folder = saved(&tiny());
+    change_config(&folder, "tie_word_embeddings", json!(null));
+    assert!(open(folder.path()).unwrap().config.tie_word_embeddings);
+    let folder = saved(&ModelConfig { tie_word_embeddings: false, ..tiny() });
+    change_config(&folder, "tie_word_embeddings", json!(null));
+    assert!(!open(folder.path()).unwrap().config.tie_word_embeddings);
 }
 
 #[test]
 fn a_bitnet_with_silu_is_a_llama_with_sub_norms() {
     let mut json = with("model_type", json!("bitnet"));
     json["num_key_value_heads"] = json!(2);
-    assert!(config_of(json.clone()).unwrap_err().to_string().contains("hidden_act = (absent)"));
-    json["hidden_act"] = json!("relu2");
-    assert!(config_of(json.clone()).unwrap_err().to_string().contains("hidden_act = \"relu2\""));
+    // An absent key means squared ReLU.
+    assert_eq!(config_of(json.clone()).unwrap().arch.hidden_act, bitllama_core::HiddenAct::Relu2);
+    assert_eq!(config_of(json.clone()).unwrap().arch.family.family().model_type, "bitnet");
     json["hidden_act"] = json!("silu");
     let config = config_of(json.clone()).unwrap();
     assert_eq!((config.sub_norm, config.rope_theta, config.rms_norm_eps), (true, 5e5, 1e-5));
@@ -335,10 +362,14 @@ fn a_bitnet_with_silu_is_a_llama_with_sub_norms() {
 fn each_fault_of_a_config_names_file_field_and_value() {
     let faults = [
         ("model_type", json!("gpt2"), "model_type = \"gpt2\" is not supported"),
-        ("model_type", json!(null), "model_type = null must be llama, mistral or bitnet"),
+        ("model_type", json!(null), "model_type = null must be one of llama, mistral"),
         ("hidden_act", json!("gelu"), "hidden_act = \"gelu\""),
-        ("attention_bias", json!(true), "attention_bias = true"),
-        ("mlp_bias", json!(true), "mlp_bias = true"),
+        ("model_type", json!("mixtral"), "model_type = \"mixtral\" is a mixture of experts"),
+        ("model_type", json!("gemma3"), "model_type = \"gemma3\" has images beside text"),
+        ("attention_bias", json!(1), "attention_bias = 1 is neither true nor false"),
+        ("sliding_window", json!(4096), "sliding_window = 4096 is not supported; it must be null"),
+        ("num_local_experts", json!(8), "num_local_experts = 8 is not supported; it must be 0"),
+        ("attn_logit_softcapping", json!(50.0), "attn_logit_softcapping = 50.0"),
         ("hidden_size", json!("64"), "hidden_size = \"64\" is not a whole number"),
         ("hidden_size", json!(-64), "hidden_size = -64 is not a whole number"),
         ("vocab_size", json!(null), "vocab_size is missing"),
@@ -346,8 +377,8 @@ fn each_fault_of_a_config_names_file_field_and_value() {
         ("num_key_value_heads", json!(3), "num_key_value_heads = 3"),
         ("eos_token_id", json!([1, "x"]), "eos_token_id = [1,\"x\"]"),
         ("bos_token_id", json!(100), "special token 100"),
-        ("rope_scaling", json!({"rope_type": "yarn"}), "rope_scaling.rope_type = \"yarn\""),
-        ("rope_scaling", json!({"type": "dynamic"}), "rope_scaling.type = \"dynamic\""),
+        ("rope_scaling", json!({"rope_type": "ntk"}), "rope_scaling.rope_type = \"ntk\""),
+        ("rope_scaling", json!({"type": "longrope"}), "rope_scaling.short_factor is missing"),
         ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
         ("rope_parameters", json!(7), "rope_parameters = 7 is not an object"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor = 0.5"),

@@ -5,7 +5,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use bitllama_core::ModelConfig;
-use bitllama_core::weights::{self, HEAD, WeightSpec};
+use bitllama_core::names::hf_place;
+use bitllama_core::weights::{self, HEAD, Kind, WeightSpec};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo};
 
@@ -20,16 +21,23 @@ pub(super) fn weights(
     dtype: Dtype,
 ) -> Result<()> {
     let invalid = |reason: String| Error::invalid(path, reason);
+    let offset = config.arch.family.family().norm_offset;
     let mut missing = HashMap::new();
     let mut tensors = Vec::new();
+    // Where the tensors begin that have been listed: some hold several weights.
+    let mut starts = HashMap::new();
     let mut end = 0;
     for spec in weights::specs(config) {
-        let start = end;
-        end += spec.len() * dtype.size();
-        let name = if spec.name == HEAD { HEAD.into() } else { format!("model.{}", spec.name) };
-        let info = TensorInfo { dtype: stored(dtype), shape: spec.shape.clone(), data_offsets: (start, end) };
-        tensors.push((name, info));
-        missing.insert(spec.name, (spec.shape, start));
+        let place = hf_place(config, &spec);
+        let start = *starts.entry(place.tensor.clone()).or_insert_with(|| {
+            let start = end;
+            end += place.shape.iter().product::<usize>() * dtype.size();
+            let name = if place.tensor == HEAD { HEAD.into() } else { format!("model.{}", place.tensor) };
+            let info = TensorInfo { dtype: stored(dtype), shape: place.shape.clone(), data_offsets: (start, end) };
+            tensors.push((name, info));
+            start
+        });
+        missing.insert(spec.name, (spec.shape, start + place.offset() * dtype.size()));
     }
     // `transformers` refuses a file that does not say for which framework it was written.
     let about = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -42,7 +50,7 @@ pub(super) fn weights(
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
         file.write_all(&header).map_err(Error::io(path))?;
         let mut position = data;
-        for (spec, values) in weights {
+        for (spec, mut values) in weights {
             let name = &spec.name;
             let place = missing.remove(name).filter(|(shape, _)| *shape == spec.shape);
             let (shape, start) = place.ok_or_else(|| {
@@ -56,6 +64,9 @@ pub(super) fn weights(
             }
             if let Some(fault) = finite::fault(&spec.shape, &values) {
                 return Err(invalid(format!("weight {name} {fault}")));
+            }
+            if spec.kind == Kind::Norm && offset != 0.0 {
+                values.iter_mut().for_each(|value| *value -= offset);
             }
             let bytes = encode(&values, dtype);
             let bytes = bytes

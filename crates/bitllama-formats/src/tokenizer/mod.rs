@@ -15,6 +15,7 @@ mod panics;
 mod parts;
 mod template;
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -45,10 +46,19 @@ const MAX_PER_BYTE: usize = 64;
 /// are tokenized here.
 ///
 /// # Errors
-/// [`Error`] if the file is missing, is no tokenizer, or one that panics, makes texts explode, drops or doubles them, gives
+/// [`Error`] if the file is missing (with how to make it, if another form of it is there), is no tokenizer, or one that panics, makes texts explode, drops or doubles them, gives
 /// random tokens, or names tokens that it has not or has under another id.
 pub fn read(path: &Path) -> Result<Tokenizer> {
-    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    let size = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) => {
+            let folder = path.parent().unwrap_or(path);
+            return Err(match crate::hf::advice::tokenizer(path).filter(|_| error.kind() == ErrorKind::NotFound) {
+                Some(advice) => Error::invalid(folder, advice),
+                None => Error::io(path)(error),
+            });
+        }
+    };
     if size > MAX_FILE {
         return Err(Error::invalid(path, format!("is {size} bytes long, a tokenizer has at most {MAX_FILE}")));
     }

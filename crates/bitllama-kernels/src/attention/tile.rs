@@ -3,6 +3,8 @@
 //! Both products hold a block of results in registers, a few rows by a few vectors, while they run over the head or
 //! over the positions. A vector of keys or values is read once for all rows of the block.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::operators::exp_lanes;
@@ -64,7 +66,7 @@ macro_rules! for_rows {
     };
 }
 
-/// Scores of `rows` queries and the first `16 * blocks` positions of a tile into `out` (`[rows, TILE]`). `q` is
+/// Scores of `rows` queries and some `blocks` of [`LANES`] positions of a tile into `out` (`[rows, TILE]`). `q` is
 /// `[head_dim, rows]`, `k` is `[blocks or more, head_dim]` vectors, each of [`LANES`] positions, and `scales` has a
 /// factor for each position.
 #[inline(always)]
@@ -74,7 +76,7 @@ pub(super) fn scores<S: Simd, E: Vector>(
     q: &[f32],
     k: &[E],
     scales: Option<&[f32]>,
-    blocks: usize,
+    blocks: Range<usize>,
     out: &mut [f32],
 ) {
     for_rows!(rows, scores_of_rows(s, q, k, scales, blocks, out))
@@ -86,14 +88,14 @@ fn scores_of_rows<S: Simd, E: Vector, const R: usize>(
     q: &[f32],
     k: &[E],
     scales: Option<&[f32]>,
-    blocks: usize,
+    blocks: Range<usize>,
     out: &mut [f32],
 ) {
     let q = q.as_chunks::<R>().0;
     let (out, _) = out.as_chunks_mut::<TILE>();
     let out: &mut [[f32; TILE]; R] = out.try_into().expect("a row of scores for each query");
     let scales = scales.map(|scales| scales.as_chunks::<LANES>().0);
-    let mut block = 0;
+    let Range { start: mut block, end: blocks } = blocks;
     while R * 4 <= S::BLOCK && block + 4 <= blocks {
         scores_block::<S, E, R, 4>(s, q, k, scales, block, out);
         block += 4;
@@ -148,15 +150,15 @@ fn scores_block<S: Simd, E: Vector, const R: usize, const C: usize>(
     }
 }
 
-/// Adds to `acc` (`[rows, width]` vectors) the first `positions` rows of `v` (`[positions or more, width]` vectors),
-/// weighted with `p` (`[rows, TILE]`).
+/// Adds to `acc` (`[rows, width]` vectors) the rows of `v` (`[TILE or fewer, width]` vectors) at some `positions`, weighted
+/// with `p` (`[rows, TILE]`).
 #[inline(always)]
 pub(super) fn add_values<S: Simd, E: Vector>(
     s: S,
     rows: usize,
     p: &[f32],
     v: &[E],
-    positions: usize,
+    positions: Range<usize>,
     acc: &mut [[f32; LANES]],
 ) {
     for_rows!(rows, add_values_of_rows(s, p, v, positions, acc))
@@ -167,22 +169,22 @@ fn add_values_of_rows<S: Simd, E: Vector, const R: usize>(
     s: S,
     p: &[f32],
     v: &[E],
-    positions: usize,
+    positions: Range<usize>,
     acc: &mut [[f32; LANES]],
 ) {
     let p: &[[f32; TILE]; R] = p.as_chunks::<TILE>().0.try_into().expect("a row of weights for each query");
     let width = acc.len() / R;
     let mut column = 0;
     while R * 4 <= S::BLOCK && column + 4 <= width {
-        add_values_block::<S, E, R, 4>(s, p, v, positions, column, acc);
+        add_values_block::<S, E, R, 4>(s, p, v, positions.clone(), column, acc);
         column += 4;
     }
     while R * 2 <= S::BLOCK && column + 2 <= width {
-        add_values_block::<S, E, R, 2>(s, p, v, positions, column, acc);
+        add_values_block::<S, E, R, 2>(s, p, v, positions.clone(), column, acc);
         column += 2;
     }
     while column < width {
-        add_values_block::<S, E, R, 1>(s, p, v, positions, column, acc);
+        add_values_block::<S, E, R, 1>(s, p, v, positions.clone(), column, acc);
         column += 1;
     }
 }
@@ -193,28 +195,29 @@ fn add_values_block<S: Simd, E: Vector, const R: usize, const C: usize>(
     s: S,
     p: &[[f32; TILE]; R],
     v: &[E],
-    positions: usize,
+    positions: Range<usize>,
     first: usize,
     acc: &mut [[f32; LANES]],
 ) {
     let width = acc.len() / R;
-    assert!(positions <= TILE && positions * width <= v.len() && first + C <= width, "values end too early");
+    let Range { start, end } = positions;
+    assert!(end <= TILE && end * width <= v.len() && first + C <= width, "values end too early");
     let mut sums = [[s.splat(0.0); C]; R];
     for r in 0..R {
         for c in 0..C {
             sums[r][c] = s.load(&acc[r * width + first + c]);
         }
     }
-    for position in 0..positions {
+    for position in start..end {
         let mut values = [s.splat(0.0); C];
         for (c, values) in values.iter_mut().enumerate() {
-            // SAFETY: `position < positions` and `first + c < width`, and `v` has `positions * width` vectors.
+            // SAFETY: `position < end` and `first + c < width`, and `v` has `end * width` vectors.
             let vector = unsafe { v.get_unchecked(position * width + first + c) };
             s.prefetch((&raw const *vector).wrapping_add(POSITIONS_AHEAD * width));
             *values = vector.load(s);
         }
         for r in 0..R {
-            // SAFETY: `position < positions <= TILE`.
+            // SAFETY: `position < end <= TILE`.
             let p = s.splat(unsafe { *p[r].get_unchecked(position) });
             for c in 0..C {
                 sums[r][c] = s.mul_add(p, values[c], sums[r][c]);
@@ -242,24 +245,27 @@ impl Running {
     pub const NONE: Running = Running { max: f32::NEG_INFINITY, sum: [0.0; LANES] };
 }
 
-/// Makes the first `count` of `scores` (whole vectors) into weights relative to the new maximum, times `scales`, and
+/// Makes the scores (whole vectors) of the positions `seen` into weights relative to the new maximum, times `scales`, and
 /// the others into zeros. Where the maximum rises, `acc` and the sum so far shrink to it.
 #[inline(always)]
 pub(super) fn weigh<S: Simd>(
     s: S,
     scores: &mut [f32],
-    count: usize,
+    seen: Range<usize>,
     scales: Option<&[f32]>,
     running: &mut Running,
     acc: &mut [[f32; LANES]],
 ) {
-    let whole = count.next_multiple_of(LANES);
-    scores[whole..].fill(0.0);
-    if count == 0 {
-        return;
+    let Range { start, end } = seen;
+    if start >= end {
+        return scores.fill(0.0);
     }
-    scores[count..whole].fill(f32::NEG_INFINITY);
-    let scores = scores[..whole].as_chunks_mut::<LANES>().0;
+    let (first, whole) = (start / LANES * LANES, end.next_multiple_of(LANES));
+    scores[..first].fill(0.0);
+    scores[whole..].fill(0.0);
+    scores[first..start].fill(f32::NEG_INFINITY);
+    scores[end..whole].fill(f32::NEG_INFINITY);
+    let scores = scores[first..whole].as_chunks_mut::<LANES>().0;
 
     let mut largest = s.splat(running.max);
     for x in scores.iter() {
@@ -276,7 +282,7 @@ pub(super) fn weigh<S: Simd>(
         running.max = max;
     }
     let max = s.splat(running.max);
-    match scales.map(|scales| scales.as_chunks::<LANES>().0) {
+    match scales.map(|scales| scales[first..].as_chunks::<LANES>().0) {
         Some(scales) => {
             for (x, scale) in scores.iter_mut().zip(scales) {
                 let p = exp_lanes(s, s.sub(s.load(x), max));

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`attention`] | rotary embedding and causal grouped-query attention |
 //! | [`rms_norm`] | the gradient of RMSNorm |
-//! | [`swiglu`] | SwiGLU over gates and values that lie side by side |
+//! | [`qk_norm`] | RMSNorm of queries and keys side by side with values |
+//! | [`bias`] | biases of linear layers whose outputs lie side by side |
+//! | [`gated`] | gated activations over gates and values that lie side by side |
 //! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
 //! | [`squares`] | what the norm of gradients is made of |
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
@@ -19,15 +21,17 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bias;
 pub mod blocks;
 pub mod buffer;
+pub mod gated;
 pub mod halves;
 pub mod loss;
+pub mod qk_norm;
 pub mod rms_norm;
 pub mod rows;
 mod runs;
 pub mod squares;
-pub mod swiglu;
 
 /// Numbers of a part that a thread takes at a time: a few hundred microseconds of work, and in reach of its cache.
 const PART: usize = 1 << 16;

@@ -51,8 +51,9 @@ pub fn backward(isa: Isa, x: &[f32], weight: &[f32], eps: f32, d_out: &[f32], d_
     }
 }
 
+/// [`backward`] of some rows, whose terms are added to `d_weight`.
 #[inline(always)]
-fn backward_rows<S: Simd>(
+pub(super) fn backward_rows<S: Simd>(
     s: S,
     x: &[f32],
     weight: &[f32],

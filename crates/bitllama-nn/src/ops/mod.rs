@@ -4,9 +4,10 @@
 //! | module | subject |
 //! |---|---|
 //! | [`node`] | an operator in Burn's graph of gradients |
-//! | [`linear`] | matrix products, several matrices of one input side by side |
+//! | [`linear`] | matrix products and biases, several layers of one input side by side |
 //! | [`rms_norm`] | RMSNorm |
-//! | [`swiglu`] | SwiGLU |
+//! | [`qk_norm`] | RMSNorm of queries and keys, before their rotation |
+//! | [`gated`] | gated activations: SwiGLU and its kin |
 //! | [`attention`] | rotary embedding and causal grouped-query attention, without the matrix of scores |
 //! | [`loss`] | head, cross-entropy and divergence from a teacher, without the logits |
 //! | [`squares`] | what the norm of gradients is made of |
@@ -26,13 +27,14 @@ use burn::tensor::Device;
 
 pub mod adamw;
 pub mod attention;
+pub mod gated;
 pub mod gradient;
 pub mod linear;
 pub mod loss;
 pub mod node;
+pub mod qk_norm;
 pub mod rms_norm;
 pub mod squares;
-pub mod swiglu;
 
 /// Whether tensors of a device, with or without autodiff, go through fused operators.
 pub fn fused(device: &Device) -> bool {

@@ -187,7 +187,7 @@ impl<const N: usize> Backward<Flex, N> for Operator {
 /// want one, in their order, from that of the output.
 ///
 /// # Panics
-/// If there are more than four inputs.
+/// If there are more than eight inputs.
 pub fn record<const D: usize>(
     name: &'static str,
     inputs: Vec<Input>,
@@ -209,6 +209,10 @@ pub fn record<const D: usize>(
         2 => registered::<2>(inputs, kept, output),
         3 => registered::<3>(inputs, kept, output),
         4 => registered::<4>(inputs, kept, output),
+        5 => registered::<5>(inputs, kept, output),
+        6 => registered::<6>(inputs, kept, output),
+        7 => registered::<7>(inputs, kept, output),
+        8 => registered::<8>(inputs, kept, output),
         n => panic!("an operator of {n} inputs"),
     };
     Tensor::from_primitive::<Autodiff<Flex>>(output)

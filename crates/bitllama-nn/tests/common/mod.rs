@@ -31,6 +31,7 @@ pub fn config(tied: bool) -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: tied,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: None,
         eos_token_ids: vec![],
         end_token_ids: Vec::new(),

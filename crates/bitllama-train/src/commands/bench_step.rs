@@ -144,10 +144,20 @@ fn operations(recipe: &Recipe, student: &ModelConfig, teacher: Option<&ModelConf
             .map(|spec| spec.len())
             .sum();
         let tied = if config.tie_word_embeddings { config.vocab_size * config.hidden_size } else { 0 };
-        let attention = 2.0 * config.q_size() as f64 * (seq + 1.0) / 2.0 * config.num_hidden_layers as f64;
+        let seen: f64 = (0..config.num_hidden_layers).map(|layer| seen_on_average(config, layer, seq)).sum();
+        let attention = 2.0 * config.q_size() as f64 * seen;
         2.0 * ((of_matrices + tied) as f64 + attention)
     };
     (3.0 * forward(student) + teacher.map_or(0.0, forward)) * recipe.tokens_per_step() as f64
+}
+
+/// Positions that a token of a row of `seq` sees in a layer, on average.
+fn seen_on_average(config: &ModelConfig, layer: usize, seq: f64) -> f64 {
+    match config.window_of(config.arch.layer(layer)).map(|window| window as f64).filter(|window| *window < seq) {
+        // The first tokens see fewer.
+        Some(window) => window - window * (window - 1.0) / (2.0 * seq),
+        None => (seq + 1.0) / 2.0,
+    }
 }
 
 fn print(args: &Args, recipe: &Recipe, report: &Report) {

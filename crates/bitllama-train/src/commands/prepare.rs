@@ -123,6 +123,11 @@ pub fn sources(recipe: &Recipe, resumed: Option<&Path>) -> Result<Sources> {
         if recipe.student.config.is_none() || resumed.is_some() { SubNormInit::Calibrated } else { SubNormInit::Ones };
     let init = recipe.student.sub_norm_init.unwrap_or(by_default);
     let calibrate_sub_norms = inserted && init == SubNormInit::Calibrated;
+    ensure!(
+        !inserted || config.arch.is_llama(),
+        "`student.sub_norm`: a {} student cannot get sub-norms, only a Llama without biases can",
+        config.arch.family
+    );
     config.sub_norm |= recipe.student.sub_norm;
     let plan = recipe.plan_for(&config)?;
     Ok(Sources { teacher, start, config, layers, tokenizer, companions, plan, calibrate_sub_norms })
@@ -316,7 +321,8 @@ pub fn resume_point(recipe: &Recipe) -> Result<Option<(CheckpointState, PathBuf)
 fn same_architecture(a: &ModelConfig, b: &ModelConfig) -> bool {
     bitllama_core::weights::specs(a) == bitllama_core::weights::specs(b)
         && (a.num_attention_heads, a.head_dim) == (b.num_attention_heads, b.head_dim)
-        && a.rope_theta == b.rope_theta
+        && a.rope() == b.rope()
+        && a.arch.computes_as(&b.arch)
 }
 
 /// The tokenizer of a student made from a `config`: its own with what lies beside it, the teacher's, or a new one.

@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use bitllama_nn::rotary::Rotary;
-use bitllama_nn::{Block, Llama, Mask, Site};
+use bitllama_nn::{Block, Llama, Mask, Positions, Site};
 use burn::tensor::{Device, Tensor};
 
 use super::gptq::Hessian;
@@ -16,8 +15,8 @@ use crate::evaluate::token_tensor;
 pub struct Stream {
     /// `[rows, seq, hidden]` each.
     batches: Vec<Tensor<3>>,
-    rotary: Rotary,
-    masks: Vec<Mask>,
+    /// One for each batch.
+    positions: Vec<Positions>,
 }
 
 /// Rows that go through a block at a time.
@@ -34,8 +33,12 @@ impl Stream {
             Ok(llama.embed(token_tensor(&rows.concat(), rows.len(), vocab_size, device)?))
         };
         let batches = rows.chunks(ROWS).map(embedded).collect::<Result<_>>()?;
-        let masks = rows.chunks(ROWS).map(|rows| Mask::causal(rows.len(), seq, device)).collect();
-        Ok(Self { batches, rotary: Rotary::new(&llama.config, seq, device), masks })
+        let whole = Positions::new(&llama.config, Mask::causal(ROWS, seq, device));
+        let of_rows = |rows: &[Vec<u32>]| match rows.len() {
+            ROWS => whole.clone(),
+            fewer => whole.with_mask(Mask::causal(fewer, seq, device)),
+        };
+        Ok(Self { batches, positions: rows.chunks(ROWS).map(of_rows).collect() })
     }
 
     /// `sum x x^T` of the inputs of each matrix of `block`, by the names of [`bitllama_core::weights::BLOCK_MATRICES`].
@@ -44,8 +47,8 @@ impl Stream {
     /// If the device does not give the sums back.
     pub fn hessians(&self, block: &Block) -> Result<HashMap<&'static str, Hessian>> {
         let mut sums: Vec<(&'static [&'static str], Tensor<2>)> = Vec::new();
-        for (x, mask) in self.batches.iter().zip(&self.masks) {
-            block.forward_observed(x.clone(), &self.rotary, mask, &mut |site, input| {
+        for (x, positions) in self.batches.iter().zip(&self.positions) {
+            block.forward_observed(x.clone(), positions, &mut |site, input| {
                 let Site::Input(names) = site else { return };
                 let input = input();
                 let [rows, seq, width] = input.dims();
@@ -72,20 +75,15 @@ impl Stream {
         &self.batches
     }
 
-    /// Rotary tables for them.
-    pub fn rotary(&self) -> &Rotary {
-        &self.rotary
-    }
-
-    /// The causal masks for them.
-    pub fn masks(&self) -> &[Mask] {
-        &self.masks
+    /// Rotations and masks for each.
+    pub fn positions(&self) -> &[Positions] {
+        &self.positions
     }
 
     /// Goes on to the next block.
     pub fn advance(&mut self, block: &Block) {
-        for (x, mask) in self.batches.iter_mut().zip(&self.masks) {
-            *x = block.forward(x.clone(), &self.rotary, mask);
+        for (x, positions) in self.batches.iter_mut().zip(&self.positions) {
+            *x = block.forward(x.clone(), positions);
         }
     }
 }

@@ -117,7 +117,7 @@ pub fn reconstruct(
             // Each token relative to its size: the next norm takes the size away, and a few tokens are far larger.
             let size = target.clone().square().mean_dim(2) + 1e-8;
             let x = Tensor::from_inner(stream.batches()[batch].clone());
-            let out = block.forward(x, stream.rotary(), &stream.masks()[batch]);
+            let out = block.forward(x, &stream.positions()[batch]);
             let loss = ((out - Tensor::from_inner(target)).square() / Tensor::from_inner(size)).mean();
             let value: f32 = loss.clone().inner().into_scalar();
             if !value.is_finite() {

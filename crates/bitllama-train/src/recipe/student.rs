@@ -91,7 +91,7 @@ impl Student {
             Some(layers) => layers.of(source.num_hidden_layers)?,
             None => (0..source.num_hidden_layers).collect(),
         };
-        Ok((ModelConfig { num_hidden_layers: layers.len(), ..source.clone() }, layers))
+        Ok((source.with_layers(&layers), layers))
     }
 }
 

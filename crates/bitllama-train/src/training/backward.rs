@@ -4,15 +4,13 @@
 use std::ops::Range;
 
 use anyhow::Result;
-use bitllama_nn::decoder::looked_up;
 use bitllama_nn::ops::gradient;
 use bitllama_nn::profile::phase;
-use bitllama_nn::rotary::Rotary;
-use bitllama_nn::{Llama, Mask};
+use bitllama_nn::{Llama, Mask, Positions};
 use bitllama_runtime::evaluate::check_tokens;
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::loss::{ScoredTargets, Terms, losses};
 use super::optimizer::Gradients;
@@ -35,7 +33,7 @@ impl Values {
 pub struct Setting<'a> {
     /// The run.
     pub recipe: &'a Recipe,
-    /// Who is learned from.
+    /// The teacher.
     pub teacher: &'a Teacher<'a>,
     /// Which of its blocks too.
     pub compared: &'a Compared,
@@ -76,8 +74,7 @@ struct Segment {
 struct Pass<'a> {
     setting: &'a Setting<'a>,
     student: &'a Llama,
-    rotary: Rotary,
-    mask: Mask,
+    positions: Positions,
     of_teacher: States,
     /// Of the micro-batch in the step.
     share: f64,
@@ -107,8 +104,7 @@ pub fn micro_batch(
     let pass = Pass {
         setting,
         student,
-        rotary: Rotary::new(&student.config, seq, &plain),
-        mask,
+        positions: Positions::new(&student.config, mask),
         of_teacher,
         share: 1.0 / batches.len() as f64,
     };
@@ -118,7 +114,7 @@ pub fn micro_batch(
     // What goes into the blocks that are computed again, and the others with their graph.
     let (table, mut into, whole) = phase("forward", || {
         let table = student.embed_tokens.weight.val();
-        let (into, x) = pass.inputs(again, looked_up(&table.clone().inner(), inputs.clone()));
+        let (into, x) = pass.inputs(again, student.embedded(&table.clone().inner(), inputs.clone()));
         (table, into, pass.segment(again..blocks, x))
     });
 
@@ -143,7 +139,7 @@ pub fn micro_batch(
         d_x = pass.back(segment, d_x, &mut of_blocks, gathered);
     }
     phase("backward", || {
-        let d_table = with_rows(d_table, inputs, d_x);
+        let d_table = student.with_embedded(d_table, inputs, d_x);
         // By way of the quantizer, if there is one.
         let mut grads = gradient::known(table, d_table).backward();
         gathered.add(&mut grads, student, projections);
@@ -172,7 +168,7 @@ impl Pass<'_> {
         let (plain, mut into) = (self.student.valid(), Vec::with_capacity(blocks));
         for block in 0..blocks {
             into.push(x.clone());
-            x = plain.forward_blocks(block..block + 1, x, &self.rotary, &self.mask, &mut |_, _, _| ());
+            x = plain.forward_blocks(block..block + 1, x, &self.positions, &mut |_, _, _| ());
         }
         (into, x)
     }
@@ -181,7 +177,7 @@ impl Pass<'_> {
     fn segment(&self, blocks: Range<usize>, input: Tensor<3>) -> Segment {
         let (input, mut states) = (leaf(input), States::default());
         let mut observe = self.setting.compared.observer(Side::Student, &mut states);
-        let output = self.student.forward_blocks(blocks, input.clone(), &self.rotary, &self.mask, &mut observe);
+        let output = self.student.forward_blocks(blocks, input.clone(), &self.positions, &mut observe);
         drop(observe);
         Segment { input, output, states }
     }
@@ -201,7 +197,7 @@ impl Pass<'_> {
             let Segment { input, output, states } = segment;
             let mut loss = gradient::known(output, d_output);
             let weights = [distill.hidden.map(|term| term.weight), distill.relations.map(|term| term.weight)];
-            let found = compared.losses(&states, &self.of_teacher, projections, &self.mask);
+            let found = compared.losses(&states, &self.of_teacher, projections, self.positions.mask());
             for ((found, weight), terms) in found.into_iter().zip(weights).zip(terms) {
                 for (pair, term) in found {
                     loss = loss + term.clone() * (weight.unwrap_or(0.0) * self.share);
@@ -228,12 +224,4 @@ fn gradient_of<const D: usize>(leaf: Tensor<D>, grads: &mut burn::tensor::Gradie
 
 fn scaled(loss: Tensor<1>, share: f64) -> Tensor<1> {
     if share == 1.0 { loss } else { loss * share }
-}
-
-/// The gradient of an embedding's table, to which those of its rows are added that `tokens` (`[rows, seq]`) took: `d_x`
-/// (`[rows, seq, hidden]`).
-fn with_rows(d_table: Tensor<2>, tokens: Tensor<2, Int>, d_x: Tensor<3>) -> Tensor<2> {
-    let [rows, seq, width] = d_x.dims();
-    let (tokens, d_x) = (tokens.reshape([rows * seq]), d_x.reshape([rows * seq, width]));
-    d_table.select_assign(0, tokens, d_x, IndexingUpdateOp::Add)
 }

@@ -238,7 +238,7 @@ mod tests {
                         "model" => {
                             let hidden = tensor(numbers(ROWS * SEQ * 6, 5.0, 1.0), [ROWS * SEQ, 6], &Device::flex());
                             let weight = tensor(numbers(VOCAB * 6, 9.0, 0.8), shape(!tied, 6), &Device::flex());
-                            let head = Head { weight, tied: !tied, precision: Precision::F32 };
+                            let head = Head { weight, tied: !tied, precision: Precision::F32, scale: 1.0, cap: None };
                             Known::Model(Box::new((hidden.reshape([ROWS, SEQ, 6]), head)))
                         }
                         "cache" => {
@@ -254,7 +254,8 @@ mod tests {
                             hidden.require_grad(),
                             tensor(numbers(VOCAB * WIDTH, 2.0, 0.7), shape(tied, WIDTH), &device).require_grad(),
                         );
-                        let head = Head { weight: weight.clone(), tied, precision: Precision::F32 };
+                        let head =
+                            Head { weight: weight.clone(), tied, precision: Precision::F32, scale: 1.0, cap: None };
                         let states = hidden.clone().reshape([ROWS, SEQ, WIDTH]);
                         let terms = losses(states, &head, known(), &targets, scored, &distill);
                         let grads = (terms.loss.clone() * 3.0).backward();

@@ -41,6 +41,7 @@ fn config(tied: bool) -> ModelConfig {
         }),
         tie_word_embeddings: tied,
         sub_norm: false,
+        arch: Default::default(),
         bos_token_id: Some(1),
         eos_token_ids: vec![2, 3],
         end_token_ids: Vec::new(),

@@ -12,6 +12,7 @@ use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Pool, Precision};
 use bitllama_runtime::{Decoder, Settings, bench, memory};
 use clap::Args;
+use include_dir::{Dir, include_dir};
 use serde::Serialize;
 
 use crate::bench_kernels;
@@ -167,29 +168,24 @@ fn random(
     Ok((label, decoder, size))
 }
 
-/// A config by its path, or by its name out of those that come with the program.
+/// The configs that come with the program: `configs/`.
+static CONFIGS: Dir = include_dir!("$CARGO_MANIFEST_DIR/../../configs");
+
+/// A config by its path, or by its name out of [`CONFIGS`].
 fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
-    let known = bench_shapes();
-    if let Some((_, text)) = known.iter().find(|(name, _)| *name == shape) {
-        let json = serde_json::from_str(text)?;
+    if let Some(file) = CONFIGS.get_file(format!("{shape}.json")) {
+        let json = serde_json::from_slice(file.contents())?;
         return Ok(hf::parse_config(&PathBuf::from(format!("configs/{shape}.json")), &json)?);
     }
     let path = PathBuf::from(shape);
     if !path.is_file() {
-        let names = known.map(|(name, _)| format!("`{name}`")).join(", ");
-        bail!("--shape {}: no such file, nor one of {names}", excerpt(shape));
+        let names = CONFIGS.files().filter_map(|file| file.path().file_stem()?.to_str());
+        let nearest = names.max_by(|a, b| strsim::jaro_winkler(shape, a).total_cmp(&strsim::jaro_winkler(shape, b)));
+        let shape = excerpt(shape);
+        let nearest = nearest.unwrap_or_default();
+        bail!("--shape {shape}: no such file, nor a config that comes with the program; did you mean `{nearest}`?");
     }
     Ok(hf::read_config(&path)?)
-}
-
-/// The configs that come with the program.
-fn bench_shapes() -> [(&'static str, &'static str); 5] {
-    macro_rules! configs {
-        ($($name:literal),*) => {
-            [$(($name, include_str!(concat!("../../../../../configs/", $name, ".json")))),*]
-        };
-    }
-    configs!("nano", "smollm2-135m", "tinyllama-1.1b", "llama-3.2-1b", "mistral-7b")
 }
 
 fn print(report: &Report) -> io::Result<()> {
@@ -235,4 +231,20 @@ fn print(report: &Report) -> io::Result<()> {
         writeln!(out, "peak memory {:.1} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_config_describes_a_model() {
+        let names: Vec<_> = CONFIGS.files().map(|file| file.path().file_stem().unwrap().to_str().unwrap()).collect();
+        assert!(names.len() > 15, "{names:?}");
+        for name in names {
+            config_of(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        let error = config_of("gemma-3-270").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `gemma-3-270m`?"), "{error}");
+    }
 }

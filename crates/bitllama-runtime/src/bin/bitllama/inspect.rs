@@ -206,15 +206,22 @@ fn table(report: &Report) -> String {
         rope_theta,
         tie_word_embeddings,
         sub_norm,
+        arch,
         ..
     } = &report.architecture;
     let mut out = format!(
-        "{}\n{num_hidden_layers} layers, hidden {hidden_size}, ffn {intermediate_size}, {num_attention_heads} heads of \
+        "{}\n{}, {num_hidden_layers} layers, hidden {hidden_size}, ffn {intermediate_size}, {num_attention_heads} heads of \
          {head_dim}, {num_key_value_heads} key-value heads, vocabulary {vocab_size}{}, context \
-         {max_position_embeddings}, rope theta {rope_theta}{}\n\n",
+         {max_position_embeddings}, rope theta {rope_theta}{}{}\n\n",
         report.path.display(),
+        arch.family,
         if *tie_word_embeddings { " (tied)" } else { "" },
         if *sub_norm { ", sub-norms" } else { "" },
+        match arch.sliding_window {
+            Some(window) =>
+                format!(", window {window} in {} layers", arch.layers.iter().filter(|kind| kind.window).count()),
+            None => String::new(),
+        },
     );
     let mut line = |scheme: &str, [weights, parameters, bytes]: [String; 3], bits: f64, rest: &str| {
         let row = format!("{scheme:<8} {weights:>7} {parameters:>14} {bytes:>14} {bits:>6.3}  {rest}");

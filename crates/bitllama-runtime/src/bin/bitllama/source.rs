@@ -35,7 +35,7 @@ impl Quantize {
         Ok(open_quantized(path, self.latent_weights, |spec| match spec.kind {
             Kind::Embedding | Kind::Head => embedding,
             Kind::Linear => Some(scheme),
-            Kind::Norm => None,
+            Kind::Norm | Kind::Bias => None,
         })?)
     }
 }

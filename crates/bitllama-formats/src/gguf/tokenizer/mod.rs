@@ -1,0 +1,54 @@
+//! The tokenizer that a GGUF was made from, rebuilt from metadata.
+//!
+//! Metadata hold vocabulary and merges or scores, but how text is split before merging only by name (`tokenizer.ggml.pre`).
+//! A name that is not known is refused: a wrong split gives other tokens without any error.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `vocabulary.rs` | tokens and their kinds; which are found in a text before it is split |
+//! | `byte_level.rs` | byte-level BPE: the splits by name |
+//! | `sentence_piece.rs` | SentencePiece: merges from scores, marks of spaces |
+//! | `template.rs` | BOS and EOS |
+
+mod byte_level;
+mod sentence_piece;
+mod template;
+mod vocabulary;
+
+use bitllama_core::excerpt;
+use tokenizers::Tokenizer;
+
+use super::Gguf;
+use crate::tokenizer::check;
+use crate::{Error, Result};
+use vocabulary::{Strip, Vocabulary};
+
+/// Rebuilds the tokenizer.
+///
+/// # Errors
+/// [`Error::Invalid`] if metadata are missing or do not fit together, or name a model or a split that is not known.
+pub(super) fn tokenizer(file: &Gguf) -> Result<Tokenizer> {
+    let mut vocabulary = Vocabulary::read(file)?;
+    let (mut tokenizer, bos) = match file.required("tokenizer.ggml.model", Gguf::text)? {
+        "gpt2" => byte_level::tokenizer(file, &vocabulary)?,
+        "llama" => (sentence_piece::tokenizer(file, &mut vocabulary)?, true),
+        other => {
+            let other = excerpt(other);
+            let reason = format!("tokenizer.ggml.model = {other} is not supported; it must be gpt2 or llama");
+            return Err(file.invalid(reason));
+        }
+    };
+    tokenizer.add_tokens(&vocabulary.added(Strip::of(file)?));
+    template::add(file, &mut tokenizer, &vocabulary, bos)?;
+    check(&tokenizer).map_err(|reason| file.invalid(reason))?;
+    Ok(tokenizer)
+}
+
+fn damaged(file: &Gguf, error: impl std::fmt::Display) -> Error {
+    file.invalid(crate::hf::one_line(&format!("the tokenizer cannot be built: {error}")))
+}
+
+#[cfg(test)]
+mod published_tests;
+#[cfg(test)]
+mod tests;

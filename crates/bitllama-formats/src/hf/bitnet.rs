@@ -1,0 +1,99 @@
+//! Published BitNet models, whose matrices are ternary: packed with a scale (`offline`), or to be rounded when they are used
+//! (`online`), as `integrations/bitnet.py` of `transformers` reads them. Their inputs are rounded to 8 bits per token.
+
+use bitllama_core::rounding::Quantized;
+use bitllama_core::weights::{Kind, WeightSpec, specs};
+use bitllama_core::{
+    Activation, ActivationPlan, DenseMatrix, Granularity, ModelConfig, PackedMatrix, Quantizer, Scheme,
+};
+use serde_json::Value;
+
+/// Ternary matrices in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// Four codes to a byte and a scale: of `AutoBitLinear` a factor, of `BitLinear` a divisor of the codes.
+    Offline {
+        /// Whether the scale is a divisor.
+        divides: bool,
+    },
+    /// Numbers, to be rounded by their mean magnitude.
+    Online,
+}
+
+/// Rows of codes to a row of bytes.
+const ROWS_PER_BYTE: usize = 4;
+
+/// The packing that a `config.json` states, if it states one.
+///
+/// # Errors
+/// A `quantization_config` of another kind, in one line without the file.
+pub(super) fn packing(config: &Value) -> Result<Option<Packing>, String> {
+    let Some(stated) = config.get("quantization_config").filter(|value| !value.is_null()) else { return Ok(None) };
+    let text = |key: &str| stated.get(key).and_then(Value::as_str);
+    if text("quant_method") != Some("bitnet") {
+        let method = bitllama_core::excerpt(text("quant_method").unwrap_or("(absent)"));
+        return Err(format!(
+            "quantization_config.quant_method = {method} is not supported; use the model in full precision"
+        ));
+    }
+    if stated.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {
+        return Err("quantization_config.use_rms_norm = true is not supported; it must be false".into());
+    }
+    match (text("linear_class").unwrap_or("bitlinear"), text("quantization_mode").unwrap_or("offline")) {
+        ("autobitlinear", "online") => Ok(Some(Packing::Online)),
+        ("autobitlinear", "offline") => Ok(Some(Packing::Offline { divides: false })),
+        ("bitlinear", "offline") => Ok(Some(Packing::Offline { divides: true })),
+        (class, mode) => {
+            let (class, mode) = (bitllama_core::excerpt(class), bitllama_core::excerpt(mode));
+            Err(format!("quantization_config: linear_class {class} with quantization_mode {mode} is not supported"))
+        }
+    }
+}
+
+/// The shape of the bytes of a packed matrix.
+pub(super) fn packed_shape(shape: &[usize]) -> [usize; 2] {
+    [shape[0] / ROWS_PER_BYTE, shape[1]]
+}
+
+/// The matrix of packed `bytes` with its `scale`.
+///
+/// # Errors
+/// A code that is none, in one line without the file.
+pub(super) fn unpack(spec: &WeightSpec, bytes: &[u8], scale: f32, divides: bool) -> Result<PackedMatrix, String> {
+    let [rows, columns] = [spec.shape[0], spec.shape[1]];
+    let mut codes = Vec::with_capacity(rows * columns);
+    for part in 0..ROWS_PER_BYTE {
+        codes.extend(bytes.iter().map(|byte| f32::from(byte >> (2 * part) & 3) - 1.0));
+    }
+    let scale = if divides { 1.0 / scale } else { scale };
+    if !scale.is_finite() {
+        return Err(format!("{}: the scale is {scale}", spec.name));
+    }
+    let quantized = Quantized {
+        codes: DenseMatrix { data: codes, columns: rows * columns },
+        scales: DenseMatrix { data: vec![scale], columns: 1 },
+        zero_points: None,
+        double: None,
+    };
+    PackedMatrix::pack(&quantizer(), [rows, columns], quantized).map_err(|e| format!("{}: {e}", spec.name))
+}
+
+/// The matrix that numbers are rounded to.
+///
+/// # Errors
+/// A number that is not finite, in one line without the file.
+pub(super) fn round(spec: &WeightSpec, values: Vec<f32>) -> Result<PackedMatrix, String> {
+    let shape = [spec.shape[0], spec.shape[1]];
+    PackedMatrix::quantize(&quantizer(), shape, values).map_err(|e| format!("{}: {e}", spec.name))
+}
+
+fn quantizer() -> Quantizer {
+    Quantizer::from(Scheme::Ternary).with_granularity(Granularity::Tensor)
+}
+
+/// Rounding of the inputs: 8 bits per token for every matrix of the blocks.
+pub(super) fn activations(config: &ModelConfig) -> ActivationPlan {
+    let matrices = specs(config).into_iter().filter(|spec| spec.kind == Kind::Linear);
+    let inputs = matrices.map(|spec| (spec.name, Activation::Int8)).collect();
+    ActivationPlan { inputs, ..ActivationPlan::default() }
+}
