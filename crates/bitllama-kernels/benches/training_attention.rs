@@ -1,6 +1,6 @@
-//! Attention for training, forward and backward, at the sizes of SmolLM2-135M on all threads of rayon: median time, and
-//! billions of floating point operations a second, counted as those of the pairs in sight (two products forward, five
-//! backward), beside what the processor does with everything in registers.
+//! Attention for training, forward and backward, at the sizes of SmolLM2-135M, over all of the past, over a window of it and
+//! with a soft cap, on all threads of rayon: median time, and billions of floating point operations a second, counted as those
+//! of the pairs in sight (two products forward, five backward), beside what the processor does with everything in registers.
 //!
 //! ```text
 //! cargo bench -p bitllama-kernels --bench training_attention
@@ -16,8 +16,16 @@ use bitllama_kernels::Isa;
 use bitllama_kernels::training::attention::{Shape, backward, forward};
 use timing::seconds;
 
-/// Batch and tokens of a sequence.
-const SIZES: [(usize, usize); 5] = [(4, 256), (1, 512), (1, 1024), (1, 2048), (4, 1024)];
+/// Batch and tokens of a sequence, positions that a token sees at most, and a cap of scores.
+const SIZES: [(usize, usize, usize, Option<f32>); 7] = [
+    (4, 256, 256, None),
+    (1, 512, 512, None),
+    (1, 1024, 1024, None),
+    (1, 2048, 2048, None),
+    (4, 1024, 1024, None),
+    (1, 2048, 128, None),
+    (1, 2048, 2048, Some(50.0)),
+];
 
 /// Time that a figure may take.
 const TIME: Duration = Duration::from_millis(1500);
@@ -75,13 +83,13 @@ fn main() {
     let peak = peak(isa);
     let threads = rayon::current_num_threads();
     println!("{isa}, {threads} threads, peak {:.0} GFLOP/s", peak.unwrap_or(f64::NAN) / 1e9);
-    for (batch, seq) in SIZES {
-        let shape = Shape { batch, seq, heads: 9, kv_heads: 3, head_dim: 64 };
+    for (batch, seq, window, cap) in SIZES {
+        let shape = Shape { cap, ..Shape::new([batch, seq, 9, 3, 64]) };
         let tokens = batch * seq;
         let qkv = numbers(tokens * (9 + 2 * 3) * 64);
         let angles: Vec<f32> = (0..seq * 32).map(|i| (i / 32) as f32 * 0.7f32.powi((i % 32) as i32)).collect();
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
-        let first = vec![0; tokens];
+        let first: Vec<u32> = (0..tokens).map(|token| (token % seq + 1).saturating_sub(window) as u32).collect();
         let (mut out, mut log_sum_exp) = (vec![0.0; tokens * 9 * 64], vec![0.0; tokens * 9]);
         let (d_out, mut d_qkv) = (numbers(out.len()), vec![0.0; qkv.len()]);
         let medians = [
@@ -92,11 +100,17 @@ fn main() {
         ]
         .map(|[median, _]| median);
         // The pairs in sight, times the elements of a head, times a multiplication and an addition.
-        let product = (batch * 9 * seq * (seq + 1) / 2 * 64 * 2) as f64;
+        let pairs: usize = first.iter().enumerate().map(|(token, first)| token % seq + 1 - *first as usize).sum();
+        let product = (9 * pairs * 64 * 2) as f64;
         for (name, seconds, products) in [("forward", medians[0], 2.0), ("backward", medians[1], 5.0)] {
             let rate = product * products / seconds;
             let share = peak.map_or(f64::NAN, |peak| 100.0 * rate / peak);
-            println!("{batch} x {seq:4} {name:8} {:8.3} ms {:6.1} GFLOP/s {share:5.1} %", 1e3 * seconds, rate / 1e9);
+            let bound = if cap.is_some() { "capped" } else { "" };
+            println!(
+                "{batch} x {seq:4} of {window:4} {bound:6} {name:8} {:8.3} ms {:6.1} GFLOP/s {share:5.1} %",
+                1e3 * seconds,
+                rate / 1e9
+            );
         }
     }
 }

@@ -92,9 +92,9 @@ pub struct Head {
     pub tied: bool,
     /// Of both factors of the product.
     pub precision: Precision,
-    /// Factor of the product.
+    /// Factor of the product: 1 in most models, one over Granite's `logits_scaling`.
     pub scale: f32,
-    /// Soft cap of the scaled product: `cap * tanh(x / cap)`.
+    /// Soft cap of the scaled product: `cap * tanh(x / cap)` (Gemma 2's `final_logit_softcapping`).
     pub cap: Option<f32>,
 }
 

@@ -36,11 +36,11 @@ impl Mask {
         Self::new(documents.chunks_exact(seq).flat_map(of_row).collect(), seq, device)
     }
 
-    /// The mask under which each token sees `window` positions at most, its own included, of those that it sees here.
-    pub fn windowed(&self, window: usize) -> Self {
+    /// As this one, but no token sees more than `window` positions, its own included.
+    pub fn within_window(&self, window: usize) -> Self {
         let first = self.first.iter().enumerate();
-        let first = first.map(|(token, first)| (*first).max((token % self.seq + 1).saturating_sub(window) as u32));
-        Self::new(first.collect(), self.seq, &self.device)
+        let bound = |(token, first): (usize, &u32)| (*first).max((token % self.seq + 1).saturating_sub(window) as u32);
+        Self::new(first.map(bound).collect(), self.seq, &self.device)
     }
 
     fn new(first: Vec<u32>, seq: usize, device: &Device) -> Self {

@@ -34,7 +34,7 @@ impl Positions {
     /// The same for other rows of the same length.
     pub fn with_mask(&self, mask: Mask) -> Self {
         let masks = self.kinds.iter().map(|(_, _, window)| match window {
-            Some(window) => mask.windowed(*window),
+            Some(window) => mask.within_window(*window),
             None => mask.clone(),
         });
         Self { kinds: self.kinds.clone(), masks: masks.collect(), whole: mask }

@@ -11,11 +11,12 @@ use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor, TensorData, f16};
 
-use crate::attention::{Attention, Heads};
+use crate::attention::Attention;
 use crate::decoder::{Block, Llama};
 use crate::fake_quant::FakeQuant;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
+use crate::ops::attention::Heads;
 use crate::rms_norm::RmsNorm;
 
 /// How a model keeps the elements of its matrices; norms are always in f32.
@@ -94,7 +95,8 @@ impl<E, R: FnMut(&WeightSpec) -> Result<Vec<f32>, E>> Builder<'_, R> {
                 k_norm: self.norm_if_any(&weight(QK_NORMS[1]))?,
                 attn_sub_norm: self.norm_if_any(&weight(BLOCK_SUB_NORMS[0]))?,
                 o_proj: self.linear(&weight("self_attn.o_proj"))?,
-                heads: Heads::new(config, layer),
+                heads: Heads::of_layer(config, layer),
+                kind: config.arch.layer(layer),
                 kv_cache: None,
             },
             post_attention_layernorm,

@@ -12,7 +12,9 @@ use bitllama_core::{
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{quantize, quantize_by};
 use bitllama_nn::ops::adamw::FusedAdamW;
+use bitllama_nn::ops::attention::{self, Heads};
 use bitllama_nn::ops::{composed, fused, gated, linear, qk_norm};
+use bitllama_nn::rotary::Rotary;
 use bitllama_nn::weights::build;
 use bitllama_nn::{Llama, Mask, SharedNumber, activations};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -275,6 +277,36 @@ fn norms_of_queries_and_keys_are_the_composed_ones() {
         };
         assert_alike(&format!("{lens:?}"), &of(qk_norm::forward), &of(qk_norm::composed), 1e-5);
     }
+}
+
+#[test]
+fn attention_with_scales_caps_windows_and_partial_rotations_is_the_composed_one() {
+    let seq = 23;
+    let documents: Vec<u32> = (0..2 * seq as u32).map(|i| i / 19).collect();
+    let masks = [Mask::causal(2, seq, &flex()), Mask::within_documents(&documents, seq, &flex())];
+    for (rotary_dim, scale, cap) in [(12, 0.3, Some(0.5)), (8, 0.2, None), (0, 0.25, Some(1.0)), (4, 0.1, None)] {
+        for mask in masks.iter().flat_map(|mask| [mask.clone(), mask.within_window(5)]) {
+            let heads = Heads { rotary_dim, scale, cap, ..Heads::new(6, 2, 12) };
+            let frequencies = config(true).rope().frequencies(rotary_dim, seq);
+            let rotary = (rotary_dim > 0).then(|| Rotary::new(&frequencies, seq, &flex()));
+            let of = |fused: bool| {
+                let qkv = leaf(numbers(2 * seq * 120, 1.0).iter().map(|x| 3.0 * x).collect(), [2, seq, 120]);
+                let out = match fused {
+                    true => attention::forward(qkv.clone(), rotary.as_ref(), &mask, &heads),
+                    false => attention::composed(qkv.clone(), rotary.as_ref(), &mask, &heads, None),
+                };
+                followed(out, |grads| [gradient_of(&qkv, grads)])
+            };
+            assert_alike(&format!("{heads:?}"), &of(true), &of(false), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn windows_end_where_documents_begin() {
+    let mask = Mask::within_documents(&[0, 0, 0, 0, 1, 1, 1, 1], 8, &flex());
+    assert_eq!(**mask.within_window(3).first(), [0, 0, 0, 1, 4, 4, 4, 5]);
+    assert_eq!(mask.within_window(8).first(), mask.first());
 }
 
 #[derive(Module, Debug)]

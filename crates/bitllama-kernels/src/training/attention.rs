@@ -30,8 +30,8 @@ use pack::{Angles, Packed, Place, Tokens, pack};
 use softmax::Sight;
 use tile::{Layout, Left, Out, Right, Size, multiply};
 
-/// The sizes of an attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The sizes of an attention, and what its scores are multiplied with and bound by.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     /// Sequences.
     pub batch: usize,
@@ -41,23 +41,40 @@ pub struct Shape {
     pub heads: usize,
     /// Heads of keys and values; as many heads of queries share each.
     pub kv_heads: usize,
-    /// Elements of a head, an even number; multiples of 16 are fastest.
+    /// Elements of a head; multiples of 16 are fastest.
     pub head_dim: usize,
+    /// The first elements of a head, an even number of them, that the rotary embedding turns; the others stay as they are.
+    pub rotary_dim: usize,
+    /// What products of queries and keys are multiplied with.
+    pub scale: f32,
+    /// What a scaled score `x` is bound by, if so: it becomes `cap * tanh(x / cap)` (Gemma 2,
+    /// <https://arxiv.org/abs/2408.00118>).
+    pub cap: Option<f32>,
 }
 
 impl Shape {
+    /// Heads that are turned as wholes, scores times `1 / sqrt(head_dim)` without a cap, of `batch`, `seq`, `heads`, `kv_heads` and
+    /// `head_dim`.
+    pub fn new([batch, seq, heads, kv_heads, head_dim]: [usize; 5]) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self { batch, seq, heads, kv_heads, head_dim, rotary_dim: head_dim, scale, cap: None }
+    }
+
     /// Numbers in a row of queries, keys and values.
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
     fn check(&self, qkv: &[f32], cos: &[f32], sin: &[f32], first: &[u32]) {
-        let Shape { batch, seq, heads, kv_heads, head_dim } = *self;
+        let Shape { batch, seq, heads, kv_heads, head_dim, rotary_dim, scale, cap } = *self;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads in {kv_heads} groups");
-        assert!(head_dim > 0 && head_dim.is_multiple_of(2), "heads of {head_dim} elements cannot be turned");
+        let turned = rotary_dim.is_multiple_of(2) && rotary_dim <= head_dim;
+        assert!(head_dim > 0 && turned, "{rotary_dim} of {head_dim} elements of a head cannot be turned");
+        assert!(scale.is_finite() && cap.is_none_or(|cap| cap > 0.0), "scores times {scale} up to {cap:?}");
         assert!(seq < 1 << 24, "{seq} positions");
         assert_eq!(qkv.len(), batch * seq * self.width(), "qkv is not of this shape");
-        assert!(cos.len() >= seq * head_dim / 2 && sin.len() >= seq * head_dim / 2, "the angles end early");
+        let angles = seq * rotary_dim / 2;
+        assert!(cos.len() >= angles && sin.len() >= angles, "the angles end early");
         assert_eq!(first.len(), batch * seq, "first is not of this shape");
         let sees_itself = |(token, first): (usize, &u32)| *first as usize <= token % seq;
         assert!(first.iter().enumerate().all(sees_itself), "a token does not see itself");
@@ -73,17 +90,17 @@ impl Shape {
 /// Attention of every token over those before it and itself.
 ///
 /// `qkv` is `[batch * seq, (heads + 2 * kv_heads) * head_dim]`: a token's queries, keys and values side by side, before
-/// the rotation. `cos` and `sin` are `[seq, head_dim / 2]` or longer, as [`rope::tables`](bitllama_core::rope::tables)
-/// makes them; element `i` turns with element `i + head_dim / 2`. `first` (`[batch * seq]`) is the first position of its
-/// sequence that a token sees: that at which its document begins, where several share a sequence. Scores are scaled by
-/// `1 / sqrt(head_dim)`.
+/// the rotation. `cos` and `sin` are `[seq, rotary_dim / 2]` or longer, as [`rope::tables`](bitllama_core::rope::tables)
+/// makes them, a factor on both included; element `i` turns with element `i + rotary_dim / 2`. `first` (`[batch * seq]`) is
+/// the first position of its sequence that a token sees: that at which its document or its window begins. Keys that no
+/// token of a block sees cost nothing.
 ///
 /// `out` is `[batch * seq, heads * head_dim]`, `log_sum_exp` (`[batch, heads, seq]`) the logarithm of the sum of `exp` of
-/// each query's scaled scores, for [`backward`]. Both are written over.
+/// each query's scores, scaled and capped, for [`backward`]. Both are written over.
 ///
 /// # Panics
-/// If a length is not that of the shape, the shape has no whole groups of heads or an odd `head_dim`, a token does not see
-/// itself, or the processor lacks `isa`.
+/// If a length is not that of the shape, the shape has no whole groups of heads, an odd `rotary_dim` or one beyond
+/// `head_dim`, a token does not see itself, or the processor lacks `isa`.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     isa: Isa,
@@ -97,7 +114,11 @@ pub fn forward(
 ) {
     shape.check(qkv, cos, sin, first);
     shape.check_results(out, log_sum_exp);
-    forward::run(&Plan::new(isa, shape, qkv, Angles { cos, sin }, first), out, log_sum_exp);
+    forward::run(
+        &Plan::new(isa, shape, qkv, Angles { cos, sin, pairs: shape.rotary_dim / 2 }, first),
+        out,
+        log_sum_exp,
+    );
 }
 
 /// The gradient of [`forward`]: `d_qkv` (as `qkv`, before the rotation, written over) from `d_out` (as `out`), with the
@@ -122,7 +143,7 @@ pub fn backward(
     shape.check_results(out, log_sum_exp);
     assert_eq!(out.len(), d_out.len(), "out and d_out differ in length");
     assert_eq!(qkv.len(), d_qkv.len(), "qkv and d_qkv differ in length");
-    let plan = Plan::new(isa, shape, qkv, Angles { cos, sin }, first);
+    let plan = Plan::new(isa, shape, qkv, Angles { cos, sin, pairs: shape.rotary_dim / 2 }, first);
     backward::run(&plan, &backward::Known { out, log_sum_exp, d_out }, d_qkv);
 }
 
@@ -227,10 +248,6 @@ impl<'a> Plan<'a> {
         Place { column: keys.column + self.shape.kv_heads * self.shape.head_dim, ..keys }
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.shape.head_dim as f32).sqrt()
-    }
-
     /// What each sixteen tokens of a block see.
     fn sights(&self, tokens: Tokens) -> Sights {
         let mut sights = Sights { all: [Sight::NONE; TOKENS / LANES], count: tokens.groups() };
@@ -241,7 +258,7 @@ impl<'a> Plan<'a> {
     }
 
     fn pack_queries(&self, group: Group, tokens: Tokens, queries: &mut Packing) {
-        let turn = Some((self.angles, self.scale()));
+        let turn = Some((self.angles, self.shape.scale));
         pack(self.isa, self.qkv, self.queries_at(group), tokens, turn, queries.with_transposed(self.stride()));
     }
 

@@ -114,7 +114,7 @@ struct GeluTanh;
 
 impl GeluTanh {
     /// `2 sqrt(2 / pi)`, and that times 0.044715.
-    const LINEAR: f32 = 1.595_769_1;
+    const LINEAR: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_82;
 }
 

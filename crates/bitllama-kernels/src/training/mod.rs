@@ -8,8 +8,10 @@
 //! | [`bias`] | biases of linear layers whose outputs lie side by side |
 //! | [`gated`] | gated activations over gates and values that lie side by side |
 //! | [`loss`] | cross-entropy and divergence from a teacher, values and gradients of one row of logits |
+//! | [`logits`] | factors and caps between a head's product and the loss |
 //! | [`squares`] | what the norm of gradients is made of |
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
+//! | `tanh` | the hyperbolic tangent of a vector's lanes |
 //! | `runs` | loops over the lanes of a vector |
 //! | [`blocks`] | matrices a few rows or columns at a time |
 //! | [`rows`] | rounding of such blocks, in one pass over a weight and one more for scales that it gives |
@@ -26,12 +28,14 @@ pub mod blocks;
 pub mod buffer;
 pub mod gated;
 pub mod halves;
+pub mod logits;
 pub mod loss;
 pub mod qk_norm;
 pub mod rms_norm;
 pub mod rows;
 mod runs;
 pub mod squares;
+mod tanh;
 
 /// Numbers of a part that a thread takes at a time: a few hundred microseconds of work, and in reach of its cache.
 const PART: usize = 1 << 16;

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 
 use bitllama_kernels::Isa;
 use bitllama_kernels::gemm::{Elements, View, gemm};
+use bitllama_kernels::training::logits::Bound;
 use bitllama_kernels::training::loss::{self, Teacher, Terms, Weights, likeliest};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -77,7 +78,7 @@ pub fn forward(
 ) -> Losses {
     let ([positions, width], isa, precision) = (hidden.dims(), Isa::current(), head.precision);
     assert!(targets.len() == positions && scored.len() == positions, "one target for each position");
-    let (vocab, tied) = (head.vocab(), head.tied);
+    let (vocab, tied, bound) = (head.vocab(), head.tied, bound_of(head));
     let inputs = vec![Input::of(hidden), Input::of(head.weight.clone())];
     let (hidden, table) = (inputs[0].numbers(), inputs[1].numbers());
     let of_teacher = match &side {
@@ -117,34 +118,46 @@ pub fn forward(
                 let hidden = View::row_major(&hidden[start * width..end * width], [rows, *width]);
                 let table = head_view(table.elements(), *width, vocab, head.tied);
                 let out = &mut teacher_logits[..rows * vocab];
-                operator("teacher head", || gemm(isa, head.precision, hidden, table, out, vocab, false));
+                operator("teacher head", || {
+                    gemm(isa, head.precision, hidden, table, out, vocab, false);
+                    bind(isa, bound_of(head), out, vocab);
+                });
             }
-            let of_rows = logits.par_chunks_mut(vocab).enumerate().map(|(row, logits)| {
-                let position = start + row;
-                let weights = weights(scored[position]);
-                let of = |teacher: Teacher, logits: &mut [f32]| {
-                    loss::row(isa, &weights, teacher, targets[position] as usize, logits)
-                };
-                match &side {
-                    Side::Absent => of(Teacher::Absent, logits),
-                    Side::Likeliest(tokens, log_p) => {
-                        let k = tokens.len() / positions;
-                        let tokens = &tokens[position * k..][..k];
-                        of(Teacher::Likeliest(tokens, &log_p[position * (k + 1)..][..k + 1]), logits)
-                    }
-                    Side::Model(_, _, top_k) => {
-                        let known = &teacher_logits[row * vocab..][..vocab];
-                        match top_k.filter(|k| *k < vocab) {
-                            None => of(Teacher::Logits(known), logits),
-                            Some(k) => {
-                                let (mut tokens, mut log_p) = (Vec::new(), Vec::new());
-                                likeliest(isa, known, weights.temperature, k, &mut tokens, &mut log_p);
-                                of(Teacher::Likeliest(&tokens, &log_p), logits)
+            let of_rows =
+                logits.par_chunks_mut(vocab).enumerate().map_init(Vec::<f32>::new, |before, (row, logits)| {
+                    let position = start + row;
+                    let weights = weights(scored[position]);
+                    let mut of = |teacher: Teacher, logits: &mut [f32]| {
+                        bound.forward(isa, logits);
+                        if bound.cap.is_some() {
+                            // The gradient takes their place.
+                            before.clear();
+                            before.extend_from_slice(logits);
+                        }
+                        let terms = loss::row(isa, &weights, teacher, targets[position] as usize, logits);
+                        bound.backward(isa, before, logits);
+                        terms
+                    };
+                    match &side {
+                        Side::Absent => of(Teacher::Absent, logits),
+                        Side::Likeliest(tokens, log_p) => {
+                            let k = tokens.len() / positions;
+                            let tokens = &tokens[position * k..][..k];
+                            of(Teacher::Likeliest(tokens, &log_p[position * (k + 1)..][..k + 1]), logits)
+                        }
+                        Side::Model(_, _, top_k) => {
+                            let known = &teacher_logits[row * vocab..][..vocab];
+                            match top_k.filter(|k| *k < vocab) {
+                                None => of(Teacher::Logits(known), logits),
+                                Some(k) => {
+                                    let (mut tokens, mut log_p) = (Vec::new(), Vec::new());
+                                    likeliest(isa, known, weights.temperature, k, &mut tokens, &mut log_p);
+                                    of(Teacher::Likeliest(&tokens, &log_p), logits)
+                                }
                             }
                         }
                     }
-                }
-            });
+                });
             operator("rows", || terms.par_extend(of_rows));
             let d_logits = View::row_major(&*logits, [rows, vocab]);
             let table = head_view(&table[..], width, vocab, tied).transposed();
@@ -193,6 +206,7 @@ pub fn likeliest_of(hidden: Tensor<2>, head: &Head, temperature: f64, k: usize) 
             let hidden = View::row_major(hidden, [rows, width]);
             let table = head_view(table.elements(), width, vocab, head.tied);
             gemm(isa, head.precision, hidden, table, logits, vocab, false);
+            bind(isa, bound_of(head), logits, vocab);
             let of_rows = logits.par_chunks(vocab).map(|logits| {
                 let (mut tokens, mut log_p) = (Vec::new(), Vec::new());
                 likeliest(isa, logits, temperature as f32, k, &mut tokens, &mut log_p);
@@ -210,6 +224,18 @@ pub fn likeliest_of(hidden: Tensor<2>, head: &Head, temperature: f64, k: usize) 
 fn grow(numbers: &mut Vec<f32>, len: usize) {
     if numbers.len() < len {
         *numbers = vec![0.0; len];
+    }
+}
+
+/// How a head's logits come from its product.
+fn bound_of(head: &Head) -> Bound {
+    Bound { scale: head.scale, cap: head.cap }
+}
+
+/// Makes rows of a product into logits.
+fn bind(isa: Isa, bound: Bound, rows: &mut [f32], vocab: usize) {
+    if !bound.is_none() {
+        rows.par_chunks_mut(vocab).for_each(|row| bound.forward(isa, row));
     }
 }
 

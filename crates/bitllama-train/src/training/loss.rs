@@ -226,11 +226,12 @@ mod tests {
         };
         let shape = |tied: bool, width: usize| if tied { [VOCAB, width] } else { [width, VOCAB] };
         for loss in [Loss::ForwardKl, Loss::ReverseKl, Loss::Jsd] {
-            for (alpha, temperature, top_k, tied) in [
-                (0.3, 1.0, None, true),
-                (0.0, 2.0, None, false),
-                (0.4, 2.0, Some(3), true),
-                (0.0, 1.0, Some(11), false),
+            for (alpha, temperature, top_k, tied, scale, cap) in [
+                (0.3, 1.0, None, true, 1.0f32, None),
+                (0.0, 2.0, None, false, 1.0, Some(0.9f32)),
+                (0.4, 2.0, Some(3), true, 0.7, None),
+                (0.0, 1.0, Some(11), false, 1.0, None),
+                (0.5, 1.0, None, true, 1.3, Some(1.5)),
             ] {
                 let distill = Distill { alpha, temperature, top_k, loss, beta: Some(0.3), ..Distill::default() };
                 for source in ["model", "cache", "none"] {
@@ -238,7 +239,9 @@ mod tests {
                         "model" => {
                             let hidden = tensor(numbers(ROWS * SEQ * 6, 5.0, 1.0), [ROWS * SEQ, 6], &Device::flex());
                             let weight = tensor(numbers(VOCAB * 6, 9.0, 0.8), shape(!tied, 6), &Device::flex());
-                            let head = Head { weight, tied: !tied, precision: Precision::F32, scale: 1.0, cap: None };
+                            // A teacher has its own.
+                            let (scale, cap) = (scale * 1.1, cap.map(|cap| 2.0 * cap));
+                            let head = Head { weight, tied: !tied, precision: Precision::F32, scale, cap };
                             Known::Model(Box::new((hidden.reshape([ROWS, SEQ, 6]), head)))
                         }
                         "cache" => {
@@ -254,8 +257,7 @@ mod tests {
                             hidden.require_grad(),
                             tensor(numbers(VOCAB * WIDTH, 2.0, 0.7), shape(tied, WIDTH), &device).require_grad(),
                         );
-                        let head =
-                            Head { weight: weight.clone(), tied, precision: Precision::F32, scale: 1.0, cap: None };
+                        let head = Head { weight: weight.clone(), tied, precision: Precision::F32, scale, cap };
                         let states = hidden.clone().reshape([ROWS, SEQ, WIDTH]);
                         let terms = losses(states, &head, known(), &targets, scored, &distill);
                         let grads = (terms.loss.clone() * 3.0).backward();

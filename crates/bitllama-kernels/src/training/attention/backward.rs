@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::pack::{Unpack, dots, pack, unpack};
-use super::softmax::{Known as KnownOfGroup, Scores, gradient};
+use super::softmax::{Known as KnownOfGroup, Scores, bind, gradient};
 use super::tile::{Layout, Left, Out, Right, Size, multiply};
 use super::{Group, KeyTile, Plan, SCRATCH, Scratch, Sights};
 use crate::aligned::Aligned;
@@ -32,12 +32,16 @@ pub(super) fn run(plan: &Plan, known: &Known, d_qkv: &mut [f32]) {
     all_dots.grow(plan.groups() * plan.blocks() * plan.queries());
     let (d_qkv, shared_dots) = (Shared::new(d_qkv), Shared::new(all_dots.as_mut_slice()));
     let groups = plan.groups();
-    for wave in 0..plan.blocks() {
+    let bounds = Bounds::new(plan);
+    for wave in 0..bounds.waves() {
         let blocks = plan.blocks() - wave;
         (0..blocks * groups).into_par_iter().with_max_len(1).for_each(|index| {
             let (block, group) = (index / groups, plan.group(index % groups));
             let tile = Tile { group, queries: block + wave, keys: block };
-            SCRATCH.with_borrow_mut(|scratch| run_tile(plan, known, tile, scratch, &shared_dots, &d_qkv));
+            if tile.keys < bounds.first_keys(tile) {
+                return;
+            }
+            SCRATCH.with_borrow_mut(|scratch| run_tile(plan, known, &bounds, tile, scratch, &shared_dots, &d_qkv));
         });
     }
     DOTS.set(all_dots);
@@ -51,58 +55,91 @@ struct Tile {
     keys: usize,
 }
 
-/// Adds to the gradients of the tile's queries, keys and values, which no other tile of its wave has. Those of a query are
-/// complete with the first block of keys, those of a key with the last block of queries, and are turned back then.
-fn run_tile(plan: &Plan, known: &Known, tile: Tile, scratch: &mut Scratch, all_dots: &Shared, d_qkv: &Shared) {
+/// Which blocks see which: a block of queries sees the blocks of keys from the first that one of its tokens sees to its own.
+struct Bounds {
+    blocks: usize,
+    /// The first block of keys that each block of queries sees, `[batch, blocks]`.
+    first: Vec<usize>,
+    /// The last block of queries that sees each block of keys, `[batch, blocks]`.
+    last: Vec<usize>,
+}
+
+impl Bounds {
+    fn new(plan: &Plan) -> Self {
+        let (seq, blocks) = (plan.shape.seq, plan.blocks());
+        let of_sequence = |first: &[u32]| {
+            let least = |first: &[u32]| first.iter().min().map_or(0, |first| *first as usize / plan.tokens);
+            first.chunks(plan.tokens).map(least).collect::<Vec<_>>()
+        };
+        let first: Vec<usize> = plan.first.chunks(seq.max(1)).flat_map(of_sequence).collect();
+        let mut last = vec![0; first.len()];
+        for (first, last) in first.chunks(blocks.max(1)).zip(last.chunks_mut(blocks.max(1))) {
+            for (queries, first) in first.iter().enumerate() {
+                last[*first..=queries].fill(queries);
+            }
+        }
+        Self { blocks, first, last }
+    }
+
+    /// Waves that have tiles in sight.
+    fn waves(&self) -> usize {
+        self.first.iter().enumerate().map(|(index, first)| index % self.blocks - first + 1).max().unwrap_or(0)
+    }
+
+    fn first_keys(&self, tile: Tile) -> usize {
+        self.first[tile.group.batch * self.blocks + tile.queries]
+    }
+
+    fn last_queries(&self, tile: Tile) -> usize {
+        self.last[tile.group.batch * self.blocks + tile.keys]
+    }
+}
+
+/// Adds to the gradients of the queries, keys and values of a tile in sight, which no other tile of its wave has. Those of a query
+/// are complete with the first block of keys that it sees, those of a key with the last block of queries that see it, and are turned
+/// back then.
+fn run_tile(
+    plan: &Plan,
+    known: &Known,
+    bounds: &Bounds,
+    tile: Tile,
+    scratch: &mut Scratch,
+    all_dots: &Shared,
+    d_qkv: &Shared,
+) {
     let Tile { group, .. } = tile;
     let (tokens, key_tokens) = (plan.block(group, tile.queries), plan.block(group, tile.keys));
     let sights = plan.sights(tokens);
     let keys = KeyTile { position: key_tokens.position, len: key_tokens.len };
     let back = |complete: bool| complete.then_some(plan.angles);
-    let (queries_back, keys_back) = (back(tile.keys == 0), back(tile.queries + 1 == plan.blocks()));
-    let in_sight = sights.runs(&keys).next().is_some();
-    if !in_sight && queries_back.is_none() && keys_back.is_none() {
-        return;
-    }
+    let (queries_back, keys_back) =
+        (back(tile.keys == bounds.first_keys(tile)), back(tile.queries == bounds.last_queries(tile)));
     scratch.grow(plan, true);
-    if in_sight {
-        pack_tile(plan, known, tile, scratch, all_dots);
-        probabilities(plan, &sights, keys, scratch);
-    }
+    pack_tile(plan, known, tile, scratch, all_dots);
+    probabilities(plan, &sights, keys, scratch);
     let Scratch { queries, d_out, keys: packed_keys, scores, d_scores, acc, .. } = scratch;
     let acc = &mut acc.as_mut_slice()[..plan.queries() * plan.padded()];
-    if !in_sight {
-        acc.fill(0.0);
-    }
     let add = tile.queries != tile.keys;
 
-    if in_sight {
-        spread(plan, tile, scores.as_slice(), d_out.rows.as_slice(), acc);
-        let how = Unpack { add, scale: &[1.0], back: None };
-        // SAFETY: no other tile of the wave has these values.
-        unsafe { unpack(plan.isa, acc, plan.values_at(group), key_tokens, how, d_qkv) };
+    spread(plan, tile, scores.as_slice(), d_out.rows.as_slice(), acc);
+    let how = Unpack { add, scale: &[1.0], back: None };
+    // SAFETY: no other tile of the wave has these values.
+    unsafe { unpack(plan.isa, acc, plan.values_at(group), key_tokens, how, d_qkv) };
+
+    spread(plan, tile, d_scores.as_slice(), queries.rows.as_slice(), acc);
+    // The packed queries are scaled already.
+    let how = Unpack { add, scale: &[1.0], back: keys_back };
+    // SAFETY: no other tile of the wave has these keys.
+    unsafe { unpack(plan.isa, acc, plan.keys_at(group), key_tokens, how, d_qkv) };
+
+    // Groups that see none of the keys are left out of the product.
+    if sights.runs(&keys).map(|(groups, _)| groups.len()).sum::<usize>() < tokens.groups() {
+        acc.fill(0.0);
     }
-    if in_sight || keys_back.is_some() {
-        if in_sight {
-            spread(plan, tile, d_scores.as_slice(), queries.rows.as_slice(), acc);
-        }
-        // The packed queries are scaled already.
-        let how = Unpack { add, scale: &[1.0], back: keys_back };
-        // SAFETY: no other tile of the wave has these keys.
-        unsafe { unpack(plan.isa, acc, plan.keys_at(group), key_tokens, how, d_qkv) };
-    }
-    if in_sight || queries_back.is_some() {
-        if in_sight {
-            // Groups that see none of the keys are left out of the product.
-            if sights.runs(&keys).map(|(groups, _)| groups.len()).sum::<usize>() < tokens.groups() {
-                acc.fill(0.0);
-            }
-            plan.gather(&sights, &keys, d_scores.as_slice(), packed_keys.as_slice(), acc, false);
-        }
-        let how = Unpack { add, scale: &[plan.scale()], back: queries_back };
-        // SAFETY: no other tile of the wave has these queries.
-        unsafe { unpack(plan.isa, acc, plan.queries_at(group), tokens, how, d_qkv) };
-    }
+    plan.gather(&sights, &keys, d_scores.as_slice(), packed_keys.as_slice(), acc, false);
+    let how = Unpack { add, scale: &[plan.shape.scale], back: queries_back };
+    // SAFETY: no other tile of the wave has these queries.
+    unsafe { unpack(plan.isa, acc, plan.queries_at(group), tokens, how, d_qkv) };
 }
 
 /// Packs what a tile reads.
@@ -151,15 +188,18 @@ fn probabilities(plan: &Plan, sights: &Sights, keys: KeyTile, scratch: &mut Scra
             continue;
         }
         let start = seen.start * stride + query;
-        let scores = Scores {
+        let mut scores = Scores {
             data: &mut scores[start..],
             stride,
             vectors,
             position: keys.position + seen.start,
             keys: seen.len(),
         };
+        if let Some(cap) = plan.shape.cap {
+            bind(plan.isa, &mut scores, cap);
+        }
         let known = KnownOfGroup { log_sum_exp: &log_sum_exp.as_slice()[query..], dots: &dots.as_slice()[query..] };
-        gradient(plan.isa, scores, &mut d_scores[start..], sight, known);
+        gradient(plan.isa, scores, &mut d_scores[start..], sight, known, plan.shape.cap);
     }
 }
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::pack::{Unpack, unpack};
-use super::softmax::{Running, Scores, weigh};
+use super::softmax::{Running, Scores, bind, weigh};
 use super::{Group, KeyTile, Plan, SCRATCH, Scratch};
 use crate::attention::Shared;
 use crate::operators::lanes::LANES;
@@ -40,13 +40,16 @@ fn run_block(plan: &Plan, group: Group, block: usize, scratch: &mut Scratch, out
                 continue;
             }
             let query = index * shared_by * LANES;
-            let scores = Scores {
+            let mut scores = Scores {
                 data: &mut scores[keys.start * stride + query..],
                 stride,
                 vectors: shared_by,
                 position: tile.position + keys.start,
                 keys: keys.len(),
             };
+            if let Some(cap) = plan.shape.cap {
+                bind(plan.isa, &mut scores, cap);
+            }
             let (max, sum) = (&mut max[query..], &mut sum[query..]);
             let running = Running { max, sum, acc: &mut acc[query * padded..], width: padded };
             weigh(plan.isa, scores, sight, running);

@@ -36,9 +36,10 @@ impl Tokens {
     }
 }
 
-/// The angles of the rotary embedding, `[seq, head_dim / 2]`.
+/// The angles of the rotary embedding, `[seq, pairs]`, for the first `2 * pairs` elements of a head.
 #[derive(Clone, Copy)]
 pub(super) struct Angles<'a> {
+    pub pairs: usize,
     pub cos: &'a [f32],
     pub sin: &'a [f32],
 }
@@ -109,9 +110,10 @@ fn copy<S: Simd>(s: S, x: &[f32], out: &mut [f32]) {
 /// One head, turned and scaled.
 #[inline(always)]
 fn turn_head<S: Simd>(s: S, x: &[f32], angles: Angles, position: usize, scale: f32, out: &mut [f32]) {
-    let half = x.len() / 2;
+    let half = angles.pairs;
     let (cos, sin) = (&angles.cos[position * half..][..half], &angles.sin[position * half..][..half]);
     let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+    let ((b, rest), (out_b, out_rest)) = (b.split_at(half), out_b.split_at_mut(half));
     let scale = s.splat(scale);
     for start in (0..half).step_by(LANES) {
         let range = start..half.min(start + LANES);
@@ -124,6 +126,10 @@ fn turn_head<S: Simd>(s: S, x: &[f32], angles: Angles, position: usize, scale: f
         );
         store(s, s.mul(a, scale), &mut out_a[range.clone()]);
         store(s, s.mul(b, scale), &mut out_b[range.clone()]);
+    }
+    for start in (0..rest.len()).step_by(LANES) {
+        let range = start..rest.len().min(start + LANES);
+        store(s, s.mul(load(s, &rest[range.clone()]), scale), &mut out_rest[range]);
     }
 }
 
@@ -171,12 +177,12 @@ fn unpack_heads<S: Simd>(s: S, rows: &[f32], place: Place, tokens: Tokens, how: 
     }
 }
 
-/// The opposite of [`turn_head`], in place.
+/// The opposite of [`turn_head`] without a scale, in place: by the transposed matrix, whose factor is that of the angles.
 #[inline(always)]
 fn turn_back<S: Simd>(s: S, x: &mut [f32], angles: Angles, position: usize) {
-    let half = x.len() / 2;
+    let half = angles.pairs;
     let (cos, sin) = (&angles.cos[position * half..][..half], &angles.sin[position * half..][..half]);
-    let (a, b) = x.split_at_mut(half);
+    let (a, b) = x[..2 * half].split_at_mut(half);
     for start in (0..half).step_by(LANES) {
         let range = start..half.min(start + LANES);
         let (low, high) = turned(

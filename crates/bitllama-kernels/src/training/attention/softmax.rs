@@ -8,6 +8,7 @@ use crate::operators::exp_lanes;
 use crate::operators::lanes::{LANES, Simd, for_isa};
 
 use super::pack::{Tokens, vector, vector_mut};
+use crate::training::tanh::tanh_lanes;
 
 /// Below every score: what a hidden one is lowered by, and the maximum of none. Finite, so that no difference of two is
 /// no number.
@@ -96,6 +97,21 @@ impl Running<'_> {
     }
 }
 
+/// Makes each score `x` into `cap * tanh(x / cap)`.
+pub(super) fn bind(isa: Isa, scores: &mut Scores, cap: f32) {
+    for_isa!(isa, bind_group(scores: &mut Scores, cap: f32))
+}
+
+#[inline(always)]
+fn bind_group<S: Simd>(s: S, scores: &mut Scores, cap: f32) {
+    let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
+    for key in 0..scores.keys {
+        for x in scores.data[key * scores.stride..][..scores.vectors * LANES].as_chunks_mut::<LANES>().0 {
+            s.store(s.mul(tanh_lanes(s, s.mul(s.load(x), inverse)), cap), x);
+        }
+    }
+}
+
 /// Makes scores into weights relative to the new maximum. Where it rises, the sums so far shrink to it.
 pub(super) fn weigh(isa: Isa, scores: Scores, sight: &Sight, running: Running) {
     if sight.hides(scores.position, scores.keys) {
@@ -175,9 +191,15 @@ pub(super) struct Known<'a> {
     pub dots: &'a [f32],
 }
 
-/// Makes scores into probabilities, and the gradients of probabilities (same places as the scores') into those of scores.
-pub(super) fn gradient(isa: Isa, scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known) {
-    if sight.hides(scores.position, scores.keys) {
+/// Makes scores into probabilities, and the gradients of probabilities (same places as the scores') into those of scores; where
+/// these are bound by a cap, of scores before [`bind`].
+pub(super) fn gradient(isa: Isa, scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known, cap: Option<f32>) {
+    if let Some(cap) = cap {
+        for_isa!(
+            isa,
+            gradient_bound(scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known, cap: f32)
+        )
+    } else if sight.hides(scores.position, scores.keys) {
         for_isa!(isa, gradient_hidden(scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known))
     } else {
         for_isa!(isa, gradient_seen(scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known))
@@ -186,22 +208,29 @@ pub(super) fn gradient(isa: Isa, scores: Scores, gradients: &mut [f32], sight: &
 
 #[inline(always)]
 fn gradient_hidden<S: Simd>(s: S, scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known) {
-    gradient_of_group::<S, true>(s, scores, gradients, sight, known)
+    gradient_of_group::<S, true, false>(s, scores, gradients, sight, known, 0.0)
 }
 
 #[inline(always)]
 fn gradient_seen<S: Simd>(s: S, scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known) {
-    gradient_of_group::<S, false>(s, scores, gradients, sight, known)
+    gradient_of_group::<S, false, false>(s, scores, gradients, sight, known, 0.0)
 }
 
 #[inline(always)]
-fn gradient_of_group<S: Simd, const HIDES: bool>(
+fn gradient_bound<S: Simd>(s: S, scores: Scores, gradients: &mut [f32], sight: &Sight, known: Known, cap: f32) {
+    gradient_of_group::<S, true, true>(s, scores, gradients, sight, known, cap)
+}
+
+#[inline(always)]
+fn gradient_of_group<S: Simd, const HIDES: bool, const BOUND: bool>(
     s: S,
     scores: Scores,
     gradients: &mut [f32],
     sight: &Sight,
     known: Known,
+    cap: f32,
 ) {
+    let inverse = s.splat(1.0 / cap);
     let Scores { data, stride, vectors, position, keys } = scores;
     for v in 0..vectors {
         let log_sum_exp = s.load(vector(&known.log_sum_exp[v * LANES..]));
@@ -209,12 +238,18 @@ fn gradient_of_group<S: Simd, const HIDES: bool>(
         for key in 0..keys {
             let at = key * stride + v * LANES;
             let (to, gradient) = (vector_mut(&mut data[at..]), vector_mut(&mut gradients[at..]));
-            let mut p = exp_lanes(s, s.sub(s.load(to), log_sum_exp));
+            let score = s.load(to);
+            let mut p = exp_lanes(s, s.sub(score, log_sum_exp));
             if HIDES {
                 p = seen(s, p, sight, position + key);
             }
             s.store(p, to);
-            s.store(s.mul(p, s.sub(s.load(gradient), dots)), gradient);
+            let mut of_score = s.mul(p, s.sub(s.load(gradient), dots));
+            if BOUND {
+                let tanh = s.mul(score, inverse);
+                of_score = s.mul(of_score, s.sub(s.splat(1.0), s.mul(tanh, tanh)));
+            }
+            s.store(of_score, gradient);
         }
     }
 }
