@@ -146,12 +146,13 @@ impl Gguf {
         self.files.get(tensor.file).and_then(|file| file.map.get(tensor.bytes.clone())).unwrap_or_default()
     }
 
-    /// A matrix as it lies in the file; `None` for a tensor of other dimensions, or of a format that is not read.
-    pub(super) fn rows(&self, tensor: &TensorInfo) -> Option<MappedRows> {
-        let (format, &[rows, columns]) = (BlockFormat::from_id(tensor.format_id)?, &tensor.shape[..]) else {
-            return None;
-        };
-        MappedRows::new(&self.files.get(tensor.file)?.map, tensor.bytes.clone(), format, [rows, columns])
+    /// The matrix of `shape` that the rows of a tensor from `first` on are, as it lies in the file; `None` for another number of
+    /// dimensions, and a format that is not read.
+    pub(super) fn rows(&self, tensor: &TensorInfo, first: usize, shape: &[usize]) -> Option<MappedRows> {
+        let (format, &[rows, columns]) = (BlockFormat::from_id(tensor.format_id)?, shape) else { return None };
+        let row = tensor.bytes.len().checked_div(tensor.shape[0])?;
+        let start = tensor.bytes.start + first * row;
+        MappedRows::new(&self.files.get(tensor.file)?.map, start..start + rows * row, format, [rows, columns])
     }
 
     /// A whole number.
