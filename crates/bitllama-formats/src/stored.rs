@@ -37,12 +37,6 @@ impl MappedRows {
         fits.then_some(MappedRows { map, start: bytes.start, format, rows, columns, head_dim: None })
     }
 
-    /// The `rows` from `first` on, which it has.
-    pub fn part(self, first: usize, rows: usize) -> Self {
-        let row_bytes = self.columns / self.format.block_len() * self.format.block_bytes();
-        Self { start: self.start + first * row_bytes, rows, ..self }
-    }
-
     /// The same rows in Hugging Face's order: llama.cpp turns neighbouring rows of a head together (`2i`, `2i + 1`), Hugging
     /// Face rows `i` and `i + head_dim / 2`. It is the inverse of `permute` in `convert_hf_to_gguf.py`.
     pub fn of_half_rotation(self, head_dim: usize) -> Self {

@@ -96,9 +96,9 @@ impl WeightSource for Weights {
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
         let (place, tensor) = self.find(spec)?;
-        let rows = self.file.rows(tensor).filter(|_| tensor.format_id != BlockFormat::F32.id());
+        let rows = self.file.rows(tensor, place.first_row, &spec.shape);
+        let rows = rows.filter(|_| tensor.format_id != BlockFormat::F32.id());
         let Some(rows) = rows else { return self.read(spec).map(StoredWeight::Full) };
-        let rows = rows.part(place.first_row, spec.shape[0]);
         if let Some(fault) = rows.fault() {
             let name = place.tensor;
             return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
