@@ -17,7 +17,7 @@
     f(bitllama_last_error) f(bitllama_open) f(bitllama_free) f(bitllama_vocab_size) f(bitllama_context_length)        \
     f(bitllama_bos_token) f(bitllama_is_eos) f(bitllama_encode) f(bitllama_decode) f(bitllama_context_new)            \
     f(bitllama_context_free) f(bitllama_context_len) f(bitllama_context_clear) f(bitllama_context_truncate)           \
-    f(bitllama_feed) f(bitllama_feed_batch)
+    f(bitllama_feed) f(bitllama_feed_batch) f(bitllama_context_new_for)
 
 #define DECLARE(name) __typeof__(&name) name;
 static struct {
@@ -128,7 +128,7 @@ static void check_model(const char *path, unsigned flags) {
     float *first = malloc(size * sizeof *first), *second = malloc(2 * size * sizeof *second);
     float *every = malloc((size_t)n * size * sizeof *every);
     CHECK(first != NULL && second != NULL && every != NULL);
-    bitllama_context *context = api.bitllama_context_new(model), *other = api.bitllama_context_new(model);
+    bitllama_context *context = api.bitllama_context_new(model), *other = api.bitllama_context_new_for(model, (size_t)length);
     CHECK(context != NULL && other != NULL);
     CHECK(api.bitllama_feed(context, tokens, (size_t)n, 0, first, size) == 0);
     CHECK(api.bitllama_context_len(context) == n);

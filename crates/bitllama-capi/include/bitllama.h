@@ -279,12 +279,23 @@ int bitllama_encode(const bitllama_model *model, const char *text, int bos, uint
 int bitllama_decode(const bitllama_model *model, const uint32_t *tokens, size_t n, char *text, size_t capacity);
 
 /*
- A new sequence without tokens, which `bitllama_context_free` gives back; or NULL, and `bitllama_last_error` tells why.
+ A new sequence without tokens, which `bitllama_context_free` gives back; or NULL, and `bitllama_last_error` tells why. It holds
+ as many tokens as the model's context; of a model with LongRoPE (Phi 3 with 128k), as many as its original context, and
+ `bitllama_context_new_for` makes longer ones.
 
  # Safety
  `model` is NULL or an open model.
  */
 bitllama_context *bitllama_context_new(const bitllama_model *model);
+
+/*
+ As `bitllama_context_new`, for a sequence of so many tokens. The number decides between the two rotary embeddings of a model with
+ LongRoPE, and nothing else.
+
+ # Safety
+ `model` is NULL or an open model.
+ */
+bitllama_context *bitllama_context_new_for(const bitllama_model *model, size_t tokens);
 
 /*
  Gives a context back; NULL is nothing.
@@ -315,7 +326,8 @@ int bitllama_context_clear(bitllama_context *context);
 /*
  Forgets all tokens but the first `len`: to go on from there in another way costs nothing but the new tokens.
 
- Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` where there are fewer than `len`, `BITLLAMA_ERROR_BUSY` or `BITLLAMA_ERROR_INTERNAL`.
+ Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` where there are fewer than `len`, or layers with a
+ sliding window have forgotten what is seen from there, `BITLLAMA_ERROR_BUSY` or `BITLLAMA_ERROR_INTERNAL`.
 
  # Safety
  `context` is NULL or a context.

@@ -43,6 +43,14 @@ impl Loaded {
 pub struct Context {
     model: Arc<Loaded>,
     cache: Mutex<KvCache>,
+    /// Number that the cache was made for.
+    tokens: usize,
+}
+
+impl Context {
+    fn new(model: &Arc<Loaded>, tokens: usize) -> Self {
+        Context { cache: Mutex::new(model.decoder.new_cache_for(tokens)), model: Arc::clone(model), tokens }
+    }
 }
 
 /// The version of this library, such as "0.1.0".
@@ -197,7 +205,9 @@ pub unsafe extern "C" fn bitllama_decode(
     })
 }
 
-/// A new sequence without tokens, which `bitllama_context_free` gives back; or NULL, and `bitllama_last_error` tells why.
+/// A new sequence without tokens, which `bitllama_context_free` gives back; or NULL, and `bitllama_last_error` tells why. It holds
+/// as many tokens as the model's context; of a model with LongRoPE (Phi 3 with 128k), as many as its original context, and
+/// `bitllama_context_new_for` makes longer ones.
 ///
 /// # Safety
 /// `model` is NULL or an open model.
@@ -206,7 +216,21 @@ pub unsafe extern "C" fn bitllama_context_new(model: *const Model) -> *mut Conte
     or_null(|| {
         // SAFETY: as promised by the caller.
         let model = unsafe { loaded(model) }?;
-        Ok(Context { cache: Mutex::new(model.decoder.new_cache()), model: Arc::clone(model) })
+        Ok(Context::new(model, model.decoder.config().short_context()))
+    })
+}
+
+/// As `bitllama_context_new`, for a sequence of so many tokens. The number decides between the two rotary embeddings of a model with
+/// LongRoPE, and nothing else.
+///
+/// # Safety
+/// `model` is NULL or an open model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bitllama_context_new_for(model: *const Model, tokens: usize) -> *mut Context {
+    or_null(|| {
+        // SAFETY: as promised by the caller.
+        let model = unsafe { loaded(model) }?;
+        Ok(Context::new(model, tokens))
     })
 }
 
@@ -245,7 +269,7 @@ pub unsafe extern "C" fn bitllama_context_clear(context: *mut Context) -> c_int 
             Ok(mut cache) => cache.clear(),
             Err(TryLockError::Poisoned(cache)) => {
                 // Made anew: nobody knows how far the call came that broke it.
-                *cache.into_inner() = context.model.decoder.new_cache();
+                *cache.into_inner() = context.model.decoder.new_cache_for(context.tokens);
                 context.cache.clear_poison();
             }
             Err(TryLockError::WouldBlock) => return Err(busy()),
@@ -256,7 +280,8 @@ pub unsafe extern "C" fn bitllama_context_clear(context: *mut Context) -> c_int 
 
 /// Forgets all tokens but the first `len`: to go on from there in another way costs nothing but the new tokens.
 ///
-/// Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` where there are fewer than `len`, `BITLLAMA_ERROR_BUSY` or `BITLLAMA_ERROR_INTERNAL`.
+/// Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` where there are fewer than `len`, or layers with a
+/// sliding window have forgotten what is seen from there, `BITLLAMA_ERROR_BUSY` or `BITLLAMA_ERROR_INTERNAL`.
 ///
 /// # Safety
 /// `context` is NULL or a context.
@@ -267,6 +292,12 @@ pub unsafe extern "C" fn bitllama_context_truncate(context: *mut Context, len: u
         let mut cache = unsafe { at("context", context) }?.lock()?;
         if len > cache.len() {
             return Err(Failure::argument(format!("len is {len}, but the context has {} tokens", cache.len())));
+        }
+        if !cache.can_truncate(len) {
+            let reason = format!(
+                "len is {len}, but layers with a window have forgotten what is seen from there; clear the context"
+            );
+            return Err(Failure::argument(reason));
         }
         cache.truncate(len);
         Ok(())

@@ -83,10 +83,15 @@ impl KvCache {
         self.truncate(0);
     }
 
+    /// Whether [`KvCache::truncate`] can go back to `len` positions: whether all layers still have what a token there sees.
+    pub fn can_truncate(&self, len: usize) -> bool {
+        len >= self.len || self.layers.iter().all(|layer| layer.can_truncate(len))
+    }
+
     /// Forgets the positions from `len` on, if there are so many, and keeps the memory.
     ///
     /// # Panics
-    /// If a layer with a window has forgotten what a token at `len` sees ([`KvCache::hold`] keeps it).
+    /// If a layer with a window has forgotten what a token at `len` sees ([`KvCache::can_truncate`], [`KvCache::hold`]).
     pub fn truncate(&mut self, len: usize) {
         if len < self.len {
             self.layers.iter_mut().for_each(|layer| layer.truncate(len));
