@@ -30,7 +30,7 @@ pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
 /// nearer to 0 the polynomial of Cephes' `tanhf`.
 #[inline(always)]
 pub(crate) fn tanh_lanes<S: Simd>(s: S, x: S::V) -> S::V {
-    const COEFFICIENTS: [f32; 5] = [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1];
+    const COEFFICIENTS: [f32; 5] = [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1];
     /// The least magnitude that is far from 0, and the one before it.
     const FAR: f32 = 0.625;
     const NEAR: f32 = 0.624_999_94;
@@ -58,7 +58,7 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     /// `-2 sqrt(2 / pi)`.
-    const FACTOR: f32 = -1.595_769_1;
+    const FACTOR: f32 = -1.595_769_2;
     let exponent = s.mul(s.mul(x, s.splat(FACTOR)), s.mul_add(s.mul(x, x), s.splat(0.044_715), s.splat(1.0)));
     s.div(x, s.add(s.splat(1.0), exp_lanes(s, exponent)))
 }
