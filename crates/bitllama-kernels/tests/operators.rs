@@ -40,7 +40,7 @@ fn wide(x: &[f32]) -> Vec<f64> {
 }
 
 fn gates_and_sets() -> impl Iterator<Item = (HiddenAct, Isa)> {
-    HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
+    HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().map(move |isa| (act, isa)))
 }
 
 /// How far `act(x)` may be from its definition, which rounds, too.
@@ -220,8 +220,7 @@ fn hyperbolic_tangents_within_four_units_near_zero_and_far_from_it() {
 
 #[test]
 fn gates_do_not_hide_what_is_no_number() {
-    for (act, isa) in HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().into_iter().map(move |isa| (act, isa)))
-    {
+    for (act, isa) in HiddenAct::ALL.into_iter().flat_map(|act| Isa::available().map(move |isa| (act, isa))) {
         let mut gate = [f32::NAN, 1.0, f32::INFINITY, -1e30];
         operators::gated(isa, act, &mut gate, &[1.0, f32::NAN, 1.0, 1.0]);
         assert!(gate[0].is_nan() && gate[1].is_nan() && gate[2] == f32::INFINITY, "{act:?} on {isa}: {gate:?}");

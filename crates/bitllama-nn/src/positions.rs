@@ -7,10 +7,18 @@ use bitllama_core::{LayerKind, ModelConfig};
 use crate::mask::Mask;
 use crate::rotary::Rotary;
 
+/// A kind of layer that a model has.
+#[derive(Debug)]
+struct Kind {
+    kind: LayerKind,
+    rotary: Option<Rotary>,
+    window: Option<usize>,
+}
+
 /// The rotary embedding and the mask of each kind of layer.
 #[derive(Debug, Clone)]
 pub struct Positions {
-    kinds: Arc<[(LayerKind, Option<Rotary>, Option<usize>)]>,
+    kinds: Arc<[Kind]>,
     /// In the order of `kinds`.
     masks: Vec<Mask>,
     whole: Mask,
@@ -25,7 +33,8 @@ impl Positions {
         kinds.dedup();
         let of_kind = |kind: LayerKind| {
             let rope = config.rope_of(kind).map(|rope| rope.frequencies(config.rotary_dim(), seq));
-            (kind, rope.map(|frequencies| Rotary::new(&frequencies, seq, device)), config.window_of(kind))
+            let rotary = rope.map(|frequencies| Rotary::new(&frequencies, seq, device));
+            Kind { kind, rotary, window: config.window_of(kind) }
         };
         let kinds: Vec<_> = kinds.into_iter().map(of_kind).collect();
         Self { kinds: kinds.into(), masks: Vec::new(), whole: mask.clone() }.with_mask(mask)
@@ -33,8 +42,8 @@ impl Positions {
 
     /// The same for other rows of the same length.
     pub fn with_mask(&self, mask: Mask) -> Self {
-        let masks = self.kinds.iter().map(|(_, _, window)| match window {
-            Some(window) => mask.within_window(*window),
+        let masks = self.kinds.iter().map(|kind| match kind.window {
+            Some(window) => mask.within_window(window),
             None => mask.clone(),
         });
         Self { kinds: self.kinds.clone(), masks: masks.collect(), whole: mask }
@@ -50,8 +59,8 @@ impl Positions {
     /// # Panics
     /// If the model has no layer of the kind.
     pub fn of(&self, kind: LayerKind) -> (Option<&Rotary>, &Mask) {
-        let found = self.kinds.iter().zip(&self.masks).find(|((known, ..), _)| *known == kind);
-        let Some(((_, rotary, _), mask)) = found else { panic!("the model has no layer of kind {kind:?}") };
-        (rotary.as_ref(), mask)
+        let found = self.kinds.iter().zip(&self.masks).find(|(known, _)| known.kind == kind);
+        let Some((found, mask)) = found else { panic!("the model has no layer of kind {kind:?}") };
+        (found.rotary.as_ref(), mask)
     }
 }
