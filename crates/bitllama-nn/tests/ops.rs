@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::{
-    Activation, ActivationPlan, ActivationRule, BitPlan, HiddenAct, Method, ModelConfig, Quantizer, Scheme,
+    Activation, ActivationPlan, ActivationRule, BitPlan, HiddenAct, LayerKind, Method, ModelConfig, Quantizer, Scheme,
 };
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::fake_quant::{quantize, quantize_by};
@@ -86,6 +86,33 @@ fn whole_models_give_the_same_values_and_gradients() {
             for mask in [Mask::causal(2, SEQ, &flex()), Mask::within_documents(&documents, SEQ, &flex())] {
                 assert_same(&format!("tied {tied} sub-norms {sub_norm}"), &llama(&config), &mask, 1e-4);
             }
+        }
+    }
+}
+
+#[test]
+fn models_of_every_family_do_too() {
+    let documents: Vec<u32> = (0..2 * SEQ as u32).map(|i| if i < 7 { 0 } else { i / 10 }).collect();
+    let masks = [Mask::causal(2, SEQ, &flex()), Mask::within_documents(&documents, SEQ, &flex())];
+    for family in bitllama_core::families::ALL {
+        let mut config = config(family.absent.tie_word_embeddings);
+        config.arch = family.arch();
+        config.sub_norm = family.model_type == "bitnet";
+        // Choices that a config makes, all at once: what a family leaves as in a Llama is tested too.
+        config.arch.layers =
+            vec![LayerKind::WINDOW, LayerKind { window: false, rotary: family.model_type != "smollm3" }];
+        config.arch.sliding_window = Some(3);
+        config.arch.embedding_scale = 1.7;
+        config.arch.residual_scale = 0.6;
+        config.arch.logits_scale = 0.8;
+        config.arch.mlp_bias = family.model_type == "llama";
+        config.arch.o_bias = family.model_type == "llama";
+        config.arch.attention_cap = config.arch.attention_cap.map(|_| 0.9);
+        config.arch.logits_cap = config.arch.logits_cap.map(|_| 1.1);
+        config.arch.rotary_dim = family.partial_rotary.then_some(2);
+        config.validate().unwrap();
+        for mask in &masks {
+            assert_same(family.model_type, &llama(&config), mask, 2e-4);
         }
     }
 }
