@@ -295,7 +295,8 @@ bitllama_context *bitllama_context_new(const bitllama_model *model);
  # Safety
  `model` is NULL or an open model.
  */
-bitllama_context *bitllama_context_new_for(const bitllama_model *model, size_t tokens);
+bitllama_context *bitllama_context_new_for(const bitllama_model *model,
+                                           size_t tokens);
 
 /*
  Gives a context back; NULL is nothing.
@@ -332,8 +333,7 @@ int bitllama_context_clear(bitllama_context *context);
  # Safety
  `context` is NULL or a context.
  */
-int bitllama_context_truncate(bitllama_context *context,
-                              size_t len);
+int bitllama_context_truncate(bitllama_context *context, size_t len);
 
 /*
  Feeds `n` tokens (at least one), which follow those fed before.
