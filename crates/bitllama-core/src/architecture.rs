@@ -160,12 +160,12 @@ impl Architecture {
         logits_cap: None,
     };
 
-    /// Whether it is [`Architecture::LLAMA`] in all choices.
+    /// True if all choices are those of [`Architecture::LLAMA`].
     pub fn is_llama(&self) -> bool {
         *self == Self::LLAMA
     }
 
-    /// Whether it computes the same as another, whatever families their files name.
+    /// True if it computes the same as another, whatever families their files name.
     pub fn computes_as(&self, other: &Self) -> bool {
         Self { family: other.family, ..self.clone() } == *other
     }

@@ -46,7 +46,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether it is a vector, which no bit plan reaches: a norm or a bias.
+    /// True for a vector, which no bit plan reaches: a norm or a bias.
     pub fn is_vector(self) -> bool {
         matches!(self, Kind::Norm | Kind::Bias)
     }

@@ -54,7 +54,7 @@ pub struct Family {
     pub choices: fn() -> Architecture,
     /// Values of keys that a `config.json` leaves out.
     pub absent: Absent,
-    /// What a norm's weight in Hugging Face files is less than its factor: 1 where the model multiplies by `1 + weight`. GGUF
+    /// Difference between a norm's factor and its weight in Hugging Face files: 1 where the model multiplies by `1 + weight`. GGUF
     /// files, and everything here, have the factor.
     pub norm_offset: f32,
     /// Whether Hugging Face and GGUF files have `q_proj`, `k_proj` and `v_proj` as rows of one matrix, and `gate_proj` and

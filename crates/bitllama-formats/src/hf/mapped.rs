@@ -30,7 +30,7 @@ pub(super) struct Tensor<'a> {
     pub bytes: &'a [u8],
     dtype: Dtype,
     map: &'a Arc<Mmap>,
-    /// Of its bytes in the file.
+    /// Place of its bytes in the file.
     range: Range<usize>,
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 
-/// What a config says of rotary embeddings.
+/// The rotary embeddings of a config.
 pub(super) struct Ropes {
     pub theta: f64,
     pub scaling: Option<RopeScaling>,

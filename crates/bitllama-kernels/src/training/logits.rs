@@ -2,9 +2,9 @@
 //! 2's `final_logit_softcapping`, <https://arxiv.org/abs/2408.00118>); in place, a row at a time.
 
 use super::runs::{for_lanes, load, store};
-use super::tanh::tanh_lanes;
 use crate::isa::Isa;
 use crate::operators::lanes::{Simd, for_isa};
+use crate::operators::tanh_lanes;
 
 /// How logits come from the product: `cap * tanh(scale * x / cap)`, or `scale * x` without a cap.
 #[derive(Debug, Clone, Copy, PartialEq)]

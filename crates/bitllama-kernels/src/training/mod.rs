@@ -11,7 +11,6 @@
 //! | [`logits`] | factors and caps between a head's product and the loss |
 //! | [`squares`] | what the norm of gradients is made of |
 //! | [`adamw`] | one pass over a parameter, its gradient and its moments |
-//! | `tanh` | the hyperbolic tangent of a vector's lanes |
 //! | `runs` | loops over the lanes of a vector |
 //! | [`blocks`] | matrices a few rows or columns at a time |
 //! | [`rows`] | rounding of such blocks, in one pass over a weight and one more for scales that it gives |
@@ -35,7 +34,6 @@ pub mod rms_norm;
 pub mod rows;
 mod runs;
 pub mod squares;
-mod tanh;
 
 /// Numbers of a part that a thread takes at a time: a few hundred microseconds of work, and in reach of its cache.
 const PART: usize = 1 << 16;

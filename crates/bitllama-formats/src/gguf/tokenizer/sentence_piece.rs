@@ -20,7 +20,7 @@ const SPACE: &str = "▁";
 
 /// The tokenizer without added tokens and template.
 ///
-/// Where a prefix is wanted, every piece of text gets it, also those behind a special token: what `transformers` calls legacy,
+/// A prefix that is wanted is put in front of every piece of text, also those behind a special token: what `transformers` calls legacy,
 /// and what llama.cpp does too.
 ///
 /// # Errors
@@ -78,8 +78,8 @@ fn runs_of_spaces(vocabulary: &mut Vocabulary) {
 /// All ways to put a token together from two others, best score first (`generate_merges`). Control and byte tokens are
 /// never merged; of user-defined ones only runs of spaces, before all else: the others are found before anything is merged.
 ///
-/// Where one score is given to all tokens, as by conversions from `tokenizer.json`, their order stands for it: SentencePiece
-/// numbers them as it found them.
+/// The order of tokens stands for scores that are all alike, as conversions from `tokenizer.json` have them: SentencePiece numbers
+/// tokens as it found them.
 fn merges_of_scores(vocabulary: &Vocabulary, scores: &[f64], ids: &Vocab) -> Merges {
     let run_of_spaces = |id: usize| {
         vocabulary.kinds[id] == USER_DEFINED && vocabulary.tokens[id].chars().all(|char| SPACE.contains(char))

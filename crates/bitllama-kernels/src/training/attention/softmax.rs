@@ -4,11 +4,10 @@
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::operators::exp_lanes;
 use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::operators::{exp_lanes, tanh_lanes};
 
 use super::pack::{Tokens, vector, vector_mut};
-use crate::training::tanh::tanh_lanes;
 
 /// Below every score: what a hidden one is lowered by, and the maximum of none. Finite, so that no difference of two is
 /// no number.
