@@ -15,7 +15,7 @@ use crate::gguf::BlockFormat;
 #[derive(Clone)]
 pub(crate) struct MappedRows {
     map: Arc<Mmap>,
-    /// Of the first row that it has.
+    /// Offset of its first row in bytes.
     start: usize,
     format: BlockFormat,
     rows: usize,

@@ -43,7 +43,7 @@ const SERIAL: usize = 1 << 17;
 /// How queries and keys make scores, and which of them count.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scoring {
-    /// What the product of a query and a key is multiplied with.
+    /// Factor of the product of a query and a key.
     pub scale: f32,
     /// Scaled scores become `cap * tanh(score / cap)`, for a positive `cap` (Gemma Team 2024,
     /// <https://arxiv.org/abs/2408.00118>, section 2).

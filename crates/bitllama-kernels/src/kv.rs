@@ -90,7 +90,7 @@ pub struct LayerKv {
     first: usize,
     /// Positions so far.
     len: usize,
-    /// What a token at this position sees is not dropped.
+    /// Position whose visible past is not dropped.
     held: Option<usize>,
     /// One for each key-value head.
     heads: Vec<Head>,

@@ -10,7 +10,7 @@ use super::fields::Fields;
 pub(super) struct Ropes {
     pub theta: f64,
     pub scaling: Option<RopeScaling>,
-    /// That of layers with a window, where a family has one.
+    /// Rotary embedding of layers with a window, where a family has one.
     pub local: Option<Rope>,
     /// Share of a head that is rotated.
     pub partial: Option<f64>,

@@ -11,7 +11,7 @@ use crate::activations::{largest_magnitude, nearest};
 use crate::aligned::Aligned;
 use crate::operators::lanes::{LANES, Nibbles, nibble_place};
 
-/// What one head's keys, or its values, are stored as.
+/// Storage of one head's keys, or of its values.
 #[derive(Debug, Clone)]
 pub(super) enum Numbers {
     F32(Aligned<f32>),

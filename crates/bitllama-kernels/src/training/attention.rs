@@ -45,9 +45,9 @@ pub struct Shape {
     pub head_dim: usize,
     /// The first elements of a head, an even number of them, that the rotary embedding turns; the others stay as they are.
     pub rotary_dim: usize,
-    /// What products of queries and keys are multiplied with.
+    /// Factor of the products of queries and keys.
     pub scale: f32,
-    /// What a scaled score `x` is bound by, if so: it becomes `cap * tanh(x / cap)` (Gemma 2,
+    /// Soft cap of a scaled score `x`, which becomes `cap * tanh(x / cap)` (Gemma 2,
     /// <https://arxiv.org/abs/2408.00118>).
     pub cap: Option<f32>,
 }

@@ -9,7 +9,7 @@ use crate::operators::tanh_lanes;
 /// How logits come from the product: `cap * tanh(scale * x / cap)`, or `scale * x` without a cap.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bound {
-    /// What the product is multiplied with.
+    /// Factor of the product.
     pub scale: f32,
     /// What no logit exceeds, if so.
     pub cap: Option<f32>,
