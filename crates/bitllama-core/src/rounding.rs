@@ -133,11 +133,7 @@ impl<M: RowMatrix> Quantized<M> {
 pub fn quantize<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Quantized<M> {
     let scheme = quantizer.scheme;
     let Scales { scales, zero_points } = trained.unwrap_or_else(|| start_scales(quantizer, weight.clone()));
-    let scales = match quantizer.method {
-        method if method.trains_scales() => scales.clamp(SMALLEST_SCALE, f32::MAX).divide(alpha_codes(quantizer)),
-        _ => scales,
-    };
-    let (scales, double) = round_scales(quantizer.scales, scales);
+    let (scales, double) = round_scales(quantizer.scales, code_scales(quantizer, scales));
     let divisors = match double {
         Some(_) => scales.clone().one_where_zero(),
         None => scales.clone(),
@@ -171,6 +167,14 @@ pub fn round_scales<M: RowMatrix>(format: ScaleFormat, scales: M) -> (M, Option<
             let differences = codes.clone().mul_rows(steps.clone()).out_of_blocks(&scales);
             (differences.add_all(mean.clone()), Some(DoubleQuantized { codes, steps, mean }))
         }
+    }
+}
+
+/// The values of one code, before rounding, of `scales` as a method trains them or starts from them.
+pub(crate) fn code_scales<M: RowMatrix>(quantizer: &Quantizer, scales: M) -> M {
+    match quantizer.method.trains_scales() {
+        true => scales.clamp(SMALLEST_SCALE, f32::MAX).divide(alpha_codes(quantizer)),
+        false => scales,
     }
 }
 
