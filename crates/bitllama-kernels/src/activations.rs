@@ -14,8 +14,11 @@ use bitllama_core::Activation;
 use bitllama_core::activation::{NEAR_ZERO, steps};
 use bitllama_core::panel::COLUMN_UNIT;
 
-use crate::operators::lanes::for_isa;
+use crate::simd::for_isa;
 use crate::{Isa, Pool};
+
+/// Columns whose rounded values are summed up together: a part of every group.
+pub(crate) const SUM_COLUMNS: usize = 16;
 
 /// How many times the mean |x| of its token a number must be to count as an outlier.
 pub const OUTLIER: f32 = 5.0;
@@ -38,14 +41,13 @@ pub(crate) struct Tile {
     pub tokens: usize,
     /// Rows that there is room for: one of the widths that kernels are compiled for.
     pub width: usize,
-    /// Columns of a row in units of [`COLUMN_UNIT`].
-    units: usize,
-    /// `[units * COLUMN_UNIT / 4][width][4]`; columns that the matrix has not, and rows beyond `tokens`, are 0.
+    /// `[columns / 4][width][4]`, with columns up to a multiple of [`COLUMN_UNIT`]; those that the matrix has not, and rows
+    /// beyond `tokens`, are 0.
     pub values: Vec<i8>,
-    /// `[tokens]`, 0 for rows of zeros.
+    /// `[width]`, 0 for rows of zeros.
     pub scales: Vec<f32>,
-    /// `[tokens, units + 1]`: sums of the rounded values before each unit of [`COLUMN_UNIT`] columns.
-    sums: Vec<i32>,
+    /// `[columns / SUM_COLUMNS + 1][width]`: sums of the rounded values before each [`SUM_COLUMNS`] columns.
+    pub sums: Vec<i32>,
     /// Columns and values of outliers, row after row, in the order of columns.
     outliers: Vec<(u32, f32)>,
     /// `[tokens + 1]`: where the outliers of each row begin.
@@ -84,7 +86,8 @@ impl Activations {
         // Sums of a tile, one a token, should fit into the registers.
         let widths: &[usize] = match isa {
             Isa::Avx512 => &[1, 2, 4, 8, 16, 24],
-            _ => &[1, 2, 4, 8],
+            Isa::Avx2 | Isa::Neon => &[1, 2, 4],
+            Isa::Scalar => &[1],
         };
         let widest = widths[widths.len() - 1];
         self.tiles.resize_with(self.n.div_ceil(widest), Tile::default);
@@ -129,9 +132,10 @@ impl Activations {
 impl Tile {
     fn set(&mut self, isa: Isa, activation: Option<Activation>, first: usize, width: usize, x: &[f32], columns: usize) {
         let padded = columns.next_multiple_of(COLUMN_UNIT);
-        (self.first, self.tokens, self.width, self.units) = (first, x.len() / columns, width, padded / COLUMN_UNIT);
+        (self.first, self.tokens, self.width) = (first, x.len() / columns, width);
         self.scales.clear();
         self.sums.clear();
+        self.sums.resize((padded / SUM_COLUMNS + 1) * width, 0);
         self.outliers.clear();
         self.outlier_starts.clear();
         self.outlier_starts.push(0);
@@ -143,7 +147,7 @@ impl Tile {
         self.values.resize(width * padded, 0);
         for (lane, x) in x.chunks_exact(columns).enumerate() {
             self.scales.push(match activation {
-                None => crate::product::quantize_row(isa, x, &mut self.row, &mut self.outliers),
+                None => quantize_row(isa, x, &mut self.row, &mut self.outliers),
                 Some(activation) => round_row(isa, activation, x, &mut self.row),
             });
             self.outlier_starts.push(self.outliers.len());
@@ -155,19 +159,13 @@ impl Tile {
                 }
             }
             let mut sum = 0;
-            self.sums.push(0);
-            for unit in self.row.as_chunks::<COLUMN_UNIT>().0 {
+            let sums = self.sums.iter_mut().skip(width + lane).step_by(width);
+            for (out, unit) in sums.zip(self.row.as_chunks::<SUM_COLUMNS>().0) {
                 sum += unit.iter().map(|q| *q as i32).sum::<i32>();
-                self.sums.push(sum);
+                *out = sum;
             }
         }
-    }
-
-    /// The sum of the rounded values of a token from unit `first` up to `end`.
-    #[inline(always)]
-    pub fn sum(&self, token: usize, (first, end): (usize, usize)) -> i32 {
-        let sums = &self.sums[token * (self.units + 1)..(token + 1) * (self.units + 1)];
-        sums[end] - sums[first]
+        self.scales.resize(width, 0.0);
     }
 
     /// The outliers of a token.
@@ -180,8 +178,12 @@ impl Tile {
 /// Rounds one row into `out`, which may be longer and is left as it is there; appends outliers. Returns the scale.
 ///
 /// Every step is IEEE arithmetic in a stated order, so all instruction sets give the same bits.
+fn quantize_row(isa: Isa, x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
+    for_isa!(isa, quantize_row_lanes(x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32)
+}
+
 #[inline(always)]
-pub(crate) fn quantize_row_portable(x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
+fn quantize_row_lanes<S>(_: S, x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
     const LANES: usize = 16;
     let (chunks, rest) = x.as_chunks::<LANES>();
     let (mut sums, mut maxima) = ([0.0f32; LANES], [0.0f32; LANES]);

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::operators::lanes::Nibbles;
+use crate::simd::Nibbles;
 
 /// Numbers that any bits are a value of, and no bits set are zero.
 pub(crate) trait Plain: Copy {}

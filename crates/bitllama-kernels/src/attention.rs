@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::kv::{LayerKv, Stored, value_stride};
-use crate::operators::lanes::{LANES, Simd, for_isa};
 use crate::operators::{exp_lanes, soft_cap_all};
 use crate::pool::Pool;
+use crate::simd::{LANES, Simd, for_isa};
 use tile::{Running, TILE, Vector, add_values, scores, weigh};
 
 /// Rows (a row is a token's query of one head) of a task, at most, unless one group has more.

@@ -9,7 +9,7 @@ use bitllama_core::panel::PANEL_ROWS;
 use gemm::Parallelism;
 
 use crate::out::Out;
-use crate::product::by_isa;
+use crate::packed::float::unpack_panel;
 use crate::{Isa, Weight};
 
 /// Rows of activations from which on this is faster than products one by one.
@@ -30,9 +30,7 @@ pub(crate) unsafe fn packed(isa: Isa, weight: &Weight, rows: Range<usize>, x: &[
         for first in rows.clone().step_by(STRIDE) {
             let count = STRIDE.min(rows.end - first);
             for panel in 0..count.div_ceil(PANEL_ROWS) {
-                let (index, to) = (first / PANEL_ROWS + panel, tile[panel * PANEL_ROWS..].as_mut_ptr());
-                // SAFETY: `tile` is `[columns, STRIDE]`, of which a panel takes PANEL_ROWS from `panel * PANEL_ROWS` on.
-                unsafe { by_isa!(isa, unpack_panel(weight, index, to, STRIDE)) };
+                unpack_panel(isa, weight, first / PANEL_ROWS + panel, &mut tile[panel * PANEL_ROWS..], STRIDE);
             }
             // SAFETY: the tile holds `count` weights for each column; the rest is the caller's promise.
             unsafe { gemm(x, columns, tile.as_ptr(), [STRIDE as isize, 1], out.at(0, first), count) };

@@ -2,8 +2,8 @@
 
 use crate::Isa;
 use crate::operators::dot_ahead;
-use crate::operators::lanes::{Simd, for_isa};
 use crate::out::Out;
+use crate::simd::{Simd, for_isa};
 
 /// `out[t, r] = x[t] . tile[r]` for the rows of `tile` (`[r, columns]`) and of `x` (`[t, columns]`).
 ///

@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use bitllama_core::Activation;
 
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 use numbers::Numbers;
 pub(crate) use numbers::Stored;
 

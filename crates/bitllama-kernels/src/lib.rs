@@ -16,11 +16,8 @@
 //! | [`peak`] | how fast it multiplies bytes |
 //! | [`mod@gemm`] | products of dense matrices, for training |
 //! | [`isa`] | which instruction set is used |
-//! | `integer`, `float`, `xnor` | the kernels, written once for all instruction sets and schemes |
-//! | `fields` | how the fields of a scheme come out of a block |
-//! | [`levels`] | codes out of a table, in fixed point |
-//! | `simd` | what a kernel needs of an instruction set |
-//! | `scalar`, `avx2`, `avx512`, `neon` | what each instruction set can do |
+//! | `packed` | products with packed weights, written once for all instruction sets and schemes |
+//! | `simd` | vectors of sixteen lanes on each instruction set |
 //! | [`allocator`] | what the system's allocator does with freed memory |
 //! | `aligned` | numbers that start at a cache line |
 //! | `full`, `batch` | products with full-precision rows; products of many rows of activations in f32 |
@@ -33,39 +30,29 @@ pub mod activations;
 mod aligned;
 pub mod allocator;
 pub mod attention;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 pub mod bandwidth;
 mod batch;
-mod fields;
-mod float;
 mod full;
 pub mod gemm;
-mod integer;
 pub mod isa;
 pub mod kv;
-pub mod levels;
 pub mod matrix;
-#[cfg(target_arch = "aarch64")]
-mod neon;
 pub mod operators;
 mod out;
+mod packed;
 pub mod peak;
 pub mod pool;
 pub mod product;
-mod scalar;
 pub mod signs;
 mod simd;
 mod stored;
 pub mod training;
 pub mod weight;
-mod xnor;
 
 pub use activations::Activations;
 pub use isa::Isa;
 pub use matrix::Matrix;
+pub use packed::levels::ERROR as LEVEL_ERROR;
 pub use pool::Pool;
 pub use product::{Input, Precision, products};
 pub use signs::Signs;

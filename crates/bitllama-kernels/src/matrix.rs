@@ -52,14 +52,10 @@ impl Matrix {
         }
     }
 
-    /// Bytes that a product with one row of activations reads: scales are in f32 then, however they are stored.
+    /// Bytes that a product with one row of activations reads.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Packed(weight) => {
-                let packed = weight.packed();
-                let points = packed.zero_points().map_or(0, size_of_val);
-                packed.bytes().len() + size_of_val(packed.scales()) + points
-            }
+            Self::Packed(weight) => weight.bytes(),
             Self::Full(full) => size_of_val(full.data.as_slice()),
             Self::Stored(stored) => stored.bytes(),
         }

@@ -5,14 +5,13 @@
 //! the rows of a long input may be given to several tasks.
 
 mod functions;
-pub(crate) mod lanes;
 
 use bitllama_core::HiddenAct;
 
 use crate::isa::Isa;
+use crate::simd::{LANES, Simd, for_isa};
 pub(crate) use functions::{exp_lanes, tanh_lanes};
 use functions::{gelu_tanh, relu2, silu};
-use lanes::{LANES, Simd, for_isa};
 
 /// RMSNorm (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>) of each row of `x` (`[n, hidden]`) into `out`
 /// (`[n, hidden]`): `x / sqrt(mean(x^2) + eps) * weight`, with `weight` `[hidden]`.
@@ -217,7 +216,7 @@ fn add_rms_norm_rows<S: Simd>(s: S, x: &mut [f32], factor: f32, y: &[f32], weigh
 
 /// `1 / sqrt(mean(x^2) + eps)` of one row.
 #[inline(always)]
-fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> S::V {
+fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> S::Floats {
     s.splat(1.0 / (dot_all(s, x, x) / x.len() as f32 + eps).sqrt())
 }
 
@@ -264,7 +263,13 @@ fn rotate_rows<S: Simd>(s: S, x: &mut [f32], heads: usize, head_dim: usize, firs
 
 /// `(a * cos - b * sin, b * cos + a * sin)`.
 #[inline(always)]
-pub(crate) fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+pub(crate) fn turned<S: Simd>(
+    s: S,
+    a: S::Floats,
+    b: S::Floats,
+    cos: S::Floats,
+    sin: S::Floats,
+) -> (S::Floats, S::Floats) {
     (s.sub(s.mul(a, cos), s.mul(b, sin)), s.mul_add(b, cos, s.mul(a, sin)))
 }
 

@@ -1,8 +1,6 @@
 //! An output that several threads fill, each one some of its columns.
 
-use bitllama_core::panel::PANEL_ROWS;
-
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 
 /// Where the products of some rows of a weight go: a place in a matrix `[n, rows]`.
 #[derive(Clone, Copy)]
@@ -40,22 +38,20 @@ impl Out {
         self.data
     }
 
-    /// Stores products with the rows `row ..` of a panel that begins here. Rows that the weight has not are left out.
+    /// Stores a token's products with the rows of the panel that begins here. Rows that the weight has not are left out.
     ///
     /// # Safety
     /// The token is one of the matrix, and no other thread writes these rows.
     #[inline(always)]
-    pub unsafe fn store<S: Simd>(self, token: usize, row: usize, products: S::Floats) {
-        let to = self.at(token, row);
-        if to.left >= S::ROWS {
-            // SAFETY: there are as many rows from here on.
-            return unsafe { S::store(to.data, products) };
+    pub unsafe fn store<S: Simd>(self, s: S, token: usize, products: S::Floats) {
+        let to = self.at(token, 0);
+        if to.left >= LANES {
+            // SAFETY: there are as many rows from here on, and they are the caller's.
+            return s.store(products, unsafe { &mut *to.data.cast::<[f32; LANES]>() });
         }
-        let mut all = [0.0; PANEL_ROWS];
-        // SAFETY: no register has more rows than a panel; `left` elements are within the matrix.
-        unsafe {
-            S::store(all.as_mut_ptr(), products);
-            to.data.copy_from_nonoverlapping(all.as_ptr(), to.left);
-        }
+        let mut all = [0.0; LANES];
+        s.store(products, &mut all);
+        // SAFETY: `left` elements are within the matrix, and the caller's.
+        unsafe { to.data.copy_from_nonoverlapping(all.as_ptr(), to.left) };
     }
 }

@@ -1,14 +1,16 @@
 //! Matrix products, shared out over threads: `out = x * weight^T` for several weights and one `x` at a time.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use bitllama_core::panel::PANEL_ROWS;
 use bitllama_core::{Activation, Scheme};
 
 use crate::out::Out;
+use crate::packed::float::float_panels;
+use crate::packed::integer::integer_panels;
+use crate::packed::xnor::sign_panels;
 use crate::pool::Pool;
-use crate::{Activations, Isa, Matrix, Signs, Weight, batch, full, stored};
+use crate::{Activations, Isa, Matrix, Signs, batch, full, stored};
 
 /// How a kernel sees the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -260,60 +262,4 @@ impl Job<'_> {
 
 fn panels(rows: &Range<usize>) -> Range<usize> {
     rows.start / PANEL_ROWS..rows.end.div_ceil(PANEL_ROWS)
-}
-
-/// Calls the function of this name of the instruction set `$isa`.
-macro_rules! by_isa {
-    ($isa:expr, $name:ident($($argument:expr),*)) => {
-        match $isa {
-            Isa::Scalar => crate::scalar::$name($($argument),*),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => crate::avx2::$name($($argument),*),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => crate::avx512::$name($($argument),*),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => crate::neon::$name($($argument),*),
-            #[allow(unreachable_patterns)]
-            _ => unreachable!("an instruction set of another architecture"),
-        }
-    };
-}
-pub(crate) use by_isa;
-
-/// # Safety
-/// See [`crate::integer::integer_panels`].
-unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    assert_eq!(weight.columns(), x.columns());
-    // SAFETY: as promised by the caller; activations are laid out for their own instruction set.
-    unsafe { by_isa!(x.isa(), integer_panels(weight, panels, x, out)) }
-}
-
-/// # Safety
-/// See [`crate::float::float_panels`].
-unsafe fn float_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &[f32], out: Out) {
-    assert_eq!(weight.columns(), x.len());
-    thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
-    SUMS.with_borrow_mut(|sums| {
-        sums.clear();
-        let groups = x.chunks(weight.packed().group_size());
-        sums.extend(groups.map(|group| group.iter().map(|x| *x as f64).sum::<f64>() as f32));
-        // SAFETY: as promised by the caller.
-        unsafe { by_isa!(isa, float_panels(weight, panels, x, sums, out)) }
-    });
-}
-
-/// # Safety
-/// See [`crate::xnor::sign_panels`].
-unsafe fn sign_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &Signs, out: Out) {
-    assert!(weight.scheme() == Scheme::Binary && weight.columns() == x.columns());
-    #[cfg(target_arch = "x86_64")]
-    let isa = if isa == Isa::Avx512 && !crate::avx512::has_popcount() { Isa::Avx2 } else { isa };
-    // SAFETY: as promised by the caller.
-    unsafe { by_isa!(isa, sign_panels(weight, panels, x.bits(), x.scales(), out)) }
-}
-
-/// [`crate::activations::quantize_row_portable`] compiled for `isa`, which is available.
-pub(crate) fn quantize_row(isa: Isa, x: &[f32], out: &mut [i8], outliers: &mut Vec<(u32, f32)>) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe { by_isa!(isa, quantize_row(x, out, outliers)) }
 }

@@ -1,18 +1,29 @@
 //! A packed matrix as the kernels read it: panels where they are, scales and zero points beside them in their order.
 
-use bitllama_core::panel::{COLUMN_UNIT, PANEL_ROWS};
+use bitllama_core::panel::PANEL_ROWS;
+use bitllama_core::scales::PackedScales;
 use bitllama_core::{Activation, PackedMatrix, Scheme};
+use half::f16;
+
+use crate::simd::{LANES, Simd};
 
 /// A packed matrix `[out_features, in_features]`, ready to be multiplied with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
     packed: PackedMatrix,
-    /// In f32, however files have them, `[panels, groups, PANEL_ROWS]`; 0 for rows that the matrix has not.
-    scales: Vec<f32>,
+    scales: Scales,
     /// `-zero_point`, in the order of `scales`; `None` where a code of 0 is the same field everywhere.
-    lows: Option<Vec<i32>>,
+    lows: Option<Vec<[i16; LANES]>>,
     /// How its inputs were rounded in training.
     activation: Option<Activation>,
+}
+
+/// Scales, `[panels, groups, PANEL_ROWS]`; 0 for rows that the matrix has not.
+#[derive(Debug, Clone, PartialEq)]
+enum Scales {
+    F32(Vec<[f32; LANES]>),
+    /// In half the bytes, where the matrix has no others.
+    F16(Vec<[f16; LANES]>),
 }
 
 impl Weight {
@@ -27,11 +38,14 @@ impl Weight {
         let largest_code =
             packed.zero_points().map_or(0, |points| points.iter().map(|z| z.unsigned_abs()).fold(0, u32::max));
         let largest = 255 * 127 * packed.group_size() as u64 + largest_code as u64 * 127 * packed.group_size() as u64;
-        if largest > i32::MAX as u64 {
+        if largest > i32::MAX as u64 || largest_code > MAX_ZERO_POINT {
             return Err(packed);
         }
-        let scales = in_panels(&packed, packed.scales(), |scale| *scale);
-        let lows = packed.zero_points().map(|points| in_panels(&packed, points, |point| -point));
+        let scales = match packed.packed_scales() {
+            PackedScales::F16(scales) => Scales::F16(in_panels(&packed, scales, |scale| *scale)),
+            _ => Scales::F32(in_panels(&packed, packed.scales(), |scale| *scale)),
+        };
+        let lows = packed.zero_points().map(|points| in_panels(&packed, points, |point| -*point as i16));
         Ok(Self { packed, scales, lows, activation: None })
     }
 
@@ -66,6 +80,15 @@ impl Weight {
         self.packed.scheme()
     }
 
+    /// Bytes that a product with one row of activations reads.
+    pub fn bytes(&self) -> usize {
+        let scales = match &self.scales {
+            Scales::F32(scales) => size_of_val(&scales[..]),
+            Scales::F16(scales) => size_of_val(&scales[..]),
+        };
+        self.packed.bytes().len() + scales + self.lows.as_ref().map_or(0, |lows| size_of_val(&lows[..]))
+    }
+
     /// Panels of [`PANEL_ROWS`] rows.
     pub fn panels(&self) -> usize {
         self.rows().div_ceil(PANEL_ROWS)
@@ -74,14 +97,16 @@ impl Weight {
     /// One panel.
     pub(crate) fn panel(&self, index: usize) -> Panel<'_> {
         let groups = self.packed.groups();
-        let constants = index * groups * PANEL_ROWS..(index + 1) * groups * PANEL_ROWS;
+        let constants = index * groups..(index + 1) * groups;
         Panel {
             scheme: self.scheme(),
             bytes: self.packed.panel(index),
-            columns: self.columns(),
             groups,
             group_size: self.packed.group_size(),
-            scales: &self.scales[constants.clone()],
+            scales: match &self.scales {
+                Scales::F32(scales) => PanelScales::F32(&scales[constants.clone()]),
+                Scales::F16(scales) => PanelScales::F16(&scales[constants.clone()]),
+            },
             lows: self.lows.as_ref().map(|lows| &lows[constants]),
         }
     }
@@ -93,44 +118,48 @@ pub(crate) struct Panel<'a> {
     pub scheme: Scheme,
     /// `[blocks, block_bytes]`.
     pub bytes: &'a [u8],
-    pub columns: usize,
     pub groups: usize,
-    /// A multiple of [`COLUMN_UNIT`], or all columns.
+    /// Whole blocks of columns, or all columns.
     pub group_size: usize,
+    pub scales: PanelScales<'a>,
     /// `[groups, PANEL_ROWS]`.
-    pub scales: &'a [f32],
-    /// `[groups, PANEL_ROWS]`.
-    pub lows: Option<&'a [i32]>,
+    pub lows: Option<&'a [[i16; LANES]]>,
 }
 
-impl Panel<'_> {
-    /// The columns of a group in units of [`COLUMN_UNIT`]: first and end.
-    pub fn group_units(&self, group: usize) -> (usize, usize) {
-        match self.groups {
-            1 => (0, self.columns.div_ceil(COLUMN_UNIT)),
-            _ => (group * self.group_size / COLUMN_UNIT, (group + 1) * self.group_size / COLUMN_UNIT),
-        }
-    }
+/// Scales of a panel, `[groups, PANEL_ROWS]`.
+#[derive(Clone, Copy)]
+pub(crate) enum PanelScales<'a> {
+    F32(&'a [[f32; LANES]]),
+    F16(&'a [[f16; LANES]]),
+}
 
-    /// The blocks of a group: first and end.
-    pub fn group_blocks(&self, group: usize) -> (usize, usize) {
-        let block = self.scheme.block_columns();
-        match self.groups {
-            1 => (0, self.columns.div_ceil(block)),
-            _ => (group * self.group_size / block, (group + 1) * self.group_size / block),
+impl PanelScales<'_> {
+    /// The scales of a group.
+    #[inline(always)]
+    pub fn at<S: Simd>(self, s: S, group: usize) -> S::Floats {
+        match self {
+            Self::F32(scales) => s.load(&scales[group]),
+            Self::F16(scales) => s.load_f16(&scales[group]),
         }
     }
 }
+
+/// Zero points beyond this are not multiplied in 16 bits.
+const MAX_ZERO_POINT: u32 = 32_000;
 
 /// `[rows, groups]` as `[panels, groups, PANEL_ROWS]`.
-fn in_panels<T, U: Clone + Default>(packed: &PackedMatrix, values: &[T], convert: impl Fn(&T) -> U) -> Vec<U> {
+fn in_panels<T, U: Copy + Default>(
+    packed: &PackedMatrix,
+    values: &[T],
+    convert: impl Fn(&T) -> U,
+) -> Vec<[U; PANEL_ROWS]> {
     let groups = packed.groups();
     let panels = packed.rows().div_ceil(PANEL_ROWS);
-    let mut out = vec![U::default(); panels * groups * PANEL_ROWS];
+    let mut out = vec![[U::default(); PANEL_ROWS]; panels * groups];
     for (row, values) in values.chunks_exact(groups).enumerate() {
-        let panel = &mut out[row / PANEL_ROWS * groups * PANEL_ROWS..];
+        let panel = &mut out[row / PANEL_ROWS * groups..];
         for (group, value) in values.iter().enumerate() {
-            panel[group * PANEL_ROWS + row % PANEL_ROWS] = convert(value);
+            panel[group][row % PANEL_ROWS] = convert(value);
         }
     }
     out

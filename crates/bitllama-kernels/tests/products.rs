@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme, StoredRows};
-use bitllama_kernels::{Activations, Input, Isa, Matrix, Pool, Precision, Signs, Weight, levels, products};
+use bitllama_kernels::{Activations, Input, Isa, LEVEL_ERROR, Matrix, Pool, Precision, Signs, Weight, products};
 use proptest::prelude::*;
 
 /// Of sums in f32, and of activations that the reference rounds in another order of operations.
@@ -150,7 +150,7 @@ proptest! {
         let weight = Matrix::from(packed.clone());
         let portable = product(Isa::Scalar, Precision::Int8, 1, &weight, &x);
         // Levels of a table are in fixed point, see `levels`.
-        let of_levels = if scheme.table().is_some() { f64::from(levels::ERROR) } else { 0.0 };
+        let of_levels = if scheme.table().is_some() { f64::from(LEVEL_ERROR) } else { 0.0 };
         let expected = reference(&packed, &rounded(&x, shape[1]));
         let outliers = reference(&packed, &apart(&x, shape[1]));
         let slack = |sum: usize| of_levels * expected[sum].scales + of_fields(scheme) * outliers[sum].scales;
@@ -230,7 +230,7 @@ fn levels_of_a_table_are_off_by_no_more_than_said() {
     let x = floats(5, 9 * columns);
     let expected = reference(&packed, &rounded(&x, columns));
     let found = product(Isa::best(), Precision::Int8, 1, &Matrix::from(packed), &x);
-    close(&found, &expected, ROUNDING, |sum| f64::from(levels::ERROR) * expected[sum].scales);
+    close(&found, &expected, ROUNDING, |sum| f64::from(LEVEL_ERROR) * expected[sum].scales);
 }
 
 #[test]

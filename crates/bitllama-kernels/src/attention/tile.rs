@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::operators::exp_lanes;
-use crate::operators::lanes::{LANES, Nibbles, Simd};
+use crate::simd::{LANES, Nibbles, Simd};
 
 /// Positions of a tile: what one softmax step takes.
 pub(super) const TILE: usize = 256;
@@ -19,33 +19,33 @@ const POSITIONS_AHEAD: usize = 32;
 
 /// [`LANES`] stored numbers.
 pub(super) trait Vector: Copy {
-    fn load<S: Simd>(&self, s: S) -> S::V;
+    fn load<S: Simd>(&self, s: S) -> S::Floats;
 }
 
 impl Vector for [f32; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::V {
+    fn load<S: Simd>(&self, s: S) -> S::Floats {
         s.load(self)
     }
 }
 
 impl Vector for [f16; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::V {
+    fn load<S: Simd>(&self, s: S) -> S::Floats {
         s.load_f16(self)
     }
 }
 
 impl Vector for [i8; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::V {
+    fn load<S: Simd>(&self, s: S) -> S::Floats {
         s.load_i8(self)
     }
 }
 
 impl Vector for Nibbles {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::V {
+    fn load<S: Simd>(&self, s: S) -> S::Floats {
         s.load_i4(self)
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::tile::{Job, Kernel, tiles};
-use crate::operators::lanes::{Avx512, LANES, Simd};
+use crate::simd::{Avx512, LANES, Simd};
 
 /// Whether the processor has the instruction.
 pub(super) fn is_available() -> bool {

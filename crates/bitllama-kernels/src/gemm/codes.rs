@@ -11,7 +11,7 @@ use bitllama_core::activation::{Activation, steps as of_codes};
 use rayon::prelude::*;
 
 use crate::isa::Isa;
-use crate::operators::lanes::{Simd, for_isa};
+use crate::simd::{Simd, for_isa};
 
 /// Codes of a word.
 pub(super) const PER_WORD: usize = 4;

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::encode::{Encode, Exact, Number, Pairs, Rounded};
 use super::pack::{Block, Panels};
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 
 /// Numbers that can be loaded as `f32`.
 pub(in crate::gemm) trait Load: Number {

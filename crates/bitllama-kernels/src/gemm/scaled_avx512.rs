@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::pack::{Block, Load, Vectors};
 use super::scaled::{LANES_AT_ONCE, Scaled, largest_one_by_one};
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 
 impl Vectors for Scaled<'_> {
     #[inline(always)]

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::simd::{LANES, Simd, for_isa};
 
 /// What a tile's accumulators do with a word of each factor.
 pub(super) trait Kernel: Copy {
@@ -22,7 +22,7 @@ pub(super) trait Kernel: Copy {
     fn splat(self, word: u32) -> Self::V;
     /// `sum + a * b`, for both halves of a word where it has two numbers.
     fn step(self, a: Self::V, b: Self::V, sum: Self::V) -> Self::V;
-    fn floats(self, sum: Self::V) -> <Self::S as Simd>::V;
+    fn floats(self, sum: Self::V) -> <Self::S as Simd>::Floats;
 }
 
 /// Words are numbers in `f32`.
@@ -31,31 +31,30 @@ pub(super) struct Fma<S>(pub S);
 
 impl<S: Simd> Kernel for Fma<S> {
     type S = S;
-    type V = S::V;
+    type V = S::Floats;
 
     #[inline(always)]
     fn simd(self) -> S {
         self.0
     }
     #[inline(always)]
-    fn zero(self) -> S::V {
+    fn zero(self) -> S::Floats {
         self.0.splat(0.0)
     }
     #[inline(always)]
-    fn load(self, words: &[u32; LANES]) -> S::V {
-        // SAFETY: an array of as many numbers of the same size and alignment, for which any bits are a value.
-        self.0.load(unsafe { &*std::ptr::from_ref(words).cast::<[f32; LANES]>() })
+    fn load(self, words: &[u32; LANES]) -> S::Floats {
+        self.0.load(bytemuck::cast_ref(words))
     }
     #[inline(always)]
-    fn splat(self, word: u32) -> S::V {
+    fn splat(self, word: u32) -> S::Floats {
         self.0.splat(f32::from_bits(word))
     }
     #[inline(always)]
-    fn step(self, a: S::V, b: S::V, sum: S::V) -> S::V {
+    fn step(self, a: S::Floats, b: S::Floats, sum: S::Floats) -> S::Floats {
         self.0.mul_add(a, b, sum)
     }
     #[inline(always)]
-    fn floats(self, sum: S::V) -> S::V {
+    fn floats(self, sum: S::Floats) -> S::Floats {
         sum
     }
 }
@@ -113,13 +112,21 @@ pub(super) unsafe fn run_f32(isa: Isa, job: Job) {
 
 #[inline(always)]
 fn f32_tiles<S: Simd>(s: S, job: Job) {
-    // The constants are those of the instruction set, so one branch is left.
-    match (S::ROWS, S::BLOCK / S::ROWS) {
-        (8, 3) => tiles::<_, 8, 3>(Fma(s), job),
-        (6, 1) => tiles::<_, 6, 1>(Fma(s), job),
-        _ => tiles::<_, 2, 1>(Fma(s), job),
-    }
+    by_block!(S, tiles(Fma(s), job))
 }
+
+/// Calls `$tiles::<_, R, V>` with the rows and vectors of a register block of `$S`. The constants are those of the instruction
+/// set, so one branch is left.
+macro_rules! by_block {
+    ($S:ident, $tiles:ident($($argument:expr),*)) => {
+        match ($S::ROWS, $S::BLOCK / $S::ROWS) {
+            (8, 3) => $tiles::<_, 8, 3>($($argument),*),
+            (6, 1) => $tiles::<_, 6, 1>($($argument),*),
+            _ => $tiles::<_, 2, 1>($($argument),*),
+        }
+    };
+}
+pub(super) use by_block;
 
 /// All tiles of a job. The panel of the right factor stays in the first cache while those of the left pass by.
 #[inline(always)]
@@ -173,7 +180,7 @@ pub(super) fn tile<K: Kernel, const R: usize, const V: usize>(k: K, a: &[u32], b
 }
 
 #[inline(always)]
-pub(super) fn store<S: Simd>(s: S, sum: S::V, row: Out, columns: Range<usize>, add: bool) {
+pub(super) fn store<S: Simd>(s: S, sum: S::Floats, row: Out, columns: Range<usize>, add: bool) {
     if columns.len() == LANES {
         // SAFETY: the row has these columns, by the promise to `run_f32` and its like, and they are this job's.
         let to = unsafe { &mut *row.at(0, columns.start).data.cast::<[f32; LANES]>() };

@@ -9,7 +9,7 @@ use half::slice::HalfFloatSliceExt;
 use super::KvKind;
 use crate::activations::{largest_magnitude, nearest};
 use crate::aligned::Aligned;
-use crate::operators::lanes::{LANES, Nibbles, nibble_place};
+use crate::simd::{LANES, Nibbles, nibble_place};
 
 /// Storage of one head's keys, or of its values.
 #[derive(Debug, Clone)]

@@ -1,11 +1,11 @@
 //! Functions of one number, for every lane of a vector.
 
-use super::lanes::Simd;
+use crate::simd::Simd;
 
 /// `exp` of every lane, with the range and precision of [`exp`](super::exp). Cody-Waite reduction by
 /// multiples of `ln 2`, then the polynomial of Cephes' `expf` (<https://www.netlib.org/cephes/>).
 #[inline(always)]
-pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
     /// In a float near this, the last bit of the mantissa is 1.
     const MAGIC: f32 = 12_582_912.0;
@@ -29,7 +29,7 @@ pub(crate) fn exp_lanes<S: Simd>(s: S, x: S::V) -> S::V {
 /// `tanh` of every lane, within 4 units in the last place: `1 - 2 / (exp(2 x) + 1)` where that keeps its digits, and
 /// nearer to 0 the polynomial of Cephes' `tanhf`.
 #[inline(always)]
-pub(crate) fn tanh_lanes<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn tanh_lanes<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     const COEFFICIENTS: [f32; 5] = [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1];
     /// The least magnitude that is far from 0, and the one before it.
     const FAR: f32 = 0.625;
@@ -50,13 +50,13 @@ pub(crate) fn tanh_lanes<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// `x / (1 + exp(-x))`.
 #[inline(always)]
-pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn silu<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     s.div(x, s.add(s.splat(1.0), exp_lanes(s, s.sub(s.splat(0.0), x))))
 }
 
 /// `x / 2 (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, which is `x / (1 + exp(-2 u))`.
 #[inline(always)]
-pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     /// `-2 sqrt(2 / pi)`.
     const FACTOR: f32 = -1.595_769_2;
     let exponent = s.mul(s.mul(x, s.splat(FACTOR)), s.mul_add(s.mul(x, x), s.splat(0.044_715), s.splat(1.0)));
@@ -65,7 +65,7 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// `max(x, 0)^2`.
 #[inline(always)]
-pub(crate) fn relu2<S: Simd>(s: S, x: S::V) -> S::V {
+pub(crate) fn relu2<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     // The order keeps what is no number.
     let positive = s.max(s.splat(0.0), x);
     s.mul(positive, positive)

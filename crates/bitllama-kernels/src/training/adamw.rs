@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::PART;
 use crate::isa::Isa;
-use crate::operators::lanes::{Simd, for_isa};
+use crate::simd::{Simd, for_isa};
 
 /// What a step of AdamW is told.
 #[derive(Debug, Clone, Copy, PartialEq)]

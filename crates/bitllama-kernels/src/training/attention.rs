@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use crate::aligned::Aligned;
 use crate::isa::Isa;
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 use pack::{Angles, Packed, Place, Tokens, pack};
 use softmax::Sight;
 use tile::{Layout, Left, Out, Right, Size, multiply};

@@ -6,7 +6,7 @@ use super::rows_of_part;
 use super::runs::{for_lanes, load, store};
 use crate::isa::Isa;
 use crate::operators;
-use crate::operators::lanes::{Simd, for_isa};
+use crate::simd::{Simd, for_isa};
 
 /// Adds `bias` (`[width]`) to each row of `out`, which begins at the first row's first number; `stride` numbers lie from a row to
 /// the next, and what follows a row's `width` is not touched. `out` may end with the last row's `width`.

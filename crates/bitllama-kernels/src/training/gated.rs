@@ -8,7 +8,7 @@ use super::rows_of_part;
 use super::runs::{for_lanes, load, store};
 use crate::isa::Isa;
 use crate::operators::exp_lanes;
-use crate::operators::lanes::{Simd, for_isa};
+use crate::simd::{Simd, for_isa};
 
 /// `act(gate) * up` into `out` (`[n, width]`), for `gate_up` (`[n, 2 * width]`): in each row the gates, then the values.
 ///
@@ -87,8 +87,8 @@ fn backward_with<S: Simd, A: Act>(s: S, gate_up: &[f32], width: usize, d_out: &[
 
 /// A function of a gate, and its derivative.
 trait Act {
-    fn value<S: Simd>(s: S, x: S::V) -> S::V;
-    fn value_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V);
+    fn value<S: Simd>(s: S, x: S::Floats) -> S::Floats;
+    fn value_and_slope<S: Simd>(s: S, x: S::Floats) -> (S::Floats, S::Floats);
 }
 
 /// [`HiddenAct::Silu`]: `x sigma(x)`.
@@ -96,12 +96,12 @@ struct Silu;
 
 impl Act for Silu {
     #[inline(always)]
-    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+    fn value<S: Simd>(s: S, x: S::Floats) -> S::Floats {
         s.mul(x, sigmoid(s, x))
     }
 
     #[inline(always)]
-    fn value_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    fn value_and_slope<S: Simd>(s: S, x: S::Floats) -> (S::Floats, S::Floats) {
         let sigma = sigmoid(s, x);
         let value = s.mul(x, sigma);
         // d silu / dx = sigma (1 + x (1 - sigma)) = sigma + silu (1 - sigma).
@@ -120,13 +120,13 @@ impl GeluTanh {
 
 impl Act for GeluTanh {
     #[inline(always)]
-    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+    fn value<S: Simd>(s: S, x: S::Floats) -> S::Floats {
         let v = s.mul(x, s.mul_add(s.mul(x, x), s.splat(Self::CUBIC), s.splat(Self::LINEAR)));
         s.mul(x, sigmoid(s, v))
     }
 
     #[inline(always)]
-    fn value_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    fn value_and_slope<S: Simd>(s: S, x: S::Floats) -> (S::Floats, S::Floats) {
         let square = s.mul(x, x);
         let v = s.mul(x, s.mul_add(square, s.splat(Self::CUBIC), s.splat(Self::LINEAR)));
         let sigma = sigmoid(s, v);
@@ -142,13 +142,13 @@ struct Relu2;
 
 impl Act for Relu2 {
     #[inline(always)]
-    fn value<S: Simd>(s: S, x: S::V) -> S::V {
+    fn value<S: Simd>(s: S, x: S::Floats) -> S::Floats {
         let x = s.max(x, s.splat(0.0));
         s.mul(x, x)
     }
 
     #[inline(always)]
-    fn value_and_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    fn value_and_slope<S: Simd>(s: S, x: S::Floats) -> (S::Floats, S::Floats) {
         let x = s.max(x, s.splat(0.0));
         (s.mul(x, x), s.add(x, x))
     }
@@ -156,7 +156,7 @@ impl Act for Relu2 {
 
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
-fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+fn sigmoid<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     s.div(s.splat(1.0), s.add(s.splat(1.0), exp_lanes(s, s.sub(s.splat(0.0), x))))
 }
 

@@ -3,8 +3,8 @@
 
 use super::runs::{for_lanes, load, store};
 use crate::isa::Isa;
-use crate::operators::lanes::{Simd, for_isa};
 use crate::operators::tanh_lanes;
+use crate::simd::{Simd, for_isa};
 
 /// How logits come from the product: `cap * tanh(scale * x / cap)`, or `scale * x` without a cap.
 #[derive(Debug, Clone, Copy, PartialEq)]

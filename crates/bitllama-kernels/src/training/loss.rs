@@ -18,7 +18,7 @@ use std::ops::Range;
 use super::runs::{first, for_lanes, load, store};
 use crate::isa::Isa;
 use crate::operators::exp_lanes;
-use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::simd::{LANES, Simd, for_isa};
 
 /// How a student's distribution is compared with a teacher's.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -183,13 +183,13 @@ struct Student {
 impl Student {
     /// Natural logarithms of probabilities at the temperature of the divergence.
     #[inline(always)]
-    fn log_q<S: Simd>(&self, s: S, logits: S::V) -> S::V {
+    fn log_q<S: Simd>(&self, s: S, logits: S::Floats) -> S::Floats {
         s.mul_add(logits, s.splat(self.inverse), s.splat(-self.soft))
     }
 
     /// What the cross-entropy adds to a gradient, less its target; `q` is the probability of softened `logits`.
     #[inline(always)]
-    fn with_ce<S: Simd>(&self, s: S, gradient: S::V, logits: S::V, q: S::V) -> S::V {
+    fn with_ce<S: Simd>(&self, s: S, gradient: S::Floats, logits: S::Floats, q: S::Floats) -> S::Floats {
         if self.ce == 0.0 {
             return gradient;
         }
@@ -207,7 +207,7 @@ struct Known<'a> {
 impl Known<'_> {
     /// Natural logarithms of probabilities at the temperature of the divergence.
     #[inline(always)]
-    fn log_p<S: Simd>(&self, s: S, inverse: f32, place: Range<usize>) -> S::V {
+    fn log_p<S: Simd>(&self, s: S, inverse: f32, place: Range<usize>) -> S::Floats {
         let log_p = s.mul_add(load(s, &self.logits[place]), s.splat(inverse), s.splat(-self.lse));
         s.max(log_p, s.splat(LEAST))
     }
@@ -272,7 +272,7 @@ const LEAST_MIXED: f32 = 1e-30;
 
 /// `ln(beta p + (1 - beta) q)`.
 #[inline(always)]
-fn log_mixture<S: Simd>(s: S, beta: f32, p: S::V, q: S::V) -> S::V {
+fn log_mixture<S: Simd>(s: S, beta: f32, p: S::Floats, q: S::Floats) -> S::Floats {
     let m = s.mul_add(s.splat(beta), p, s.mul(s.splat(1.0 - beta), q));
     let mut lanes = [0.0; LANES];
     s.store(s.max(m, s.splat(LEAST_MIXED)), &mut lanes);

@@ -8,7 +8,7 @@ use super::rms_norm::backward_rows;
 use super::rows_of_part;
 use crate::isa::Isa;
 use crate::operators;
-use crate::operators::lanes::for_isa;
+use crate::simd::for_isa;
 
 /// Numbers of queries and of keys in a row, and of all of it; values come last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::rows_of_part;
 use super::runs::{for_lanes, load, store};
 use crate::isa::Isa;
 use crate::operators;
-use crate::operators::lanes::{Simd, for_isa};
+use crate::simd::{Simd, for_isa};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` of each row of `x` (`[n, hidden]`) into `out` (`[n, hidden]`).
 ///

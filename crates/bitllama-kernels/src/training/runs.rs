@@ -2,12 +2,12 @@
 //!
 //! They are macros: a closure is compiled apart from the function around it, without that function's instruction set.
 
-use crate::operators::lanes::{LANES, Simd};
+use crate::simd::{LANES, Simd};
 
 /// Runs a block for each run of `LANES` numbers of `$len`, the last of which may be shorter, with its range in `$place`.
 macro_rules! for_lanes {
     ($len:expr, $place:ident => $body:block) => {{
-        const LANES: usize = $crate::operators::lanes::LANES;
+        const LANES: usize = $crate::simd::LANES;
         let len: usize = $len;
         let whole = len - len % LANES;
         let mut at = 0;
@@ -26,7 +26,7 @@ pub(super) use for_lanes;
 
 /// Up to [`LANES`] numbers, then zeros.
 #[inline(always)]
-pub(super) fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
+pub(super) fn load<S: Simd>(s: S, x: &[f32]) -> S::Floats {
     match x.first_chunk::<LANES>() {
         Some(x) => s.load(x),
         None => s.load_some(x),
@@ -35,7 +35,7 @@ pub(super) fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
 
 /// The first lanes, as many as `out` takes.
 #[inline(always)]
-pub(super) fn store<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
+pub(super) fn store<S: Simd>(s: S, v: S::Floats, out: &mut [f32]) {
     match out.first_chunk_mut::<LANES>() {
         Some(out) => s.store(v, out),
         None => s.store_some(v, out),
@@ -44,7 +44,7 @@ pub(super) fn store<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
 
 /// The first `len` lanes, then zeros.
 #[inline(always)]
-pub(super) fn first<S: Simd>(s: S, v: S::V, len: usize) -> S::V {
+pub(super) fn first<S: Simd>(s: S, v: S::Floats, len: usize) -> S::Floats {
     if len == LANES {
         return v;
     }

@@ -13,7 +13,7 @@ use super::tile::{Layout, Left, Out, Right, Size, multiply};
 use super::{Group, KeyTile, Plan, SCRATCH, Scratch, Sights};
 use crate::aligned::Aligned;
 use crate::attention::Shared;
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 
 /// What the forward pass made, and the gradient of its output.
 pub(super) struct Known<'a> {

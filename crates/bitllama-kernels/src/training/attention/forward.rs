@@ -6,7 +6,7 @@ use super::pack::{Unpack, unpack};
 use super::softmax::{Running, Scores, bind, weigh};
 use super::{Group, KeyTile, Plan, SCRATCH, Scratch};
 use crate::attention::Shared;
-use crate::operators::lanes::LANES;
+use crate::simd::LANES;
 
 pub(super) fn run(plan: &Plan, out: &mut [f32], log_sum_exp: &mut [f32]) {
     let (out, log_sum_exp) = (Shared::new(out), Shared::new(log_sum_exp));

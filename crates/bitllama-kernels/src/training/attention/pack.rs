@@ -7,8 +7,8 @@
 
 use crate::attention::Shared;
 use crate::isa::Isa;
-use crate::operators::lanes::{LANES, Simd, for_isa};
 use crate::operators::{dot_ahead, turned};
+use crate::simd::{LANES, Simd, for_isa};
 
 /// Which part of the rows of a batch: some heads next to each other.
 #[derive(Clone, Copy)]
@@ -218,7 +218,7 @@ fn dots_of_heads<S: Simd>(s: S, rows: &[f32], data: &[f32], place: Place, tokens
 }
 
 #[inline(always)]
-fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
+fn load<S: Simd>(s: S, x: &[f32]) -> S::Floats {
     match x.as_array() {
         Some(x) => s.load(x),
         None => s.load_some(x),
@@ -226,7 +226,7 @@ fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
 }
 
 #[inline(always)]
-fn store<S: Simd>(s: S, v: S::V, out: &mut [f32]) {
+fn store<S: Simd>(s: S, v: S::Floats, out: &mut [f32]) {
     match out.as_mut_array() {
         Some(out) => s.store(v, out),
         None => s.store_some(v, out),

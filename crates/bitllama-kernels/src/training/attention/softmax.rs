@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::operators::lanes::{LANES, Simd, for_isa};
 use crate::operators::{exp_lanes, tanh_lanes};
+use crate::simd::{LANES, Simd, for_isa};
 
 use super::pack::{Tokens, vector, vector_mut};
 
@@ -178,7 +178,7 @@ fn weigh_group<S: Simd, const HIDES: bool>(s: S, scores: Scores, sight: &Sight, 
 
 /// `v`, but 0 in the lanes of tokens that do not see the position.
 #[inline(always)]
-fn seen<S: Simd>(s: S, v: S::V, sight: &Sight, position: usize) -> S::V {
+fn seen<S: Simd>(s: S, v: S::Floats, sight: &Sight, position: usize) -> S::Floats {
     let position = position as f32;
     s.zero_below(s.zero_below(v, s.load(&sight.last), position), s.load(&sight.minus_first), -position)
 }

@@ -6,7 +6,7 @@
 //! the softmax needs nothing across lanes.
 
 use crate::isa::Isa;
-use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::simd::{LANES, Simd, for_isa};
 
 /// How far the elements of the left side lie apart.
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::{Numbers, Shape};
 use crate::isa::Isa;
-use crate::operators::lanes::{LANES, Simd, for_isa};
+use crate::simd::{LANES, Simd, for_isa};
 use crate::training::blocks::{Part, PartMut};
 
 /// Numbers of a chunk, at most.
