@@ -26,6 +26,8 @@ import sys
 import time
 import typing
 
+import gguf_models
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
@@ -50,6 +52,8 @@ FORMATS = {
     "binary": {IK: "IQ1_BN", LLAMA: "Q1_0"},
     "f32": {IK: "F32", LLAMA: "F32"},
 }
+# Schemes of embedding and head by themselves, and the peers' types.
+PEER_EMBEDDINGS = {"int8": "Q8_0", "int4": "Q4_0", "f32": "F32"}
 TESTS = "pp128,pp1024,tg64,tg64@d2048,tg64x4,tg64x16"
 
 
@@ -179,17 +183,14 @@ def run_ik(model, test, threads, args):
     return [float(row[7]) for row in rows[1:]], model["bits_per_weight"], {"rows": rows}, others
 
 
-def peer_model(program, kind, args):
+def peer_model(kind, args):
     """Path, bytes, weights by type and bits of the GGUF that a peer runs."""
     source = ["--gguf", args.gguf] if args.gguf else ["--config", args.config]
     command = [sys.executable, str(HERE / "gguf_models.py"), *source, "--type", kind, "--cache", args.cache]
-    command += ["--ik", args.ik] if program == IK else []
+    # What llama.cpp has too, ik_llama.cpp reads.
+    command += ["--ik", args.ik] if kind not in gguf_models.FTYPES else []
     command += ["--embedding", PEER_EMBEDDINGS[args.embedding]] if args.embedding else []
     return json.loads(run_once(command, None)[0].stdout)
-
-
-# Embedding and head by themselves (`--embedding`), and the peers' types.
-PEER_EMBEDDINGS = {"int8": "Q8_0", "int4": "Q4_0", "f32": "F32"}
 
 
 def measure(weights, threads, test, models, args):
@@ -366,7 +367,7 @@ def main():
         models = {}
         for program, kind in FORMATS[weights].items():
             if program in args.only:
-                models[program] = model = peer_model(program, kind, args)
+                models[program] = model = peer_model(kind, args)
                 result["gguf"][f"{program} {kind}"] = {key: model[key] for key in ("bytes", "weights", "bits_per_weight")}
                 if (note := fallback_note(program, kind, model)) and note not in result["notes"]:
                     result["notes"].append(note)

@@ -22,13 +22,13 @@ pub struct RandomPlan {
     #[arg(long, value_name = "SCHEME")]
     embedding: Option<SchemeOrFull>,
     /// Columns that share a scale, a multiple of 32; 0 for one scale a row [default: 0, of nf4 64]
-    #[arg(long, value_name = "N", requires = "shape")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["artifact", "kernels"])]
     group_size: Option<usize>,
     /// A zero point beside each scale of --scheme (asymmetric)
-    #[arg(long, requires = "shape")]
+    #[arg(long, conflicts_with_all = ["artifact", "kernels"])]
     zero_point: bool,
     /// What scales are stored in: f32 or f16
-    #[arg(long, value_name = "TYPE", value_parser = scale_format, default_value = "f32", requires = "shape")]
+    #[arg(long, value_name = "TYPE", value_parser = scale_format, default_value = "f32", conflicts_with_all = ["artifact", "kernels"])]
     scale_dtype: ScaleFormat,
 }
 
