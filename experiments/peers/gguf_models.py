@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Make the GGUF files that llama.cpp is timed with, and keep them for the next run.
+"""Make the GGUF files that llama.cpp and ik_llama.cpp are timed with, and keep them for the next run.
 
     gguf_models.py --config ../../configs/tinyllama-1.1b.json --type TQ2_0 --cache DIR     # random weights, seed 0
     gguf_models.py --gguf MODEL.gguf --type Q4_0 --cache DIR                               # the weights of a model
     gguf_models.py --gguf MODEL.gguf --type Q4_K_M --mixture --cache DIR                   # as llama-quantize makes it
+    gguf_models.py --gguf MODEL.gguf --type IQ4_KS --ik BIN_DIR --cache DIR                # by ik_llama.cpp's llama-quantize
 
-Prints one JSON object: the path, its bytes, how many weights have which type, and bits per weight with everything
-counted. llama.cpp falls back to another type where the columns of a matrix are no multiple of a block, so the type that
+Prints one JSON object: the path, its bytes, how many weights have which type (null where a type is not known to the package
+`gguf`, as most of ik_llama.cpp's), and bits per weight with everything but metadata counted. llama.cpp falls back to another type where the columns of a matrix are no multiple of a block, so the type that
 was asked for is not always the one it gets.
 """
 
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 # `llama_ftype` of llama.cpp's `include/llama.h`.
@@ -24,7 +26,7 @@ FTYPES = {
     "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_0": 8, "Q5_1": 9, "Q5_K_S": 16, "Q5_K_M": 17, "Q4_0": 2, "Q4_1": 3,
     "Q4_K_S": 14, "Q4_K_M": 15, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q2_K": 10, "Q2_K_S": 21, "IQ4_NL": 25, "IQ4_XS": 30,
     "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31,
-    "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36,
+    "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36, "Q1_0": 40, "Q2_0": 41,
 }
 SEED = 0
 # A log level of llama.cpp.
@@ -105,9 +107,9 @@ def write_random(config, path, seed=SEED):
     out.close()
 
 
-def quantize(source, path, kind, mixture=False):
-    """Every matrix of `source` as `kind`, the embeddings too; as a `mixture`, with those and some others in more bits,
-    which is llama.cpp's default."""
+def quantize(source, path, kind, mixture=False, embedding=None):
+    """Every matrix of `source` as `kind`, embedding and head too unless they have a type of their own; as a `mixture`, with
+    those and some others in more bits, which is llama.cpp's default."""
     import llama_cpp
 
     errors = []
@@ -122,11 +124,25 @@ def quantize(source, path, kind, mixture=False):
     params.ftype = FTYPES[kind]
     params.allow_requantize = True
     params.pure = not mixture
+    if embedding:
+        import gguf
+
+        params.token_embedding_type = params.output_tensor_type = gguf.GGMLQuantizationType[embedding]
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
     # `log` ends with this function.
     llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
     if failed:
         sys.exit(f"llama.cpp could not make {kind} of {source}: {errors[-1] if errors else 'it does not say why'}")
+
+
+def quantize_by_ik(bin_dir, source, path, kind, mixture=False, embedding=None):
+    """As [`quantize`], by ik_llama.cpp, which has types of its own."""
+    command = [str(pathlib.Path(bin_dir) / "llama-quantize"), "--allow-requantize"]
+    command += [] if mixture else ["--pure"]
+    command += ["--token-embedding-type", embedding.lower(), "--output-tensor-type", embedding.lower()] if embedding else []
+    done = subprocess.run([*command, str(source), str(path), kind], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"ik_llama.cpp could not make {kind} of {source}: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
 def keep(path, make):
@@ -149,40 +165,51 @@ def name_of(path):
     return f"{path.stem}-{hashlib.sha256(f'{path.resolve()} {stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:8]}"
 
 
-def model(kind, cache, config=None, gguf_file=None, mixture=False):
-    """The path of a GGUF of `kind`, from `gguf_file` or with random weights in the shape of `config` (paths)."""
-    import llama_cpp
-
-    cache = pathlib.Path(cache)
+def source_of(cache, config=None, gguf_file=None):
+    """The GGUF that is quantized, `gguf_file` or one with random weights in the shape of `config` (paths), and its name."""
     if gguf_file:
-        source = pathlib.Path(gguf_file)
-        name = name_of(source)
+        return pathlib.Path(gguf_file), name_of(gguf_file)
+    text = pathlib.Path(config).read_text()
+    name = f"{pathlib.Path(config).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-random-{SEED}"
+    return keep(pathlib.Path(cache) / f"{name}.gguf", lambda path: write_random(json.loads(text), path)), name
+
+
+def model(kind, cache, config=None, gguf_file=None, mixture=False, embedding=None, ik=None):
+    """The path of a GGUF of `kind`, made of [`source_of`] by llama.cpp, or by the ik_llama.cpp in the folder `ik`."""
+    source, name = source_of(cache, config, gguf_file)
+    if ik:
+        version, make = "ik", lambda path: quantize_by_ik(ik, source, path, kind, mixture, embedding)
     else:
-        text = pathlib.Path(config).read_text()
-        name = f"{pathlib.Path(config).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        source = keep(cache / f"{name}-random-{SEED}.gguf", lambda path: write_random(json.loads(text), path))
-        name += f"-random-{SEED}"
+        import llama_cpp
+
+        version, make = llama_cpp.__version__, lambda path: quantize(source, path, kind, mixture, embedding)
     shown = f"{kind}-mixture" if mixture else kind
-    return keep(cache / f"{name}-{shown}-{llama_cpp.__version__}.gguf", lambda path: quantize(source, path, kind, mixture))
+    shown += f"-{embedding}" if embedding else ""
+    return keep(pathlib.Path(cache) / f"{name}-{shown}-{version}.gguf", make)
 
 
 def weights_by_type(path):
-    """How many elements of matrices have which type, the most frequent first."""
+    """How many elements of matrices have which type, the most frequent first; `None` if `gguf` does not know one."""
     import gguf
 
     count = collections.Counter()
-    for tensor in gguf.GGUFReader(path).tensors:
+    try:
+        tensors = gguf.GGUFReader(path).tensors
+    except ValueError:
+        return None
+    for tensor in tensors:
         if len(tensor.shape) > 1:
             count[tensor.tensor_type.name] += int(tensor.n_elements)
     return dict(count.most_common())
 
 
-def bits_per_weight(path):
-    """Of all weights together, norms included."""
+def bits_per_weight(path, source):
+    """Of all weights together, norms included. The metadata of `source`, which has the same weights, are left out: `path` has
+    as many, but `gguf` may not know its types."""
     import gguf
 
-    tensors = gguf.GGUFReader(path).tensors
-    return 8 * sum(int(tensor.n_bytes) for tensor in tensors) / sum(int(tensor.n_elements) for tensor in tensors)
+    reader = gguf.GGUFReader(source)
+    return 8 * (path.stat().st_size - reader.data_offset) / sum(int(tensor.n_elements) for tensor in reader.tensors)
 
 
 def main():
@@ -190,16 +217,21 @@ def main():
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="a Hugging Face config.json: random weights in that shape")
     source.add_argument("--gguf", help="a model in GGUF")
-    parser.add_argument("--type", required=True, choices=FTYPES)
+    parser.add_argument("--type", required=True, help=f"one of {', '.join(FTYPES)}, or with --ik a type of its llama-quantize")
     parser.add_argument("--mixture", action="store_true", help="embeddings and some matrices in more bits, as llama.cpp does by default")
+    parser.add_argument("--embedding", metavar="TYPE", help="type of embedding and head")
+    parser.add_argument("--ik", metavar="BIN_DIR", help="folder with the llama-quantize of ik_llama.cpp, to quantize by that")
     parser.add_argument("--cache", required=True, help="folder that keeps the files")
     args = parser.parse_args()
-    path = model(args.type, args.cache, args.config, args.gguf, args.mixture)
+    if not args.ik and args.type not in FTYPES:
+        parser.error(f"--type {args.type}: llama.cpp has {', '.join(FTYPES)}")
+    path = model(args.type, args.cache, args.config, args.gguf, args.mixture, args.embedding, args.ik)
+    source, _ = source_of(args.cache, args.config, args.gguf)
     print(json.dumps({
         "path": str(path),
         "bytes": path.stat().st_size,
         "weights": weights_by_type(path),
-        "bits_per_weight": bits_per_weight(path),
+        "bits_per_weight": bits_per_weight(path, source),
     }))
 
 

@@ -7,61 +7,70 @@ use std::hint::black_box;
 use std::time::Instant;
 
 /// The unit of all loads: a cache line, and a register of AVX-512.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u64; 8]);
 
 /// Bytes that one task reads: enough that taking it costs nothing beside.
 const TASK_BYTES: [usize; 2] = [1 << 20, 4 << 20];
 
-/// Bytes that one phase reads at least; a smaller buffer is read several times over.
-const PHASE_BYTES: usize = 64 << 20;
+/// Bytes that one pass reads at least; a smaller buffer is read several times over.
+const PASS_BYTES: usize = 64 << 20;
 
-/// The bytes/s at which the threads of `pool` together read a buffer of `bytes` from front to back, over and over for
-/// `seconds`: the fastest pass. A `bytes` of [`streaming_bytes`] gives the bandwidth of memory, a small one that of the
-/// caches it fits into.
-///
-/// # Panics
-/// If memory for the buffer cannot be had.
-pub fn read_bandwidth(pool: &Pool, bytes: usize, seconds: f64) -> f64 {
-    let isa = Isa::current();
-    let mut buffer = vec![Line([0; 8]); bytes.div_ceil(size_of::<Line>()).max(1)];
-    let task = (bytes / (16 * pool.threads())).clamp(TASK_BYTES[0], TASK_BYTES[1]) / size_of::<Line>();
-    // A page that was never written is the one page of zeros.
-    pool.for_each_chunk(&mut buffer, task, |i, lines| lines.fill(Line([i as u64; 8])));
+/// Memory that is there to be read, from front to back.
+#[derive(Debug)]
+pub struct Stream {
+    buffer: Vec<Line>,
+}
 
-    let chunks = buffer.len().div_ceil(task);
-    // A task has a chunk, or a buffer that is less than one several times.
-    let repeats = (task / buffer.len()).max(1);
-    let passes = PHASE_BYTES.div_ceil(size_of_val(&*buffer) * repeats);
-    let read_all = || {
+impl Stream {
+    /// `bytes` of memory. As many as [`streaming_bytes`] says make [`Stream::read`] give the bandwidth of memory, few that
+    /// of the caches they fit into.
+    ///
+    /// # Panics
+    /// If memory for the buffer cannot be had.
+    pub fn new(pool: &Pool, bytes: usize) -> Self {
+        let mut buffer = vec![Line([0; 8]); bytes.div_ceil(size_of::<Line>()).max(1)];
+        // A page that was never written is the one page of zeros.
+        pool.for_each_chunk(&mut buffer, TASK_BYTES[0] / size_of::<Line>(), |i, lines| lines.fill(Line([i as u64; 8])));
+        Self { buffer }
+    }
+
+    /// The bytes/s at which the threads of `pool` together read it once, or several times where it is small.
+    pub fn read(&self, pool: &Pool) -> f64 {
+        let (isa, bytes) = (Isa::current(), size_of_val(&*self.buffer));
+        let task = (bytes / (16 * pool.threads())).clamp(TASK_BYTES[0], TASK_BYTES[1]) / size_of::<Line>();
+        let chunks = self.buffer.len().div_ceil(task);
+        // A task has a chunk, or a buffer that is less than one several times.
+        let repeats = (task / self.buffer.len()).max(1);
+        let passes = PASS_BYTES.div_ceil(bytes * repeats);
+        let start = Instant::now();
         pool.for_each(passes * chunks, |i| {
             let first = i % chunks * task;
             for _ in 0..repeats {
-                black_box(sum(isa, &buffer[first..buffer.len().min(first + task)]));
+                black_box(sum(isa, &self.buffer[first..self.buffer.len().min(first + task)]));
             }
         });
-    };
-    read_all();
-    let start = Instant::now();
-    let mut fastest = f64::INFINITY;
-    while fastest.is_infinite() || start.elapsed().as_secs_f64() < seconds {
-        let phase = Instant::now();
-        read_all();
-        fastest = fastest.min(phase.elapsed().as_secs_f64());
+        (passes * repeats * bytes) as f64 / start.elapsed().as_secs_f64()
     }
-    (passes * repeats * size_of_val(&*buffer)) as f64 / fastest
+
+    /// Reads it `passes` times, after once to warm up: the bytes/s of each. A few of these beside what is being timed say what
+    /// memory gave meanwhile, which other programs on the machine change from second to second.
+    pub fn probe(&self, pool: &Pool, passes: usize) -> Vec<f64> {
+        self.read(pool);
+        (0..passes).map(|_| self.read(pool)).collect()
+    }
 }
 
-/// Bytes to read for the bandwidth of memory: four times the last cache, at least 1 GiB, at most a quarter of the
-/// memory that is free (1 GiB where the system does not tell).
+/// Bytes to read for the bandwidth of memory: four times the last cache, at least 256 MiB, at most a quarter of the
+/// memory that is free (256 MiB where the system does not tell).
 pub fn streaming_bytes() -> usize {
     let cache = fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size");
     let cache = cache.ok().and_then(|size| size.trim().strip_suffix('K')?.parse::<usize>().ok()).unwrap_or(0) << 10;
-    let wanted = (4 * cache).max(1 << 30);
+    let wanted = (4 * cache).max(256 << 20);
     match available_memory() {
         Some(free) => wanted.min(free / 4),
-        None => 1 << 30,
+        None => 256 << 20,
     }
 }
 
@@ -152,8 +161,11 @@ mod tests {
     fn any_size_has_a_bandwidth() {
         let pool = Pool::new(2);
         for bytes in [0, 1000, 100_000, 3 << 20] {
-            let speed = read_bandwidth(&pool, bytes, 0.0);
-            assert!(speed.is_finite() && speed > 1e8, "{bytes}: {speed}");
+            let speeds = Stream::new(&pool, bytes).probe(&pool, 2);
+            assert!(
+                speeds.len() == 2 && speeds.iter().all(|speed| speed.is_finite() && *speed > 1e8),
+                "{bytes}: {speeds:?}"
+            );
         }
         assert!(streaming_bytes() > 1 << 20);
     }

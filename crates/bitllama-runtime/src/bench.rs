@@ -1,17 +1,15 @@
 //! How fast a decoder runs on this machine, by the tests of llama.cpp's `llama-bench`: prompt processing (pp) and text
 //! generation (tg), with the memory bandwidth that bounds the latter.
 
+mod random;
+
 use std::time::Instant;
 
-use bitllama_core::size::StoredSize;
-use bitllama_core::weights::{Kind, WeightSpec, specs};
-use bitllama_core::{ModelConfig, PackedMatrix, Quantizer, Scheme};
-use bitllama_formats::StoredWeight;
-use bitllama_kernels::bandwidth;
-use rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use bitllama_kernels::Pool;
+use bitllama_kernels::bandwidth::Stream;
 use serde::Serialize;
 
+pub use self::random::{random_decoder, random_weight};
 use crate::forward::Sequence;
 use crate::model::{Decoder, LogitsOf};
 use crate::{Error, KvCache, Result, memory};
@@ -61,6 +59,14 @@ pub struct Test {
 /// [`Error::Options`] if nothing is to be timed, [`Error::Context`] if the tests do not fit into the model's context,
 /// [`Error::Memory`] if their keys and values do not fit into memory.
 pub fn run(decoder: &Decoder, options: Options) -> Result<Vec<Test>> {
+    run_beside(decoder, options, || ())
+}
+
+/// As [`run`], calling `beside` before, between and after the tests.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_beside(decoder: &Decoder, options: Options, mut beside: impl FnMut()) -> Result<Vec<Test>> {
     let Options { prompt, generate, depth, sequences, repetitions } = options;
     if repetitions == 0 || sequences == 0 || (prompt == 0 && generate == 0) {
         return Err(Error::Options("nothing to time: no tokens, no sequences or no repetitions".into()));
@@ -72,9 +78,11 @@ pub fn run(decoder: &Decoder, options: Options) -> Result<Vec<Test>> {
     memory::ensure(KvCache::bytes_at_most(config, positions).saturating_mul(sequences as u128), 1)?;
     let at_depth = |name: String| if depth > 0 { format!("{name}@d{depth}") } else { name };
     let mut tests = Vec::new();
+    beside();
     if prompt > 0 {
         let speed = repeat(repetitions, || time_prompt(decoder, prompt, depth))?;
         tests.push(Test { test: at_depth(format!("pp{prompt}")), tokens_per_second: speed, bytes_per_second: None });
+        beside();
     }
     if generate > 0 {
         let mut cache_bytes = 0;
@@ -85,6 +93,7 @@ pub fn run(decoder: &Decoder, options: Options) -> Result<Vec<Test>> {
         let passes = speed.median / sequences as f64;
         let bytes_per_second = Some(passes * bytes_a_pass);
         tests.push(Test { test: at_depth(name), tokens_per_second: speed, bytes_per_second });
+        beside();
     }
     Ok(tests)
 }
@@ -151,67 +160,26 @@ impl Speed {
     }
 }
 
-/// Bytes a second that this machine streams from memory with the decoder's threads.
-pub fn read_bandwidth(decoder: &Decoder) -> f64 {
-    bandwidth::read_bandwidth(decoder.pool(), BANDWIDTH_BYTES, 0.5)
-}
-
-/// Far above every cache of the machines that this runs on.
-const BANDWIDTH_BYTES: usize = 1 << 30;
-
-/// A decoder of `config` with random weights: matrices in `scheme` (`None`: f32), the embedding and the head in
-/// `embedding`. Its text is nonsense, its speed is that of a trained one.
+/// Times the tests of `options`, and reads `memory` with the decoder's threads before, between and after them: the tests, and
+/// the bytes a second of these reads. Their median is what memory gave while the tests ran; on machines that others share it
+/// changes by half within minutes.
 ///
 /// # Errors
-/// [`Error::Config`] if the config describes no model, [`Error::Memory`] for one that does not fit into memory.
-pub fn random_decoder(config: &ModelConfig, scheme: Option<Scheme>, embedding: Option<Scheme>) -> Result<Decoder> {
-    config.validate()?;
-    let scheme_of = |spec: &WeightSpec| match spec.kind {
-        Kind::Norm | Kind::Bias => None,
-        Kind::Embedding | Kind::Head => embedding,
-        Kind::Linear => scheme,
-    };
-    let plan: Vec<_> =
-        specs(config).into_iter().map(|spec| (spec.clone(), scheme_of(&spec).map(Quantizer::from))).collect();
-    memory::ensure(StoredSize::of(&plan).bytes as u128, 1)?;
-    let mut seed = 0;
-    Decoder::new(config.clone(), |spec| {
-        seed += 1;
-        let scheme = scheme_of(spec);
-        match spec.shape[..] {
-            [width] => Ok(StoredWeight::Full(vec![spec.kind.neutral(); width])),
-            [rows, columns] => random_weight(scheme, [rows, columns], seed),
-            _ => Err(bitllama_core::Error::Config(format!("{} is no matrix", spec.name)).into()),
-        }
-    })
+/// As [`run`].
+pub fn run_beside_memory(decoder: &Decoder, options: Options, memory: &Stream) -> Result<(Vec<Test>, Speed)> {
+    let pool: &Pool = decoder.pool();
+    let mut reads = Vec::new();
+    let tests = run_beside(decoder, options, || reads.extend(memory.probe(pool, READS)))?;
+    Ok((tests, Speed::of(reads)))
 }
 
-/// A matrix `[out_features, in_features]` of random codes, or of random numbers in f32.
-///
-/// # Errors
-/// [`Error::Config`] if the shape is empty or too large.
-pub fn random_weight(scheme: Option<Scheme>, [rows, columns]: [usize; 2], seed: u64) -> Result<StoredWeight> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let Some(scheme) = scheme else {
-        // Uniform, with the variance that keeps activations at their size.
-        let size = (12.0 / columns as f32).sqrt();
-        let data = (0..rows * columns).map(|_| (rng.next_u32() as f32 / u32::MAX as f32 - 0.5) * size);
-        return Ok(StoredWeight::Full(data.collect()));
-    };
-    let mut bytes = vec![0u8; scheme.packed_bytes([rows, columns]).unwrap_or(0)];
-    rng.fill_bytes(&mut bytes);
-    if scheme == Scheme::Ternary {
-        // The field 3, which ternary does not have, becomes 2.
-        bytes.iter_mut().for_each(|byte| *byte ^= *byte & (*byte >> 1) & 0x55);
-    }
-    let scale = 1.0 / (scheme.levels() as f32 * (columns as f32).sqrt());
-    let quantizer = Quantizer::from(scheme).fitting([rows, columns]);
-    let scales = vec![scale; rows * quantizer.scales_a_row(columns)];
-    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, [rows, columns], bytes.into(), scales, None)?))
-}
+/// Reads of each probe.
+const READS: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use bitllama_core::{BitPlan, Granularity, Quantizer, Rule, Scheme};
+
     use super::*;
     use crate::testing::tiny_config;
 
@@ -226,9 +194,13 @@ mod tests {
     #[test]
     fn random_models_of_every_scheme_run_and_are_timed() {
         for scheme in Scheme::ALL.map(Some).into_iter().chain([None]) {
-            let decoder = random_decoder(&tiny_config(), scheme, Some(Scheme::Int8)).unwrap();
+            let a_row = scheme.map(|scheme| Quantizer::from(scheme).with_granularity(Granularity::Row));
+            let rules = [("layers.*", Rule(a_row)), ("embed_tokens", Rule(Some(Scheme::Int8.into())))];
+            let decoder = random_decoder(&tiny_config(), &BitPlan::new(rules).unwrap()).unwrap();
             let options = Options { prompt: 5, generate: 3, depth: 2, sequences: 2, repetitions: 2 };
-            let tests = run(&decoder, options).unwrap();
+            let memory = Stream::new(decoder.pool(), 1 << 20);
+            let (tests, reads) = run_beside_memory(&decoder, options, &memory).unwrap();
+            assert!(reads.samples.len() == 3 * READS && reads.median > 0.0);
             assert_eq!(tests.iter().map(|t| t.test.as_str()).collect::<Vec<_>>(), ["pp5@d2", "tg3x2@d2"]);
             for test in &tests {
                 assert_eq!(test.tokens_per_second.samples.len(), 2);
@@ -242,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_timed_is_refused() {
-        let decoder = random_decoder(&tiny_config(), None, None).unwrap();
+        let decoder = random_decoder(&tiny_config(), &BitPlan::new([]).unwrap()).unwrap();
         let options = Options { prompt: 0, generate: 0, depth: 0, sequences: 1, repetitions: 1 };
         assert!(run(&decoder, options).is_err());
         assert!(matches!(run(&decoder, Options { prompt: 1000, ..options }), Err(Error::Context { .. })));

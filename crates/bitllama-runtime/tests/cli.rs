@@ -235,7 +235,10 @@ fn models_and_shapes_are_timed() {
     assert!(report["first_token_seconds"].as_f64().unwrap() > 0.0 && report["bits_per_weight"].as_f64() > Some(1.0));
     for (run, threads) in report["runs"].as_array().unwrap().iter().zip([1, 2]) {
         assert_eq!(run["threads"], threads);
-        assert!(run["read_bandwidth"].as_f64().unwrap() > 1e8);
+        let reads = run["read_bandwidth_samples"].as_array().unwrap();
+        let between =
+            |x: f64| reads.iter().any(|y| y.as_f64() <= Some(x)) && reads.iter().any(|y| y.as_f64() >= Some(x));
+        assert!(reads.len() >= 9 && between(run["read_bandwidth"].as_f64().unwrap()), "{run}");
         for (test, name) in run["tests"].as_array().unwrap().iter().zip(["pp8", "tg4"]) {
             assert_eq!(test["test"], name);
             assert_eq!(test["tokens_per_second"]["samples"].as_array().unwrap().len(), 2);
@@ -247,10 +250,53 @@ fn models_and_shapes_are_timed() {
     let table = succeeds(&[&shape[..], &["--kv", "int8", "-d", "5"], &sizes[..]].concat());
     assert!(table.contains("nano, random int4, embedding and head f32") && table.contains("tg4x3@d5"), "{table}");
 
+    assert!(table.contains("the median of 12 beside the tests"), "{table}");
+
     assert!(fails(&["bench", "--shape", "tinyllama"]).contains("`tinyllama-1.1b`"));
     assert!(fails(&["bench", "--artifact", &path, "--quantize", "int4"]).contains("has its schemes already"));
     assert_eq!(bitllama(&["bench"]).status.code(), Some(2));
     assert_eq!(bitllama(&["bench", "--shape", "nano", "--scheme", "int5"]).status.code(), Some(2));
+}
+
+#[test]
+fn random_weights_have_the_bits_of_their_groups() {
+    let folder = TempDir::new().unwrap();
+    // 64 x 64 and smaller matrices, whose panels are whole.
+    let config = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": true });
+    let path = folder.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let shape = ["bench", "--shape", path.to_str().unwrap(), "-p", "2", "-n", "2", "-r", "1", "-t", "1"];
+    let bits = |flags: &[&str]| {
+        let report = json(&[&shape[..], flags, &["--json"]].concat());
+        let vectors = 3.0 * 64.0;
+        let matrices = report["parameters"].as_f64().unwrap() - vectors;
+        (report["bits_per_weight"].as_f64().unwrap() * (matrices + vectors) - 32.0 * vectors) / matrices
+    };
+    let near = |flags: &[&str], expected: f64| {
+        let bits = bits(flags);
+        assert!((bits - expected).abs() < 1e-9, "{flags:?}: {bits}, not {expected}");
+    };
+    near(&["--scheme", "int4", "--group-size", "64"], 4.0 + 32.0 / 64.0);
+    near(&["--scheme", "int4", "--group-size", "64", "--scale-dtype", "f16"], 4.0 + 16.0 / 64.0);
+    near(
+        &["--scheme", "int4", "--group-size", "32", "--scale-dtype", "f16", "--zero-point"],
+        4.0 + (16.0 + 32.0) / 32.0,
+    );
+    near(&["--scheme", "nf4", "--scale-dtype", "f16"], 4.0 + 16.0 / 64.0);
+    let [layers, embedding] = [2.0 * (64.0 * 64.0 + 32.0 * 64.0) + 3.0 * 128.0 * 64.0, 256.0 * 64.0];
+    let mixed = (layers * 2.25 + embedding * 8.25) / (layers + embedding);
+    near(&["--scheme", "ternary", "--embedding", "int8", "--group-size", "64", "--scale-dtype", "f16"], mixed);
+    assert_eq!(bits(&["--scheme", "int4", "--group-size", "0"]), bits(&["--scheme", "int4"]));
+
+    let table = succeeds(
+        &[&shape[..], &["--scheme", "int2", "--group-size", "64", "--zero-point", "--embedding", "int8"]].concat(),
+    );
+    assert!(
+        table.contains("random int2 in groups of 64 with zero points, embedding and head int8 in groups of 64"),
+        "{table}"
+    );
 }
 
 #[test]

@@ -20,10 +20,11 @@ fn said(output: &Output) -> String {
 const RUN: [&str; 5] = ["run", "--artifact", "artifact", "--prompt", "She"];
 const EVAL: [&str; 5] = ["eval", "--artifact", "artifact", "--text", "text.txt"];
 const BENCH: [&str; 3] = ["bench", "--artifact", "artifact"];
+const SHAPE: [&str; 3] = ["bench", "--shape", "nano"];
 const HUGE: &str = "18446744073709551615";
 
 /// A command, its flags, the line.
-const CASES: [(&[&str], &[&str], &str); 24] = [
+const CASES: [(&[&str], &[&str], &str); 30] = [
     (&RUN, &["--temperature", "nan"], "artifact: temperature = NaN is not a number from 0 up"),
     (&RUN, &["--temperature=-1"], "artifact: temperature = -1 is not a number from 0 up"),
     (&RUN, &["--temperature", "hot"], "invalid value 'hot' for '--temperature <T>': invalid float literal"),
@@ -72,6 +73,16 @@ const CASES: [(&[&str], &[&str], &str); 24] = [
         &[],
         "--shape nano-: no such file, nor a config that comes with the program; did you mean `nano`?",
     ),
+    (&SHAPE, &["--group-size", "48"], "quantizer: group_size = 48 is no multiple of 32"),
+    (
+        &SHAPE,
+        &["--group-size", "64"],
+        "bit plan: embed_tokens.weight: quantizer: a matrix of 1024 x 160 has no whole groups of 64 columns",
+    ),
+    (&SHAPE, &["--zero-point"], "quantizer: `ternary` with `absmean` has no zero_point"),
+    (&SHAPE, &["--scheme", "f32", "--zero-point"], "--zero-point: weights in f32 have none"),
+    (&SHAPE, &["--scale-dtype", "bf16"], "invalid value 'bf16' for '--scale-dtype <TYPE>': expected `f32` or `f16`"),
+    (&BENCH, &["--group-size", "64"], "the argument '--artifact <DIR>' cannot be used with '--group-size <N>'"),
     (&["inspect"], &[], "the following required arguments were not provided: <DIR>"),
     (&["inspect", "none"], &[], "none/manifest.json: No such file or directory (os error 2)"),
     (&["inspects"], &[], "unrecognized subcommand 'inspects' tip: a similar subcommand exists: 'inspect'"),

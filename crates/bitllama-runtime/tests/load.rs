@@ -23,7 +23,7 @@ fn a_ternary_artifact_of_1_1b_gives_its_first_token_within_300_ms() {
     let weights = specs(&config).into_iter().enumerate().map(|(seed, spec)| {
         let weight = match (spec.kind, &spec.shape[..]) {
             (Kind::Norm, _) => StoredWeight::Full(vec![1.0; spec.len()]),
-            (_, &[rows, columns]) => random_weight(Some(Scheme::Ternary), [rows, columns], seed as u64).unwrap(),
+            (_, &[rows, columns]) => random_weight(Some(Scheme::Ternary.into()), [rows, columns], seed as u64).unwrap(),
             (_, shape) => panic!("{shape:?} is no matrix"),
         };
         Ok((spec, weight))

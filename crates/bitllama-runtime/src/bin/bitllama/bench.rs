@@ -5,18 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use bitllama_core::size::StoredSize;
-use bitllama_core::{ModelConfig, Scheme, excerpt};
-use bitllama_formats::hf;
+use bitllama_kernels::bandwidth::{Stream, streaming_bytes};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Pool, Precision};
-use bitllama_runtime::{Decoder, Settings, bench, memory};
+use bitllama_runtime::{Settings, bench, memory};
 use clap::Args;
-use include_dir::{Dir, include_dir};
 use serde::Serialize;
 
 use crate::bench_kernels;
-use crate::source::{self, Quantize, SchemeOrFull};
+use crate::bench_random::RandomPlan;
+use crate::source::{self, Quantize};
 
 /// Time prompt processing and generation, as llama-bench does, or single kernels
 #[derive(Debug, Args)]
@@ -30,12 +28,8 @@ pub struct Options {
     /// Time random weights in the shape of a config: a name out of `configs/`, or a path of a config.json
     #[arg(long, value_name = "NAME")]
     shape: Option<String>,
-    /// Scheme of the random weights: binary, ternary, seq2, int2, int3, int4, nf4, int8 or f32
-    #[arg(long, value_name = "SCHEME", default_value = "ternary")]
-    scheme: SchemeOrFull,
-    /// Scheme of the random embedding and head [default: as --scheme]
-    #[arg(long, value_name = "SCHEME")]
-    embedding: Option<SchemeOrFull>,
+    #[command(flatten)]
+    random: RandomPlan,
     /// Tokens of the prompt test; 0 leaves it out
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
     prompt: usize,
@@ -91,8 +85,10 @@ struct Report {
 #[derive(Serialize)]
 struct Run {
     threads: usize,
-    /// Streaming reads from memory with as many threads, bytes a second.
+    /// Streaming reads from memory with as many threads, bytes a second: the median of `read_bandwidth_samples`.
     read_bandwidth: f64,
+    /// Reads before, between and after the tests, in this order.
+    read_bandwidth_samples: Vec<f64>,
     tests: Vec<bench::Test>,
 }
 
@@ -108,16 +104,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let mut first_token_seconds = None;
     let start = std::time::Instant::now();
-    let (model, mut decoder, size) = match (&options.artifact, &options.shape) {
+    let (model, mut decoder) = match (&options.artifact, &options.shape) {
         (Some(path), _) => {
             let (decoder, _) = options.quantize.open(path)?;
             let decoder = decoder.with_settings(settings.clone());
             decoder.forward(&[1], &mut decoder.new_cache(), bitllama_runtime::LogitsOf::Last)?;
             first_token_seconds = Some(start.elapsed().as_secs_f64());
-            let size = decoder.size();
-            (path.display().to_string(), decoder, size)
+            (path.display().to_string(), decoder)
         }
-        (None, Some(shape)) => random(shape, options.scheme, options.embedding)?,
+        (None, Some(shape)) => options.random.decoder(shape)?,
         (None, None) => bail!("neither --artifact nor --shape"),
     };
     let tests = bench::Options {
@@ -127,13 +122,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         sequences: options.sequences,
         repetitions: options.repetitions,
     };
+    let size = decoder.size();
+    let memory_to_read = Stream::new(Pool::global(), streaming_bytes());
     let mut runs = Vec::new();
     for threads in threads {
         let pool = Some(Arc::new(Pool::new(threads)));
         decoder = decoder.with_settings(Settings { pool, ..settings.clone() });
-        let read_bandwidth = bench::read_bandwidth(&decoder);
-        let tests = bench::run(&decoder, tests).with_context(|| model.clone())?;
-        runs.push(Run { threads, read_bandwidth, tests });
+        let (tests, reads) =
+            bench::run_beside_memory(&decoder, tests, &memory_to_read).with_context(|| model.clone())?;
+        runs.push(Run { threads, read_bandwidth: reads.median, read_bandwidth_samples: reads.samples, tests });
     }
     let report = Report {
         model,
@@ -149,43 +146,6 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         peak_memory_bytes: memory::peak(),
     };
     if options.json { crate::print_json(&report) } else { Ok(print(&report)?) }
-}
-
-fn random(
-    shape: &str,
-    SchemeOrFull(scheme): SchemeOrFull,
-    embedding: Option<SchemeOrFull>,
-) -> anyhow::Result<(String, Decoder, StoredSize)> {
-    let config = config_of(shape)?;
-    let embedding = embedding.map_or(scheme, |SchemeOrFull(embedding)| embedding);
-    let name = |scheme: Option<Scheme>| scheme.map_or("f32", Scheme::name);
-    let label = match embedding == scheme {
-        true => format!("{shape}, random {}", name(scheme)),
-        false => format!("{shape}, random {}, embedding and head {}", name(scheme), name(embedding)),
-    };
-    let decoder = bench::random_decoder(&config, scheme, embedding)?;
-    let size = decoder.size();
-    Ok((label, decoder, size))
-}
-
-/// The configs that come with the program: `configs/`.
-static CONFIGS: Dir = include_dir!("$CARGO_MANIFEST_DIR/../../configs");
-
-/// A config by its path, or by its name out of [`CONFIGS`].
-fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
-    if let Some(file) = CONFIGS.get_file(format!("{shape}.json")) {
-        let json = serde_json::from_slice(file.contents())?;
-        return Ok(hf::parse_config(&PathBuf::from(format!("configs/{shape}.json")), &json)?);
-    }
-    let path = PathBuf::from(shape);
-    if !path.is_file() {
-        let names = CONFIGS.files().filter_map(|file| file.path().file_stem()?.to_str());
-        let nearest = names.max_by(|a, b| strsim::jaro_winkler(shape, a).total_cmp(&strsim::jaro_winkler(shape, b)));
-        let shape = excerpt(shape);
-        let nearest = nearest.unwrap_or_default();
-        bail!("--shape {shape}: no such file, nor a config that comes with the program; did you mean `{nearest}`?");
-    }
-    Ok(hf::read_config(&path)?)
 }
 
 fn print(report: &Report) -> io::Result<()> {
@@ -222,7 +182,18 @@ fn print(report: &Report) -> io::Result<()> {
     }
     writeln!(out)?;
     for run in &report.runs {
-        writeln!(out, "streaming reads from memory, {} threads: {:.1} GB/s", run.threads, run.read_bandwidth / 1e9)?;
+        let samples = &run.read_bandwidth_samples;
+        let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = samples.iter().copied().fold(0.0, f64::max);
+        writeln!(
+            out,
+            "streaming reads from memory, {} threads: {:.1} GB/s, the median of {} beside the tests ({:.1} to {:.1})",
+            run.threads,
+            run.read_bandwidth / 1e9,
+            samples.len(),
+            low / 1e9,
+            high / 1e9
+        )?;
     }
     if let Some(seconds) = report.first_token_seconds {
         writeln!(out, "opened and first token after {:.0} ms", seconds * 1e3)?;
@@ -231,20 +202,4 @@ fn print(report: &Report) -> io::Result<()> {
         writeln!(out, "peak memory {:.1} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_config_describes_a_model() {
-        let names: Vec<_> = CONFIGS.files().map(|file| file.path().file_stem().unwrap().to_str().unwrap()).collect();
-        assert!(names.len() > 15, "{names:?}");
-        for name in names {
-            config_of(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        }
-        let error = config_of("gemma-3-270").unwrap_err().to_string();
-        assert!(error.ends_with("did you mean `gemma-3-270m`?"), "{error}");
-    }
 }

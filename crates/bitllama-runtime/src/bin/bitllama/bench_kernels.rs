@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use bitllama_core::{DenseMatrix, Scheme};
+use bitllama_core::{DenseMatrix, Granularity, Quantizer, ScaleFormat, Scheme};
 use bitllama_formats::StoredWeight;
-use bitllama_kernels::{Input, Isa, Matrix, Pool, Precision, bandwidth, peak, products};
-use bitllama_runtime::bench::random_weight;
+use bitllama_kernels::bandwidth::{Stream, streaming_bytes};
+use bitllama_kernels::{Input, Isa, Matrix, Pool, Precision, peak, products};
+use bitllama_runtime::bench::{Speed, random_weight};
 use serde::Serialize;
 
 /// `[out_features, in_features]`: in cache with few bits, a layer of a 1B model, and one that only memory holds.
@@ -15,6 +16,10 @@ const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [5632, 2048], [32768, 4096]];
 const BATCHES: [usize; 3] = [1, 4, 128];
 /// Weights of fewer bytes are read out of a cache when they are read again.
 const IN_CACHE: usize = 32 << 20;
+/// Columns that share an f16 scale in the rows for groups.
+const GROUP: usize = 64;
+/// Reads of each probe of a cache or of memory.
+const READS: usize = 5;
 /// A kernel is run for at least so long, and the fastest run counts.
 const TIME: Duration = Duration::from_millis(120);
 
@@ -22,6 +27,8 @@ const TIME: Duration = Duration::from_millis(120);
 #[derive(Debug, Serialize)]
 struct Row {
     scheme: &'static str,
+    /// Columns that share a scale; 0 where all of a row do, and in f32.
+    group_size: usize,
     activations: &'static str,
     isa: &'static str,
     threads: usize,
@@ -32,6 +39,8 @@ struct Row {
     giga_weights_per_second: f64,
     /// Bytes of weights, 10^9 a second.
     gigabytes_per_second: f64,
+    /// Streaming reads beside the run, of memory or of the cache that holds the weights, 10^9 bytes a second.
+    gigabytes_per_second_streamed: f64,
     /// Share of what bounds the kernel ([`Row::bound`]).
     of_bound: f64,
     /// `reads`: of the weights, from memory or the cache that holds them; `compute`: products of bytes.
@@ -42,7 +51,7 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Machine {
     threads: usize,
-    /// Streaming reads of more than any cache holds, GB/s.
+    /// Streaming reads of more than any cache holds, GB/s, before the kernels run.
     memory: f64,
     /// Products of bytes in registers, 10^9 a second, by instruction set.
     int8_peak: Vec<(&'static str, f64)>,
@@ -56,23 +65,19 @@ struct Report {
 
 /// Times every kernel with each number of threads.
 pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
+    let memory = Stream::new(Pool::global(), streaming_bytes());
     let mut report = Report { machines: Vec::new(), kernels: Vec::new() };
     for threads in threads {
         let pool = Pool::new(*threads);
         let int8_peak = Isa::available().map(|isa| (isa.name(), peak::int8_products(isa, &pool) / 1e9)).collect();
-        report.machines.push(Machine {
-            threads: *threads,
-            memory: bandwidth::read_bandwidth(&pool, 1 << 30, 0.5) / 1e9,
-            int8_peak,
-        });
+        report.machines.push(Machine { threads: *threads, memory: gigabytes_per_second(&memory, &pool), int8_peak });
     }
     if !json {
         print_machines(&report.machines)?;
     }
-    let schemes = Scheme::ALL.map(Some).into_iter().chain([None]);
     for shape in SHAPES {
-        for scheme in schemes.clone() {
-            let weight = match random_weight(scheme, shape, 0)? {
+        for quantizer in formats() {
+            let weight = match random_weight(quantizer, shape, 0)? {
                 StoredWeight::Packed(packed) => packed.into(),
                 StoredWeight::Full(data) => Matrix::Full(DenseMatrix { data, columns: shape[1] }),
                 StoredWeight::Rows(rows) => Matrix::Stored(rows),
@@ -80,12 +85,12 @@ pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
             for (threads, machine) in threads.iter().zip(&report.machines) {
                 let pool = Pool::new(*threads);
                 // What holds the weights: a cache, or memory.
-                let reads = match weight.bytes() < IN_CACHE {
-                    true => bandwidth::read_bandwidth(&pool, weight.bytes(), 0.05) / 1e9,
-                    false => machine.memory,
+                let streamed = match weight.bytes() < IN_CACHE {
+                    true => gigabytes_per_second(&Stream::new(&pool, weight.bytes()), &pool),
+                    false => gigabytes_per_second(&memory, &pool),
                 };
-                for (isa, precision, tokens) in combinations(scheme) {
-                    let row = time(&pool, &weight, scheme, isa, precision, tokens, machine, reads);
+                for (isa, precision, tokens) in combinations(quantizer.map(|quantizer| quantizer.scheme)) {
+                    let row = time(&pool, &weight, quantizer, isa, precision, tokens, machine, streamed);
                     if !json {
                         print_row(&row)?;
                     }
@@ -95,6 +100,20 @@ pub fn run(threads: &[usize], json: bool) -> anyhow::Result<()> {
         }
     }
     if json { crate::print_json(&report) } else { Ok(()) }
+}
+
+fn gigabytes_per_second(stream: &Stream, pool: &Pool) -> f64 {
+    Speed::of(stream.probe(pool, READS)).median / 1e9
+}
+
+/// What is timed: each scheme with a scale a row, and with scales of groups as models are shipped with; then f32.
+fn formats() -> impl Iterator<Item = Option<Quantizer>> {
+    let packed = Scheme::ALL.into_iter().flat_map(|scheme| {
+        let plain = Quantizer::from(scheme);
+        let groups = plain.with_granularity(Granularity::Group(GROUP)).with_scales(ScaleFormat::F16);
+        [plain.with_granularity(Granularity::Row), groups]
+    });
+    packed.map(Some).chain([None])
 }
 
 /// What is worth timing for a scheme. The portable kernels are not made to be fast.
@@ -113,12 +132,12 @@ fn combinations(scheme: Option<Scheme>) -> Vec<(Isa, Precision, usize)> {
 fn time(
     pool: &Pool,
     weight: &Matrix,
-    scheme: Option<Scheme>,
+    quantizer: Option<Quantizer>,
     isa: Isa,
     precision: Precision,
     tokens: usize,
     machine: &Machine,
-    reads: f64,
+    streamed: f64,
 ) -> Row {
     let (rows, columns) = (weight.rows(), weight.columns());
     let x: Vec<f32> = (0..tokens * columns).map(|i| (i * 7919 % 2001) as f32 / 1000.0 - 1.0).collect();
@@ -136,10 +155,14 @@ fn time(
     let bytes = weight.bytes() as f64 / best / 1e9;
     let peak = machine.int8_peak.iter().find(|(name, _)| *name == isa.name() && precision == Precision::Int8);
     let of_compute = peak.map_or(0.0, |(_, peak)| products / peak);
-    let of_memory = bytes / reads;
+    let of_memory = bytes / streamed;
     let (of_bound, bound) = if of_compute > of_memory { (of_compute, "compute") } else { (of_memory, "reads") };
     Row {
-        scheme: scheme.map_or("f32", Scheme::name),
+        scheme: quantizer.map_or("f32", |quantizer| quantizer.scheme.name()),
+        group_size: match quantizer.map(|quantizer| quantizer.granularity) {
+            Some(Granularity::Group(size)) => size,
+            _ => 0,
+        },
         activations: precision.name(),
         isa: isa.name(),
         threads: pool.threads(),
@@ -148,6 +171,7 @@ fn time(
         tokens,
         giga_weights_per_second: products,
         gigabytes_per_second: bytes,
+        gigabytes_per_second_streamed: streamed,
         of_bound,
         bound,
     }
@@ -161,21 +185,24 @@ fn print_machines(machines: &[Machine]) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\n| weights |  shape      | activations | isa    | threads | tokens | G weights/s |   GB/s | of bound      |"
+        "\n| weights     |  shape      | activations | isa    | threads | tokens | G weights/s |   GB/s | of bound      |"
     )?;
     writeln!(
         out,
-        "|---------|-------------|-------------|--------|--------:|-------:|------------:|-------:|---------------|"
+        "|-------------|-------------|-------------|--------|--------:|-------:|------------:|-------:|---------------|"
     )
 }
 
 fn print_row(row: &Row) -> io::Result<()> {
     let shape = format!("{}x{}", row.out_features, row.in_features);
+    let weights = match row.group_size {
+        0 => row.scheme.to_string(),
+        size => format!("{}-g{size}", row.scheme),
+    };
     let share = format!("{:.0} % {}", 100.0 * row.of_bound, row.bound);
     writeln!(
         io::stdout().lock(),
-        "| {:<7} | {shape:<11} | {:<11} | {:<6} | {:>7} | {:>6} | {:>11.1} | {:>6.1} | {share:<13} |",
-        row.scheme,
+        "| {weights:<11} | {shape:<11} | {:<11} | {:<6} | {:>7} | {:>6} | {:>11.1} | {:>6.1} | {share:<13} |",
         row.activations,
         row.isa,
         row.threads,

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_kernels;
+mod bench_random;
 mod eval;
 mod inspect;
 mod run;

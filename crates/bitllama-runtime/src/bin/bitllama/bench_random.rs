@@ -1,0 +1,133 @@
+//! `bitllama bench --shape`: random weights in the shape of a config.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, excerpt};
+use bitllama_formats::hf;
+use bitllama_runtime::{Decoder, bench};
+use clap::Args;
+use include_dir::{Dir, include_dir};
+
+use crate::source::SchemeOrFull;
+
+/// How random weights are stored.
+#[derive(Debug, Args)]
+pub struct RandomPlan {
+    /// Scheme of the random weights: binary, ternary, seq2, int2, int3, int4, nf4, int8 or f32
+    #[arg(long, value_name = "SCHEME", default_value = "ternary")]
+    scheme: SchemeOrFull,
+    /// Scheme of the random embedding and head, with the same --group-size and --scale-dtype [default: as --scheme, zero
+    /// points included]
+    #[arg(long, value_name = "SCHEME")]
+    embedding: Option<SchemeOrFull>,
+    /// Columns that share a scale, a multiple of 32; 0 for one scale a row [default: 0, of nf4 64]
+    #[arg(long, value_name = "N", conflicts_with_all = ["artifact", "kernels"])]
+    group_size: Option<usize>,
+    /// A zero point beside each scale of --scheme (asymmetric)
+    #[arg(long, conflicts_with_all = ["artifact", "kernels"])]
+    zero_point: bool,
+    /// What scales are stored in: f32 or f16
+    #[arg(long, value_name = "TYPE", value_parser = scale_format, default_value = "f32", conflicts_with_all = ["artifact", "kernels"])]
+    scale_dtype: ScaleFormat,
+}
+
+fn scale_format(name: &str) -> Result<ScaleFormat, String> {
+    match name {
+        "f32" => Ok(ScaleFormat::F32),
+        "f16" => Ok(ScaleFormat::F16),
+        _ => Err("expected `f32` or `f16`".into()),
+    }
+}
+
+impl RandomPlan {
+    /// A decoder in the shape of a config, and a line about it.
+    pub fn decoder(&self, shape: &str) -> anyhow::Result<(String, Decoder)> {
+        let config = config_of(shape)?;
+        let (layers, head) = self.rules()?;
+        let name = |rule: Rule| rule.0.map_or("f32".into(), described);
+        let label = match layers == head {
+            true => format!("{shape}, random {}", name(layers)),
+            false => format!("{shape}, random {}, embedding and head {}", name(layers), name(head)),
+        };
+        let mut rules = vec![("layers.*", layers), ("embed_tokens", head)];
+        if !config.tie_word_embeddings {
+            rules.push(("lm_head", head));
+        }
+        Ok((label, bench::random_decoder(&config, &BitPlan::new(rules)?)?))
+    }
+
+    /// The rule of linear layers, and that of embedding and head.
+    fn rules(&self) -> anyhow::Result<(Rule, Rule)> {
+        let with_groups = |quantizer: Quantizer| {
+            let granularity = match self.group_size {
+                None => quantizer.granularity,
+                Some(0) => Granularity::Row,
+                Some(size) => Granularity::Group(size),
+            };
+            quantizer.with_granularity(granularity).with_scales(self.scale_dtype)
+        };
+        let rule = |SchemeOrFull(scheme): SchemeOrFull| Rule(scheme.map(|scheme| with_groups(scheme.into())));
+        let (mut layers, head) = (rule(self.scheme), self.embedding.map(rule));
+        match &mut layers.0 {
+            Some(quantizer) => {
+                quantizer.zero_point = self.zero_point;
+                quantizer.check()?;
+            }
+            None if self.zero_point => bail!("--zero-point: weights in f32 have none"),
+            None => {}
+        }
+        Ok((layers, head.unwrap_or(layers)))
+    }
+}
+
+/// A quantizer as far as random weights have it: without the method that would find its scales.
+fn described(quantizer: Quantizer) -> String {
+    let mut text = quantizer.scheme.to_string();
+    if let Granularity::Group(size) = quantizer.granularity {
+        text += &format!(" in groups of {size}");
+    }
+    if quantizer.zero_point {
+        text += " with zero points";
+    }
+    if quantizer.scales == ScaleFormat::F16 {
+        text += ", f16 scales";
+    }
+    text
+}
+
+/// The configs that come with the program: `configs/`.
+static CONFIGS: Dir = include_dir!("$CARGO_MANIFEST_DIR/../../configs");
+
+/// A config by its path, or by its name out of [`CONFIGS`].
+fn config_of(shape: &str) -> anyhow::Result<ModelConfig> {
+    if let Some(file) = CONFIGS.get_file(format!("{shape}.json")) {
+        let json = serde_json::from_slice(file.contents())?;
+        return Ok(hf::parse_config(&PathBuf::from(format!("configs/{shape}.json")), &json)?);
+    }
+    let path = PathBuf::from(shape);
+    if !path.is_file() {
+        let names = CONFIGS.files().filter_map(|file| file.path().file_stem()?.to_str());
+        let nearest = names.max_by(|a, b| strsim::jaro_winkler(shape, a).total_cmp(&strsim::jaro_winkler(shape, b)));
+        let shape = excerpt(shape);
+        let nearest = nearest.unwrap_or_default();
+        bail!("--shape {shape}: no such file, nor a config that comes with the program; did you mean `{nearest}`?");
+    }
+    Ok(hf::read_config(&path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_config_describes_a_model() {
+        let names: Vec<_> = CONFIGS.files().map(|file| file.path().file_stem().unwrap().to_str().unwrap()).collect();
+        assert!(names.len() > 15, "{names:?}");
+        for name in names {
+            config_of(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        let error = config_of("gemma-3-270").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `gemma-3-270m`?"), "{error}");
+    }
+}
