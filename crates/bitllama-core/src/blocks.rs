@@ -197,8 +197,8 @@ impl BlockMatrix {
         let len = len.ok_or_else(|| Error::Packed(format!("{rows} rows of {columns} columns are too many")))?;
         let mut buffer = vec![0u8; len + VECTOR_BYTES];
         let start = buffer.as_ptr().align_offset(VECTOR_BYTES).min(VECTOR_BYTES);
-        let mut scales = BlockScales::zeros(count, groups, form.nested);
-        let mut minimums = form.has_minimums.then(|| scales.clone());
+        let zeros = || BlockScales::zeros(count, groups, form.nested);
+        let (mut scales, mut minimums) = (zeros(), form.has_minimums.then(zeros));
         let mut of_minimums = minimums.iter_mut().flat_map(|minimums| minimums.split(count));
         let panels = buffer[start..][..len].chunks_exact_mut(form.bits.panel_bytes(columns));
         let panels = panels.zip(scales.split(count)).enumerate();

@@ -45,6 +45,9 @@ impl MappedRows {
 
     /// The first value that is infinite or NaN with its place in the file, as an error says it after the weight's name.
     pub fn fault(&self) -> Option<String> {
+        if gguf::are_finite(self.format, self.run(0, self.rows)) == Some(true) {
+            return None;
+        }
         let mut tile = vec![0.0; (TILE / self.columns).clamp(1, self.rows.max(1)) * self.columns];
         (0..self.rows).step_by(tile.len() / self.columns).find_map(|first| {
             let count = (tile.len() / self.columns).min(self.rows - first);

@@ -103,9 +103,13 @@ pub(super) fn nibbles(bytes: &[u8], fields: &mut [u8; BLOCK]) {
 /// Bit `i` is the fifth bit of field `i`.
 #[inline(always)]
 fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
-    for (byte, fields) in bytes.iter().zip(fields.as_chunks_mut::<8>().0) {
-        let bits = u64::from_le_bytes(spread(*byte)) << 4;
-        *fields = (u64::from_le_bytes(*fields) | bits).to_le_bytes();
+    // All bits first: putting eight at a time into fields that were just written is slow.
+    let mut bits = [0; BLOCK];
+    for (byte, bits) in bytes.iter().zip(bits.as_chunks_mut::<8>().0) {
+        *bits = spread(*byte);
+    }
+    for i in 0..BLOCK {
+        fields[i] |= bits[i] << 4;
     }
 }
 
@@ -114,6 +118,6 @@ fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
 pub(super) fn spread(byte: u8) -> [u8; 8] {
     let ones = u64::MAX / 255;
     // Byte `i` keeps bit `i` only; what is not 0 reaches the highest bit.
-    let apart = u64::from(byte) * ones & 0x8040_2010_0804_0201;
+    let apart = (u64::from(byte) * ones) & 0x8040_2010_0804_0201;
     ((apart + 0x7f * ones) >> 7 & ones).to_le_bytes()
 }

@@ -119,6 +119,27 @@ fn values_of<const N: usize, const L: usize>(
     }
 }
 
+/// Whether all values of whole blocks are finite, which their numbers in half precision tell: steps and codes are too small to
+/// leave the range of f32, and what is not finite times 0 is not finite either. `None` for formats without a form.
+pub(crate) fn are_finite(format: BlockFormat, bytes: &[u8]) -> Option<bool> {
+    let mut finite = true;
+    with_parts!(format, are_finite_of(bytes, &mut finite));
+    form(format).map(|_| finite)
+}
+
+#[inline(always)]
+fn are_finite_of<const N: usize, const L: usize>(
+    bytes: &[u8],
+    finite: &mut bool,
+    _form: BlockForm,
+    parts: impl Fn(&[u8; N], &mut [u8; L]) -> Constants,
+) {
+    *finite = bytes.as_chunks::<N>().0.iter().all(|block| {
+        let Constants { scale, minimum, .. } = parts(block, &mut [0; L]);
+        f16::from_bits(scale).is_finite() && f16::from_bits(minimum).is_finite()
+    });
+}
+
 /// A matrix `[rows, columns]` in panels, of which `row` gives the blocks of each row; `None` for formats without a form, and for
 /// columns that are no whole blocks.
 ///
@@ -278,6 +299,26 @@ mod tests {
                 panels.into_iter().for_each(|panel| fill(format, &rows, panel));
             });
             assert!(plain.unwrap() == matrix, "{}", format.name());
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_told_by_their_blocks() {
+        for format in BlockFormat::ALL {
+            let (mut bytes, _) = golden(format);
+            let expected = form(format).map(|_| true);
+            assert_eq!(are_finite(format, &bytes), expected, "{}", format.name());
+            // Each byte pair of the last block that makes a value infinite or NaN is found, and no other.
+            let last = bytes.len() - format.block_bytes();
+            for at in last..bytes.len() - 1 {
+                let before = [bytes[at], bytes[at + 1]];
+                for half in [0x7c00u16, 0xfe00] {
+                    bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                    let finite = format.dequantize(&bytes).iter().all(|value| value.is_finite());
+                    assert_eq!(are_finite(format, &bytes), expected.map(|_| finite), "{} {at}", format.name());
+                }
+                bytes[at..at + 2].copy_from_slice(&before);
+            }
         }
     }
 

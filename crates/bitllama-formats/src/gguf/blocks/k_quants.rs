@@ -1,6 +1,8 @@
 //! K-quants: blocks of 256 values in parts of 16 or 32, whose scales and minima are small whole numbers times a number of the
 //! block.
 
+use std::array;
+
 use super::basic::half_bits;
 use super::codes::Constants;
 
@@ -11,13 +13,12 @@ pub(super) const BLOCK: usize = 256;
 #[inline(always)]
 pub(super) fn q2_k(block: &[u8; 84], fields: &mut [u8; BLOCK]) -> Constants {
     two_bits(&block[16..80], fields);
-    let mut constants =
-        Constants { scale: half_bits(block, 80), minimum: half_bits(block, 82), ..Constants::default() };
-    for part in 0..16 {
-        constants.steps[part] = (block[part] & 15) as i8;
-        constants.minimum_steps[part] = (block[part] >> 4) as i8;
+    Constants {
+        scale: half_bits(block, 80),
+        minimum: half_bits(block, 82),
+        steps: array::from_fn(|part| (block[part] & 15) as i8),
+        minimum_steps: array::from_fn(|part| (block[part] >> 4) as i8),
     }
-    constants
 }
 
 /// 3 bits, the third apart; scales of 16 values in 6 bits.
@@ -103,7 +104,7 @@ fn scales_and_minima<const N: usize>(block: &[u8; N]) -> Constants {
 /// 6 bits, the upper two apart; scales of 16 values in 8 bits.
 #[inline(always)]
 pub(super) fn q6_k(block: &[u8; 210], fields: &mut [u8; BLOCK]) -> Constants {
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let (low, high) = (&block[..128], &block[128..192]);
     for (index, fields) in fields.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         // Four runs of 32 values: the lower nibbles of 64 bytes, then the upper ones, with two bits of each of 32 bytes.
         let (low, high) = (&low[64 * index..][..64], &high[32 * index..][..32]);
@@ -114,11 +115,7 @@ pub(super) fn q6_k(block: &[u8; 210], fields: &mut [u8; BLOCK]) -> Constants {
             fields[96 + i] = low[32 + i] >> 4 | high[i] >> 6 << 4;
         }
     }
-    let mut constants = Constants::scale(half_bits(block, 208));
-    for part in 0..16 {
-        constants.steps[part] = scales[part] as i8;
-    }
-    constants
+    Constants { steps: array::from_fn(|part| block[192 + part] as i8), ..Constants::scale(half_bits(block, 208)) }
 }
 
 /// 8 bits, scale in single precision; sums of the codes of 16 values follow, which nothing here needs.
