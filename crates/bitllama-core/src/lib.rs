@@ -20,6 +20,7 @@
 //! | [`scales`] | which numbers scales can be, and how they are stored |
 //! | [`packed`] | codes packed into bits |
 //! | [`stored`] | matrices that stay as their file has them |
+//! | [`blocks`] | the same in panels: small groups of columns with scales and minimums of their own |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
@@ -31,6 +32,7 @@ pub mod activation;
 pub mod activation_rules;
 pub mod architecture;
 pub mod bit_plan;
+pub mod blocks;
 pub mod config;
 pub mod dense;
 pub mod excerpt;
@@ -54,6 +56,7 @@ pub use activation::{Activation, ActivationPlan, ActivationRule};
 pub use activation_rules::ActivationRules;
 pub use architecture::{Architecture, LayerKind, NormPlaces, QkNorm};
 pub use bit_plan::BitPlan;
+pub use blocks::BlockMatrix;
 pub use config::ModelConfig;
 pub use dense::DenseMatrix;
 pub use excerpt::excerpt;

@@ -135,13 +135,12 @@ impl PackedMatrix {
         for (index, panel) in bytes.chunks_exact_mut(scheme.panel_bytes(columns).max(1)).enumerate() {
             for (row, global) in (index * PANEL_ROWS..rows).take(PANEL_ROWS).enumerate() {
                 fields(global, &mut row_fields)?;
-                for (column, field) in row_fields.iter().enumerate() {
-                    if *field as u32 >= scheme.levels() {
-                        let message = format!("the value {field} in column {column} is no field of {scheme}");
-                        return Err(Error::Packed(message).into());
-                    }
-                    panel::put_field(scheme, panel, row, column, *field);
+                if let Some(column) = row_fields.iter().position(|field| u32::from(*field) >= scheme.levels()) {
+                    let field = row_fields[column];
+                    let message = format!("the value {field} in column {column} is no field of {scheme}");
+                    return Err(Error::Packed(message).into());
                 }
+                panel::put_row(scheme.field_bits(), panel, row, &row_fields);
             }
         }
         Ok(Self::new(scheme, [rows, columns], bytes.into(), scales, zero_points)?)
@@ -210,7 +209,7 @@ impl PackedMatrix {
     /// Writes the packed fields of one row, one a byte, into `out` (`[columns]`).
     pub fn fields_into(&self, row: usize, out: &mut [u8]) {
         assert_eq!(out.len(), self.columns);
-        panel::row_fields(self.scheme, self.panel(row / PANEL_ROWS), row % PANEL_ROWS, out);
+        panel::row_fields(self.scheme.field_bits(), self.panel(row / PANEL_ROWS), row % PANEL_ROWS, out);
     }
 
     /// Writes the codes of one row, as numbers that its scales multiply, into `out` (`[columns]`).

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::BlockMatrix;
+
 /// A matrix `[rows, columns]` whose rows are made f32 a few at a time. Reading the same rows again gives the same numbers.
 pub trait StoredRows: fmt::Debug + Send + Sync {
     /// Rows.
@@ -18,6 +20,12 @@ pub trait StoredRows: fmt::Debug + Send + Sync {
     /// # Panics
     /// If `out` is no whole number of rows, or the matrix has not so many from `first` on.
     fn rows_into(&self, first: usize, out: &mut [f32]);
+
+    /// The same numbers in panels, for products with codes: made anew by each call, on the threads of rayon's pool. `None` for
+    /// formats without whole codes, such as those of 16 bits.
+    fn panels(&self) -> Option<BlockMatrix> {
+        None
+    }
 }
 
 impl dyn StoredRows + '_ {

@@ -5,11 +5,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitllama_core::StoredRows;
+use bitllama_core::{BlockMatrix, StoredRows};
 use memmap2::Mmap;
 
 use crate::finite;
-use crate::gguf::BlockFormat;
+use crate::gguf::{self, BlockFormat};
 
 /// A matrix in a mapped file. It keeps the map; what has been read can be given back to the system meanwhile.
 #[derive(Clone)]
@@ -45,6 +45,9 @@ impl MappedRows {
 
     /// The first value that is infinite or NaN with its place in the file, as an error says it after the weight's name.
     pub fn fault(&self) -> Option<String> {
+        if gguf::are_finite(self.format, self.run(0, self.rows)) == Some(true) {
+            return None;
+        }
         let mut tile = vec![0.0; (TILE / self.columns).clamp(1, self.rows.max(1)) * self.columns];
         (0..self.rows).step_by(tile.len() / self.columns).find_map(|first| {
             let count = (tile.len() / self.columns).min(self.rows - first);
@@ -56,9 +59,13 @@ impl MappedRows {
 
     /// Rows that follow each other in the file.
     fn run_into(&self, first: usize, out: &mut [f32]) {
+        self.format.dequantize_into(self.run(first, out.len() / self.columns), out);
+    }
+
+    /// The bytes of rows that follow each other in the file.
+    fn run(&self, first: usize, count: usize) -> &[u8] {
         let row_bytes = self.columns / self.format.block_len() * self.format.block_bytes();
-        let start = self.start + first * row_bytes;
-        self.format.dequantize_into(&self.map[start..start + out.len() / self.columns * row_bytes], out);
+        &self.map[self.start + first * row_bytes..][..count * row_bytes]
     }
 
     /// The place in the file of a row.
@@ -98,6 +105,10 @@ impl StoredRows for MappedRows {
                 }
             }
         }
+    }
+
+    fn panels(&self) -> Option<BlockMatrix> {
+        gguf::panels(self.format, [self.rows, self.columns], |row| self.run(self.place(row), 1))
     }
 }
 
@@ -147,6 +158,28 @@ mod tests {
         let mut row = [0.0; 4];
         matrix.rows_into(5, &mut row);
         assert_eq!(row, [60.0, 61.0, 62.0, 63.0]);
+    }
+
+    #[test]
+    fn blocks_become_panels_in_the_order_of_rows() {
+        let (rows, columns) = (24, 64);
+        // Blocks of Q8_0, a scale of 1 and 32 codes, which are the block's number.
+        let bytes: Vec<u8> = (0..48).flat_map(|i| [0, 0x3c].into_iter().chain([i; 32])).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let map = Arc::new(crate::map::open(file.path()).unwrap());
+        let of =
+            |format, columns| MappedRows::new(&map, 0..map.len(), format, [rows, columns]).unwrap().of_half_rotation(8);
+        let matrix = of(BlockFormat::Q8_0, columns);
+        let panels = matrix.panels().unwrap();
+        let (mut found, mut expected) = (vec![0.0; columns], vec![0.0; columns]);
+        for row in 0..rows {
+            panels.dequantize_row_into(row, &mut found);
+            matrix.rows_into(row, &mut expected);
+            assert_eq!(found, expected);
+            assert_eq!(found[0], 2.0 * matrix.place(row) as f32);
+        }
+        assert!(of(BlockFormat::F16, columns * 34 / 64).panels().is_none());
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub(super) fn check_panels(matrix: &PackedMatrix) -> Result<(), String> {
             return Err(format!("the spare rows after row {} are not zero", rows - 1));
         }
         for row in 0..there {
-            if (columns..padded).any(|column| panel::field(scheme, panel, row, column) != 0) {
+            if (columns..padded).any(|column| panel::field(scheme.field_bits(), panel, row, column) != 0) {
                 return Err(format!("the spare columns of row {} are not zero", first + row));
             }
         }

@@ -359,7 +359,11 @@ mod tests {
                     found += (byte >> up & ((1 << bits) - 1)) << shift;
                     block = &block[vectors * VECTOR_BYTES..];
                 }
-                assert_eq!(found as u8, panel::field(scheme, &panel, row, column), "{scheme} {row} {column}");
+                assert_eq!(
+                    found as u8,
+                    panel::field(scheme.field_bits(), &panel, row, column),
+                    "{scheme} {row} {column}"
+                );
             }
         }
     }

@@ -17,6 +17,7 @@ mod tokenizer;
 use std::path::Path;
 
 pub use blocks::BlockFormat;
+pub(crate) use blocks::codes::{are_finite, panels};
 pub use reader::{Array, Gguf, TensorInfo, Value};
 pub use split::part_names;
 

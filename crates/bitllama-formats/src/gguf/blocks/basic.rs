@@ -3,13 +3,21 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::codes::Constants;
+
 /// Values of a block.
 const BLOCK: usize = 32;
 
 /// The number in half precision at byte `at`.
 #[inline(always)]
 pub(super) fn half<const N: usize>(block: &[u8; N], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    f16::from_bits(half_bits(block, at)).to_f32()
+}
+
+/// The bits of the number in half precision at byte `at`.
+#[inline(always)]
+pub(super) fn half_bits<const N: usize>(block: &[u8; N], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// Single precision.
@@ -39,60 +47,77 @@ pub(super) fn f16(bytes: &[u8], out: &mut [f32]) {
 
 /// 4 bits, scale; values -8 to 7.
 #[inline(always)]
-pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; BLOCK]) {
-    let d = half(block, 0);
-    for i in 0..BLOCK / 2 {
-        let byte = block[2 + i];
-        out[i] = f32::from((byte & 15) as i8 - 8) * d;
-        out[i + BLOCK / 2] = f32::from((byte >> 4) as i8 - 8) * d;
-    }
+pub(super) fn q4_0(block: &[u8; 18], fields: &mut [u8; BLOCK]) -> Constants {
+    nibbles(&block[2..], fields);
+    Constants::scale(half_bits(block, 0))
 }
 
-/// 4 bits, scale and minimum.
+/// 4 bits, scale and number that is added.
 #[inline(always)]
-pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; BLOCK]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    for i in 0..BLOCK / 2 {
-        let byte = block[4 + i];
-        out[i] = f32::from(byte & 15) * d + m;
-        out[i + BLOCK / 2] = f32::from(byte >> 4) * d + m;
-    }
+pub(super) fn q4_1(block: &[u8; 20], fields: &mut [u8; BLOCK]) -> Constants {
+    nibbles(&block[4..], fields);
+    Constants { minimum: negative(half_bits(block, 2)), ..Constants::scale(half_bits(block, 0)) }
 }
 
-/// 5 bits, scale; values -16 to 15. Bit `i` of the fifth bits belongs to value `i`.
+/// 5 bits, scale; values -16 to 15.
 #[inline(always)]
-pub(super) fn q5_0(block: &[u8; 22], out: &mut [f32; BLOCK]) {
-    let d = half(block, 0);
-    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    for i in 0..BLOCK / 2 {
-        let byte = block[6 + i];
-        out[i] = (with_fifth(byte & 15, fifth, i) - 16) as f32 * d;
-        out[i + BLOCK / 2] = (with_fifth(byte >> 4, fifth, i + BLOCK / 2) - 16) as f32 * d;
-    }
+pub(super) fn q5_0(block: &[u8; 22], fields: &mut [u8; BLOCK]) -> Constants {
+    nibbles(&block[6..], fields);
+    fifth_bits(&block[2..6], fields);
+    Constants::scale(half_bits(block, 0))
 }
 
-/// 5 bits, scale and minimum.
+/// 5 bits, scale and number that is added.
 #[inline(always)]
-pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; BLOCK]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    let fifth = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-    for i in 0..BLOCK / 2 {
-        let byte = block[8 + i];
-        out[i] = with_fifth(byte & 15, fifth, i) as f32 * d + m;
-        out[i + BLOCK / 2] = with_fifth(byte >> 4, fifth, i + BLOCK / 2) as f32 * d + m;
-    }
-}
-
-#[inline(always)]
-fn with_fifth(low: u8, fifth: u32, i: usize) -> i32 {
-    (u32::from(low) | (fifth >> i & 1) << 4) as i32
+pub(super) fn q5_1(block: &[u8; 24], fields: &mut [u8; BLOCK]) -> Constants {
+    nibbles(&block[8..], fields);
+    fifth_bits(&block[4..8], fields);
+    Constants { minimum: negative(half_bits(block, 2)), ..Constants::scale(half_bits(block, 0)) }
 }
 
 /// 8 bits, scale.
 #[inline(always)]
-pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; BLOCK]) {
-    let d = half(block, 0);
+pub(super) fn q8_0(block: &[u8; 34], fields: &mut [u8; BLOCK]) -> Constants {
     for i in 0..BLOCK {
-        out[i] = f32::from(block[2 + i] as i8) * d;
+        // From two's complement to a distance from -128.
+        fields[i] = block[2 + i] ^ 0x80;
     }
+    Constants::scale(half_bits(block, 0))
+}
+
+/// A number in half precision with the other sign.
+#[inline(always)]
+fn negative(half: u16) -> u16 {
+    half ^ 0x8000
+}
+
+/// The lower nibbles of 16 bytes, then the upper ones.
+#[inline(always)]
+pub(super) fn nibbles(bytes: &[u8], fields: &mut [u8; BLOCK]) {
+    for i in 0..BLOCK / 2 {
+        fields[i] = bytes[i] & 15;
+        fields[i + BLOCK / 2] = bytes[i] >> 4;
+    }
+}
+
+/// Bit `i` is the fifth bit of field `i`.
+#[inline(always)]
+fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
+    // All bits first: putting eight at a time into fields that were just written is slow.
+    let mut bits = [0; BLOCK];
+    for (byte, bits) in bytes.iter().zip(bits.as_chunks_mut::<8>().0) {
+        *bits = spread(*byte);
+    }
+    for i in 0..BLOCK {
+        fields[i] |= bits[i] << 4;
+    }
+}
+
+/// The bits of a byte in a byte each, the lowest first.
+#[inline(always)]
+pub(super) fn spread(byte: u8) -> [u8; 8] {
+    let ones = u64::MAX / 255;
+    // Byte `i` keeps bit `i` only; what is not 0 reaches the highest bit.
+    let apart = (u64::from(byte) * ones) & 0x8040_2010_0804_0201;
+    ((apart + 0x7f * ones) >> 7 & ones).to_le_bytes()
 }

@@ -1,8 +1,9 @@
 //! I-quants: groups of four or eight values are entries of a [table](super::grids), with signs apart; or values are levels
 //! of a table of 16. Scales of 32 or 16 values are small whole numbers times a number of the block.
 
-use super::basic::half;
-use super::grids::{IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4};
+use super::basic::{half, half_bits, nibbles};
+use super::codes::Constants;
+use super::grids::{IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use super::k_quants::BLOCK;
 
 /// How far the values of [`iq1_s`] and [`iq1_m`] lie beside -1, 0 and 1.
@@ -144,25 +145,20 @@ pub(super) fn iq1_m(block: &[u8; 56], out: &mut [f32; BLOCK]) {
 
 /// 32 levels of a table of 16 with a scale.
 #[inline(always)]
-pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
-    levels(half(block, 0), &block[2..], out);
+pub(super) fn iq4_nl(block: &[u8; 18], fields: &mut [u8; 32]) -> Constants {
+    nibbles(&block[2..], fields);
+    Constants::scale(half_bits(block, 0))
 }
 
 /// Levels of a table of 16; scales of 32 values in 6 bits.
 #[inline(always)]
-pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; BLOCK]) {
-    let (d, high) = (half(block, 0), word16(block, 2));
-    for (part, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+pub(super) fn iq4_xs(block: &[u8; 136], fields: &mut [u8; BLOCK]) -> Constants {
+    let high = word16(block, 2);
+    let mut constants = Constants::scale(half_bits(block, 0));
+    for (part, fields) in fields.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        nibbles(&block[8 + 16 * part..][..16], fields);
         let low = usize::from(block[4 + part / 2] >> (part % 2 * 4) & 15);
-        let scale = low | (high >> (2 * part) & 3) << 4;
-        levels(d * (scale as f32 - 32.0), &block[8 + 16 * part..][..16], out);
+        constants.steps[part] = (low | (high >> (2 * part) & 3) << 4) as i8 - 32;
     }
-}
-
-#[inline(always)]
-fn levels(d: f32, codes: &[u8], out: &mut [f32; 32]) {
-    for i in 0..16 {
-        out[i] = d * f32::from(IQ4[usize::from(codes[i] & 15)]);
-        out[16 + i] = d * f32::from(IQ4[usize::from(codes[i] >> 4)]);
-    }
+    constants
 }

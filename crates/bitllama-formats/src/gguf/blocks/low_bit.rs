@@ -1,43 +1,36 @@
 //! Ternary blocks, the 4-bit floats of OCP's MX and NVIDIA, and the blocks of one and two bits with a scale.
 
-use super::basic::half;
-use super::k_quants::BLOCK;
+use super::basic::{half_bits, spread};
+use super::codes::Constants;
+use super::k_quants::{BLOCK, two_bits};
 
 /// Ternary values, five to a byte: the digits of `byte * 243 / 256` in base 3, the first one in front. Scale at the end.
 #[inline(always)]
-pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; BLOCK]) {
-    let d = half(block, 52);
-    let (first, rest) = out.split_at_mut(160);
+pub(super) fn tq1_0(block: &[u8; 54], fields: &mut [u8; BLOCK]) -> Constants {
+    let (first, rest) = fields.split_at_mut(160);
     let (second, third) = rest.split_at_mut(80);
     // Runs of 32, 16 and 4 bytes: the first digits of all bytes of a run come first.
-    digits::<32>(&block[..32], d, first);
-    digits::<16>(&block[32..48], d, second);
-    digits::<4>(&block[48..52], d, third);
+    digits::<32>(&block[..32], first);
+    digits::<16>(&block[32..48], second);
+    digits::<4>(&block[48..52], third);
+    Constants::scale(half_bits(block, 52))
 }
 
-/// As many digits of `N` bytes as fill `out`.
+/// As many digits of `N` bytes as fill `fields`.
 #[inline(always)]
-fn digits<const N: usize>(bytes: &[u8], d: f32, out: &mut [f32]) {
-    for (out, power) in out.as_chunks_mut::<N>().0.iter_mut().zip([1u8, 3, 9, 27, 81]) {
+fn digits<const N: usize>(bytes: &[u8], fields: &mut [u8]) {
+    for (fields, power) in fields.as_chunks_mut::<N>().0.iter_mut().zip([1u8, 3, 9, 27, 81]) {
         for i in 0..N {
-            let digit = (u16::from(bytes[i].wrapping_mul(power)) * 3) >> 8;
-            out[i] = f32::from(digit as i8 - 1) * d;
+            fields[i] = ((u16::from(bytes[i].wrapping_mul(power)) * 3) >> 8) as u8;
         }
     }
 }
 
 /// Ternary values in 2 bits each, those of one shift of 32 bytes in a row; scale at the end.
 #[inline(always)]
-pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; BLOCK]) {
-    let d = half(block, 64);
-    for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-        let codes = &block[32 * half..][..32];
-        for (quarter, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for i in 0..32 {
-                out[i] = f32::from((codes[i] >> (2 * quarter) & 3) as i8 - 1) * d;
-            }
-        }
-    }
+pub(super) fn tq2_0(block: &[u8; 66], fields: &mut [u8; BLOCK]) -> Constants {
+    two_bits(&block[..64], fields);
+    Constants::scale(half_bits(block, 64))
 }
 
 /// The values of a float of 4 bits (E2M1), doubled, so that they are whole.
@@ -87,22 +80,19 @@ fn half_of_ue4m3(bits: u8) -> f32 {
 
 /// Signs with a scale for 128 of them.
 #[inline(always)]
-pub(super) fn q1_0(block: &[u8; 18], out: &mut [f32; 128]) {
-    let d = half(block, 0);
-    for (byte, out) in block[2..].iter().zip(out.as_chunks_mut::<8>().0) {
-        for (bit, value) in out.iter_mut().enumerate() {
-            *value = if byte >> bit & 1 == 1 { d } else { -d };
-        }
+pub(super) fn q1_0(block: &[u8; 18], fields: &mut [u8; 128]) -> Constants {
+    for (byte, fields) in block[2..].iter().zip(fields.as_chunks_mut::<8>().0) {
+        *fields = spread(*byte);
     }
+    Constants::scale(half_bits(block, 0))
 }
 
 /// 2 bits with a scale for 64 of them; values -1 to 2.
 #[inline(always)]
-pub(super) fn q2_0(block: &[u8; 18], out: &mut [f32; 64]) {
-    let d = half(block, 0);
-    for (byte, out) in block[2..].iter().zip(out.as_chunks_mut::<4>().0) {
-        for (place, value) in out.iter_mut().enumerate() {
-            *value = ((u32::from(*byte) >> (2 * place) & 3) as i32 - 1) as f32 * d;
-        }
+pub(super) fn q2_0(block: &[u8; 18], fields: &mut [u8; 64]) -> Constants {
+    for (byte, fields) in block[2..].iter().zip(fields.as_chunks_mut::<4>().0) {
+        let byte = u32::from(*byte);
+        *fields = ((byte | byte << 6 | byte << 12 | byte << 18) & 0x0303_0303).to_le_bytes();
     }
+    Constants::scale(half_bits(block, 0))
 }

@@ -9,8 +9,12 @@
 //! | `k_quants.rs` | Q2_K to Q8_K |
 //! | `i_quants.rs` | IQ1_S to IQ4_XS, with the tables of `grids.rs` |
 //! | `low_bit.rs` | ternary ones, floats of 4 bits, Q1_0 and Q2_0 |
+//!
+//! Those whose values are `scale * code - minimum` are taken apart there into fields and constants; `codes.rs` makes values of
+//! these, or the panels that kernels multiply.
 
 mod basic;
+pub(crate) mod codes;
 mod grids;
 mod i_quants;
 mod k_quants;
@@ -190,16 +194,6 @@ fn fill(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
         F32 => blocks(bytes, out, basic::f32),
         F16 => basic::f16(bytes, out),
         Bf16 => blocks(bytes, out, basic::bf16),
-        Q4_0 => blocks(bytes, out, basic::q4_0),
-        Q4_1 => blocks(bytes, out, basic::q4_1),
-        Q5_0 => blocks(bytes, out, basic::q5_0),
-        Q5_1 => blocks(bytes, out, basic::q5_1),
-        Q8_0 => blocks(bytes, out, basic::q8_0),
-        Q2_K => blocks(bytes, out, k_quants::q2_k),
-        Q3_K => blocks(bytes, out, k_quants::q3_k),
-        Q4_K => blocks(bytes, out, k_quants::q4_k),
-        Q5_K => blocks(bytes, out, k_quants::q5_k),
-        Q6_K => blocks(bytes, out, k_quants::q6_k),
         Q8_K => blocks(bytes, out, k_quants::q8_k),
         IQ1_S => blocks(bytes, out, i_quants::iq1_s),
         IQ1_M => blocks(bytes, out, i_quants::iq1_m),
@@ -208,14 +202,10 @@ fn fill(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
         IQ2_S => blocks(bytes, out, i_quants::iq2_s),
         IQ3_XXS => blocks(bytes, out, i_quants::iq3_xxs),
         IQ3_S => blocks(bytes, out, i_quants::iq3_s),
-        IQ4_NL => blocks(bytes, out, i_quants::iq4_nl),
-        IQ4_XS => blocks(bytes, out, i_quants::iq4_xs),
-        TQ1_0 => blocks(bytes, out, low_bit::tq1_0),
-        TQ2_0 => blocks(bytes, out, low_bit::tq2_0),
         MxFp4 => blocks(bytes, out, low_bit::mxfp4),
         NvFp4 => blocks(bytes, out, low_bit::nvfp4),
-        Q1_0 => blocks(bytes, out, low_bit::q1_0),
-        Q2_0 => blocks(bytes, out, low_bit::q2_0),
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS | TQ1_0 | TQ2_0
+        | Q1_0 | Q2_0 => codes::values(format, bytes, out),
     }
 }
 
@@ -234,7 +224,7 @@ mod tests {
     const GOLDEN: &str = include_str!("../../../../../tests/golden/gguf_blocks.json");
 
     /// Bytes and values, whose bits are written in hexadecimal digits, most significant first.
-    fn golden(format: BlockFormat) -> (Vec<u8>, Vec<u32>) {
+    pub(super) fn golden(format: BlockFormat) -> (Vec<u8>, Vec<u32>) {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         let digits = |key: &str, width: usize| -> Vec<u32> {
             let text = golden[format.name()][key].as_str().unwrap().as_bytes();
