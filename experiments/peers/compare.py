@@ -33,24 +33,24 @@ ROOT = HERE.parent.parent
 
 OURS, IK, LLAMA = "bitllama", "ik_llama.cpp", "llama.cpp"
 # Formats of this project (`-g64`: groups of 64 columns with an f16 scale, `z`: with zero points; else a scale a row), and the types
-# of the peers that are the fastest in the nearest number of bits, most of them in more.
+# of the peers with the nearest number of bits, more in most cases. Of ik_llama.cpp's two ternary types the larger is the faster.
 FORMATS = {
-    "int4-g64": {IK: "Q4_0", LLAMA: "Q4_0"},
-    "int4-g128": {IK: "IQ4_KS", LLAMA: "IQ4_XS"},
-    "int4-g64z": {IK: "Q4_1", LLAMA: "Q4_1"},
-    "int8-g64": {IK: "Q8_0", LLAMA: "Q8_0"},
-    "nf4-g64": {IK: "IQ4_NL", LLAMA: "IQ4_NL"},
-    "int3-g64": {IK: "IQ3_K", LLAMA: "Q3_K_S"},
-    "int2-g64": {IK: "IQ2_K", LLAMA: "Q2_K"},
-    "ternary-g64": {IK: "IQ2_BN", LLAMA: "TQ2_0"},
-    "ternary-g128": {IK: "IQ2_BN", LLAMA: "TQ2_0"},
-    "binary-g128": {IK: "IQ1_BN", LLAMA: "Q1_0"},
-    "int4": {IK: "Q4_0", LLAMA: "Q4_0"},
-    "int8": {IK: "Q8_0", LLAMA: "Q8_0"},
-    "int2": {IK: "IQ2_K", LLAMA: "Q2_K"},
-    "ternary": {IK: "IQ2_BN", LLAMA: "TQ2_0"},
-    "binary": {IK: "IQ1_BN", LLAMA: "Q1_0"},
-    "f32": {IK: "F32", LLAMA: "F32"},
+    "int4-g64": [(IK, "Q4_0"), (LLAMA, "Q4_0")],
+    "int4-g128": [(IK, "IQ4_KS"), (LLAMA, "IQ4_XS")],
+    "int4-g64z": [(IK, "Q4_1"), (LLAMA, "Q4_1")],
+    "int8-g64": [(IK, "Q8_0"), (LLAMA, "Q8_0")],
+    "nf4-g64": [(IK, "IQ4_NL"), (LLAMA, "IQ4_NL")],
+    "int3-g64": [(IK, "IQ3_K"), (LLAMA, "Q3_K_S")],
+    "int2-g64": [(IK, "IQ2_K"), (LLAMA, "Q2_K")],
+    "ternary-g64": [(IK, "IQ2_BN"), (LLAMA, "TQ2_0")],
+    "ternary-g128": [(IK, "IQ2_BN"), (LLAMA, "TQ2_0")],
+    "binary-g128": [(IK, "IQ1_BN"), (IK, "IQ2_BN"), (LLAMA, "Q1_0")],
+    "int4": [(IK, "Q4_0"), (LLAMA, "Q4_0")],
+    "int8": [(IK, "Q8_0"), (LLAMA, "Q8_0")],
+    "int2": [(IK, "IQ2_K"), (LLAMA, "Q2_K")],
+    "ternary": [(IK, "IQ2_BN"), (LLAMA, "TQ2_0")],
+    "binary": [(IK, "IQ1_BN"), (IK, "IQ2_BN"), (LLAMA, "Q1_0")],
+    "f32": [(IK, "F32"), (LLAMA, "F32")],
 }
 # Schemes of embedding and head by themselves, and the peers' types.
 PEER_EMBEDDINGS = {"int8": "Q8_0", "int4": "Q4_0", "f32": "F32"}
@@ -87,11 +87,11 @@ def cpu_seconds():
     return [ticks / os.sysconf("SC_CLK_TCK") for ticks in (busy, busy + idle + iowait)]
 
 
-def run_once(command, timeout):
+def run_once(command, timeout, cwd=None):
     """What `command` printed, and the share of all processors that other processes had meanwhile."""
     own = resource.getrusage(resource.RUSAGE_CHILDREN)
     before = cpu_seconds()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd)
     after = cpu_seconds()
     if done.returncode:
         sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -114,14 +114,14 @@ def wait_for_quiet(share, patience):
             return
 
 
-def run(command, args):
+def run(command, args, cwd=None):
     """[`run_once`], with `--quiet` when the machine is quiet, and again if it did not stay so."""
     if args.quiet is None:
-        return run_once(command, args.timeout)
+        return run_once(command, args.timeout, cwd)
     best = None
     for _ in range(args.retries + 1):
         wait_for_quiet(args.quiet, args.patience)
-        this = run_once(command, args.timeout)
+        this = run_once(command, args.timeout, cwd)
         if this[1] is None or this[1] <= args.quiet:
             return this
         print(f"    other processes had {this[1]:.0%} of the processors", file=sys.stderr)
@@ -176,7 +176,8 @@ def run_ik(model, test, threads, args):
     depth, passes = max(test.depth, 1), args.repetitions + 1
     positions = test.sequences * (depth + test.generate)
     what = ["-npp", str(depth), "-ntg", str(test.generate), "-npl", ",".join([str(test.sequences)] * passes)]
-    out, others = run([f"{args.ik}/llama-batched-bench", *common, "-c", str(positions), *what, "-rtr"], args)
+    # It writes a llama.log where it runs.
+    out, others = run([f"{args.ik}/llama-batched-bench", *common, "-c", str(positions), *what, "-rtr"], args, args.cache)
     rows = [line.split("|")[1:-1] for line in (out.stdout + out.stderr).splitlines() if re.match(r"\|\s*\d+ \|", line)]
     if len(rows) != passes:
         sys.exit(f"llama-batched-bench printed {len(rows)} rows, not {passes}:\n{out.stderr[-2000:]}")
@@ -194,10 +195,11 @@ def peer_model(kind, args):
 
 
 def measure(weights, threads, test, models, args):
-    """All rounds of one test of one format: a row for each peer, and every report."""
+    """All rounds of one test of one format, beside `models` by their names: a row of the table, and every report."""
     runs = {OURS: lambda: run_ours(weights, test, threads, args)} if OURS in args.only else {}
-    runs |= {name: lambda model=model, run=run: run(model, test, threads, args)
-             for name, run in ((IK, run_ik), (LLAMA, run_llama)) if (model := models.get(name))}
+    for name, (program, model) in models.items():
+        run_peer = run_ik if program == IK else run_llama
+        runs[name] = lambda run_peer=run_peer, model=model: run_peer(model, test, threads, args)
     rounds, bits = [], {}
     for number in range(args.rounds):
         this = {}
@@ -205,7 +207,7 @@ def measure(weights, threads, test, models, args):
             samples, bits[name], report, others = one()
             this[name] = {"median": statistics.median(samples), "samples": samples, "report": report, "other_processes": others}
             busy = "" if others is None else f"  (others {others:.0%})"
-            print(f"  {weights}, {threads} threads, {test.name}, round {number + 1}: {name:12} {this[name]['median']:8.1f}{busy}",
+            print(f"  {weights}, {threads} threads, {test.name}, round {number + 1}: {name:19} {this[name]['median']:8.1f}{busy}",
                   file=sys.stderr)
         rounds.append(this)
     speeds = {name: statistics.median(this[name]["median"] for this in rounds) for name in runs}
@@ -215,14 +217,13 @@ def measure(weights, threads, test, models, args):
     return row, rounds
 
 
-def fallback_note(program, kind, model):
+def fallback_note(name, model):
     weights = model["weights"]
-    # Mixtures are named after their main type.
     if not weights or len(weights) == 1:
         return None
     total = sum(weights.values())
     shares = ", ".join(f"{count / total:.0%} {name}" for name, count in weights.items())
-    return f"{program}'s {kind} file holds {shares} of the weights"
+    return f"the file of {name} holds {shares} of the weights"
 
 
 def version_of(command):
@@ -249,7 +250,7 @@ def machine():
 
 
 def table(result, rows):
-    yield "| format | threads | test | bitllama: bits | tok/s | peer: type | bits | tok/s | ratio |"
+    yield "| format | threads | test | bitllama: bits | tok/s | peer | bits | tok/s | ratio |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         speeds, bits = row["tokens_per_second"], row["bits"]
@@ -258,8 +259,7 @@ def table(result, rows):
         for name in [name for name in speeds if name != OURS] or [""]:
             ratios = row["ratios"].get(name)
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
-            kind = f"{name}: {FORMATS[row['format']][name]}" if name else ""
-            yield f"{start}| {kind} | {cell(name, bits, 3)} | {cell(name, speeds, 1)} | {ratio} |"
+            yield f"{start}| {name} | {cell(name, bits, 3)} | {cell(name, speeds, 1)} | {ratio} |"
 
 
 def markdown(result):
@@ -299,7 +299,8 @@ def long_enough(shape, tests, cache):
         config = json.loads(path.read_text())
     except OSError as error:
         sys.exit(f"--shape {shape}: {error}")
-    positions = max(test.depth + test.prompt + test.generate for test in tests)
+    # At least 4096, so that other tests do not have other files.
+    positions = max(4096, *(test.depth + test.prompt + test.generate for test in tests))
     config["max_position_embeddings"] = max(config["max_position_embeddings"], positions)
     copy = cache / path.name
     if not copy.exists() or json.loads(copy.read_text()) != config:
@@ -337,6 +338,7 @@ def main():
     if not args.shape and not (args.gguf and all(f"{name}=" in " ".join(args.artifact) for name in formats)):
         parser.error("give --shape, or --gguf with an --artifact for each format")
     tests = [Test.parse(name) for name in args.tests.split(",")]
+    args.ik, args.cache = args.ik and os.path.abspath(args.ik), os.path.abspath(args.cache)
     cache, out = pathlib.Path(args.cache), pathlib.Path(args.out)
     cache.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -364,13 +366,11 @@ def main():
     }
     stem = out / f"{started:%Y-%m-%d-%H%M}-{name}"
     for weights in formats:
-        models = {}
-        for program, kind in FORMATS[weights].items():
-            if program in args.only:
-                models[program] = model = peer_model(kind, args)
-                result["gguf"][f"{program} {kind}"] = {key: model[key] for key in ("bytes", "weights", "bits_per_weight")}
-                if (note := fallback_note(program, kind, model)) and note not in result["notes"]:
-                    result["notes"].append(note)
+        models = {f"{program} {kind}": (program, peer_model(kind, args)) for program, kind in FORMATS[weights] if program in args.only}
+        for name, (_, model) in models.items():
+            result["gguf"][name] = {key: model[key] for key in ("bytes", "weights", "bits_per_weight")}
+            if (note := fallback_note(name, model)) and note not in result["notes"]:
+                result["notes"].append(note)
         for threads in map(int, args.threads.split(",")):
             for test in tests:
                 row, rounds = measure(weights, threads, test, models, args)

@@ -189,15 +189,12 @@ def model(kind, cache, config=None, gguf_file=None, mixture=False, embedding=Non
 
 
 def weights_by_type(path):
-    """How many elements of matrices have which type, the most frequent first; `None` if `gguf` does not know one."""
+    """How many elements of matrices have which type, the most frequent first. A type that `gguf` does not know is a
+    `ValueError`."""
     import gguf
 
     count = collections.Counter()
-    try:
-        tensors = gguf.GGUFReader(path).tensors
-    except ValueError:
-        return None
-    for tensor in tensors:
+    for tensor in gguf.GGUFReader(path).tensors:
         if len(tensor.shape) > 1:
             count[tensor.tensor_type.name] += int(tensor.n_elements)
     return dict(count.most_common())
@@ -227,10 +224,14 @@ def main():
         parser.error(f"--type {args.type}: llama.cpp has {', '.join(FTYPES)}")
     path = model(args.type, args.cache, args.config, args.gguf, args.mixture, args.embedding, args.ik)
     source, _ = source_of(args.cache, args.config, args.gguf)
+    try:
+        weights = weights_by_type(path)
+    except ValueError:
+        weights = None
     print(json.dumps({
         "path": str(path),
         "bytes": path.stat().st_size,
-        "weights": weights_by_type(path),
+        "weights": weights,
         "bits_per_weight": bits_per_weight(path, source),
     }))
 

@@ -221,8 +221,10 @@ def quantized(kind, source, cache):
     """Path, bytes and bits of what llama.cpp makes of `source`."""
     command = [sys.executable, str(HERE / "gguf_models.py"), "--gguf", str(source), "--type", kind, "--mixture", "--cache", str(cache)]
     found = run_json(command)
-    total = sum(found["weights"].values())
-    shares = ", ".join(f"{count / total:.0%} {name}" for name, count in found["weights"].items())
+    # Null where `gguf` does not know a type.
+    weights = found["weights"] or {kind: 1}
+    total = sum(weights.values())
+    shares = ", ".join(f"{count / total:.0%} {name}" for name, count in weights.items())
     print(f"{kind}: {found['bits_per_weight']:.3f} bits per weight ({shares})", flush=True)
     return found
 
