@@ -94,6 +94,11 @@ impl Weight {
         self.rows().div_ceil(PANEL_ROWS)
     }
 
+    /// Whether a code of 0 is a field that differs between groups.
+    pub(crate) fn has_zero_points(&self) -> bool {
+        self.lows.is_some()
+    }
+
     /// One panel.
     pub(crate) fn panel(&self, index: usize) -> Panel<'_> {
         let groups = self.packed.groups();

@@ -3,6 +3,7 @@
 //! With groups, an element is `x_scale * sum over groups of scale * float(sum of codes * x)`: each group's sum is converted
 //! once and multiplied and added with one rounding, so that all instruction sets give the same bits.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bitllama_core::Scheme;
@@ -10,8 +11,9 @@ use bitllama_core::panel::PANEL_ROWS;
 
 use super::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, Nf4, by_scheme};
 use super::outliers::outlier_sum;
+use super::sums::Quads;
 use super::{levels, sums};
-use crate::activations::{Activations, SUM_COLUMNS, Tile};
+use crate::activations::{Activations, Tile};
 use crate::out::Out;
 use crate::simd::{Simd, for_isa};
 use crate::weight::{Panel, Weight};
@@ -25,112 +27,209 @@ use crate::weight::{Panel, Weight};
 /// If `x` has other columns than `weight`.
 pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
     assert_eq!(weight.columns(), x.columns());
-    for_isa!(x.isa(), panels_of_scheme(weight: &Weight, panels: Range<usize>, x: &Activations, out: Out))
+    thread_local!(static ADDENDS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) });
+    ADDENDS.with_borrow_mut(|addends| {
+        for_isa!(
+            x.isa(),
+            panels_of_scheme(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out)
+        )
+    });
 }
 
 #[inline(always)]
-fn panels_of_scheme<S: Simd>(s: S, weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    by_scheme!(weight.scheme(), panels_of(s, weight, panels, x, out))
+fn panels_of_scheme<S: Simd>(
+    s: S,
+    weight: &Weight,
+    panels: Range<usize>,
+    x: &Activations,
+    addends: &mut Vec<i32>,
+    out: Out,
+) {
+    by_scheme!(weight.scheme(), panels_of(s, weight, panels, x, addends, out))
 }
 
 #[inline(always)]
-fn panels_of<S: Simd, F: Fields>(s: S, weight: &Weight, panels: Range<usize>, x: &Activations, out: Out) {
-    for index in panels {
-        let panel = weight.panel(index);
-        for tile in x.tiles() {
-            let out = out.at(tile.first, index * PANEL_ROWS);
+fn panels_of<S: Simd, F: Fields>(
+    s: S,
+    weight: &Weight,
+    panels: Range<usize>,
+    x: &Activations,
+    addends: &mut Vec<i32>,
+    out: Out,
+) {
+    let offset = Offset::of::<S, F>(weight);
+    let rows = weight.packed().groups() == 1;
+    for tile in x.tiles() {
+        offset.addends(tile, weight.packed().groups(), addends);
+        for index in panels.clone() {
+            let job =
+                Job { panel: &weight.panel(index), tile, offset, addends, out: out.at(tile.first, index * PANEL_ROWS) };
             match tile.width {
-                1 => tile_of::<S, F, 1>(s, &panel, tile, out),
-                2 if S::SUMS >= 2 => tile_of::<S, F, 2>(s, &panel, tile, out),
-                4 if S::SUMS >= 4 => tile_of::<S, F, 4>(s, &panel, tile, out),
-                8 if S::SUMS >= 8 => tile_of::<S, F, 8>(s, &panel, tile, out),
-                16 if S::SUMS >= 16 => tile_of::<S, F, 16>(s, &panel, tile, out),
-                24 if S::SUMS >= 24 => tile_of::<S, F, 24>(s, &panel, tile, out),
+                1 => tokens::<S, F, 1, 1>(s, job, 0),
+                2 if S::SUMS >= 2 => tokens::<S, F, 2, 2>(s, job, 0),
+                4 if S::SUMS >= 4 => tokens::<S, F, 4, 4>(s, job, 0),
+                8 if S::SUMS >= 8 => tokens::<S, F, 8, 8>(s, job, 0),
+                16 if S::SUMS >= 16 && rows && !F::TABLE => tokens::<S, F, 16, 16>(s, job, 0),
+                24 if S::SUMS >= 24 && rows && !F::TABLE => tokens::<S, F, 24, 24>(s, job, 0),
+                // Sums of groups, or of each digit of a level, and totals fit into the registers for half as many tokens.
+                16 if S::SUMS >= 16 => {
+                    for first in [0, 8] {
+                        tokens::<S, F, 8, 16>(s, job, first);
+                    }
+                }
+                24 if S::SUMS >= 24 && F::TABLE => {
+                    for first in [0, 8, 16] {
+                        tokens::<S, F, 8, 24>(s, job, first);
+                    }
+                }
+                24 if S::SUMS >= 24 => {
+                    for first in [0, 12] {
+                        tokens::<S, F, 12, 24>(s, job, first);
+                    }
+                }
                 _ => unreachable!("tiles have no other width"),
             }
         }
     }
 }
 
-/// One panel with one tile of `N` tokens. `out` is where the first token's first row goes.
-#[inline(always)]
-fn tile_of<S: Simd, F: Fields, const N: usize>(s: S, panel: &Panel, tile: &Tile, out: Out) {
-    let (x, _) = tile.values.as_chunks::<4>();
-    let (x_sums, _) = tile.sums.as_chunks::<N>();
-    let (group_bytes, group_quads, group_sums) = match panel.groups {
-        1 => (panel.bytes.len(), x.len(), x_sums.len() - 1),
-        _ => {
-            let quads = panel.group_size / 4;
-            (quads / F::QUADS * F::BYTES, quads * N, panel.group_size / SUM_COLUMNS)
+/// The way in which sums of fields become sums of codes, with a number per token and group: its *addend*, a multiple of the sum
+/// of the group's activations.
+#[derive(Clone, Copy)]
+enum Offset {
+    /// Sums start from the addend.
+    Start { factor: i32 },
+    /// Twice the sum, and the addend.
+    Double { factor: i32 },
+    /// The addend times the number of each row, in 16 bits or in 32. `bias` belongs to that number.
+    Rows { short: bool, bias: i32 },
+    /// Codes are levels of a table, which want the sum itself.
+    Levels,
+}
+
+impl Offset {
+    #[inline(always)]
+    fn of<S: Simd, F: Fields>(weight: &Weight) -> Self {
+        // A field of which `bias` was taken is the code of `field + bias`.
+        let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
+        let (low, step) = weight.scheme().line();
+        match (weight.has_zero_points(), step) {
+            _ if F::TABLE => Self::Levels,
+            (true, _) => Self::Rows { short: weight.packed().group_size() <= MAX_SHORT_GROUP, bias },
+            (false, 1) => Self::Start { factor: low + bias },
+            (false, _) => Self::Double { factor: low + step * bias },
         }
+    }
+
+    /// Writes the addends of a tile for groups of as many columns, `[groups, width]`.
+    #[inline(always)]
+    fn addends(self, tile: &Tile, groups: usize, out: &mut Vec<i32>) {
+        let units = tile.sums.len() / tile.width - 1;
+        let unit = |group: usize| if groups == 1 { group * units } else { group * (units / groups) } * tile.width;
+        out.clear();
+        for group in 0..groups {
+            let (before, after) =
+                (&tile.sums[unit(group)..][..tile.width], &tile.sums[unit(group + 1)..][..tile.width]);
+            out.extend(after.iter().zip(before).map(|(after, before)| match self {
+                Self::Start { factor } | Self::Double { factor } => factor * (after - before),
+                // The upper half is taken off, so that one product is left of each pair.
+                Self::Rows { short: true, .. } => (after - before) & 0xffff,
+                Self::Rows { .. } | Self::Levels => after - before,
+            }));
+        }
+    }
+}
+
+/// Columns of the largest group whose sums of activations have 16 bits.
+const MAX_SHORT_GROUP: usize = i16::MAX as usize / 127;
+
+/// A panel to be multiplied with a tile.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    panel: &'a Panel<'a>,
+    tile: &'a Tile,
+    offset: Offset,
+    /// `[groups, width]`.
+    addends: &'a [i32],
+    /// Where the first token's first row goes.
+    out: Out,
+}
+
+/// One panel with the `N` tokens from `first` on of a tile of `WIDTH`.
+#[inline(always)]
+fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job, first: usize) {
+    let first = if N == WIDTH { 0 } else { first };
+    let Job { panel, tile, .. } = job;
+    let (x, _) = tile.values.as_chunks::<4>();
+    let (group_bytes, group_quads) = match panel.groups {
+        1 => (panel.bytes.len(), x.len() / WIDTH),
+        _ => (panel.group_size / 4 / F::QUADS * F::BYTES, panel.group_size / 4),
     };
     let mut totals = [s.splat(0.0); N];
-    let groups = panel.bytes.chunks_exact(group_bytes).zip(x.chunks_exact(group_quads));
-    for (group, (bytes, x)) in groups.enumerate() {
-        let mut x_sum = x_sums[(group + 1) * group_sums];
-        for token in 0..N {
-            x_sum[token] -= x_sums[group * group_sums][token];
-        }
-        let codes = code_sums::<S, F, N>(s, panel, group, bytes, x, &x_sum);
+    let (mut fields, mut quads, mut addends) = (panel.bytes, Quads::<WIDTH> { x, first }, job.addends);
+    for group in 0..panel.groups {
+        let (Some(bytes), Some(x), Some(here)) =
+            (fields.split_off(..group_bytes), quads.split_off(group_quads), addends.split_off(..WIDTH))
+        else {
+            unreachable!("every group has fields, activations and addends")
+        };
+        let Some(addends) = here[first..].first_chunk::<N>() else { unreachable!("tokens are within the tile") };
+        let codes = code_sums::<S, F, N, WIDTH>(s, job, group, bytes, x, addends);
         let scale = panel.scales.at(s, group);
         for token in 0..N {
             totals[token] = s.mul_add_once(codes[token], scale, totals[token]);
         }
     }
     for token in 0..N {
-        if token < tile.tokens {
-            let mut result = s.mul(totals[token], s.splat(tile.scales[token]));
-            let outliers = tile.outliers(token);
+        if first + token < tile.tokens {
+            let mut result = s.mul(totals[token], s.splat(tile.scales[first + token]));
+            let outliers = tile.outliers(first + token);
             if !outliers.is_empty() {
                 result = s.add(result, outlier_sum::<S, F>(s, panel, outliers));
             }
             // SAFETY: the token is one of the output, whose rows of this panel are the caller's.
-            unsafe { out.store(s, token, result) };
+            unsafe { job.out.store(s, first + token, result) };
         }
     }
 }
 
-/// The sums of codes times activations of a group, of which `x_sums` are the sums of the activations alone.
+/// The sums of codes times activations of a group.
 #[inline(always)]
-fn code_sums<S: Simd, F: Fields, const N: usize>(
+fn code_sums<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     s: S,
-    panel: &Panel,
+    job: Job,
     group: usize,
     bytes: &[u8],
-    x: &[[i8; 4]],
-    x_sums: &[i32; N],
+    x: Quads<WIDTH>,
+    addends: &[i32; N],
 ) -> [S::Floats; N] {
     if F::TABLE {
-        return levels::code_sums::<S, N>(s, bytes, x, x_sums);
+        return levels::code_sums::<S, N, WIDTH>(s, bytes, x, addends);
     }
-    let (low, step) = panel.scheme.line();
-    // A field of which `bias` was taken is the code of `field + bias`.
-    let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
-    let in_start = panel.lows.is_none() && step == 1;
-    let first = if in_start { low + bias } else { 0 };
     let mut sums = [s.splat_int(0); N];
-    for token in 0..N {
-        sums[token] = s.splat_int(first * x_sums[token]);
-    }
-    sums = sums::fields::<S, F, N>(s, bytes, x, sums);
-    match panel.lows {
-        None if in_start => {}
-        None => {
-            for token in 0..N {
-                let low = s.splat_int((low + step * bias) * x_sums[token]);
-                sums[token] = s.add_ints(s.mul_ints(sums[token], s.splat_int(step)), low);
-            }
+    if let Offset::Start { .. } = job.offset {
+        for token in 0..N {
+            sums[token] = s.splat_int(addends[token]);
         }
-        Some(lows) => {
+    }
+    sums = sums::fields::<S, F, N, WIDTH>(s, bytes, x, sums);
+    match (job.offset, job.panel.lows) {
+        (Offset::Rows { short, bias }, Some(lows)) => {
             let low = s.add_ints(s.load_i16(&lows[group]), s.splat_int(bias));
             for token in 0..N {
-                sums[token] = match panel.group_size <= MAX_PAIRED_GROUP {
-                    // The upper half of the sum is taken off, so that one product is left of each pair.
-                    true => s.dot_pairs(sums[token], low, s.splat_int(x_sums[token] & 0xffff)),
-                    false => s.add_ints(sums[token], s.mul_ints(low, s.splat_int(x_sums[token]))),
+                let addend = s.splat_int(addends[token]);
+                sums[token] = match short {
+                    true => s.dot_pairs(sums[token], low, addend),
+                    false => s.add_ints(sums[token], s.mul_ints(low, addend)),
                 };
             }
         }
+        (Offset::Double { .. }, _) => {
+            for token in 0..N {
+                sums[token] = s.add_ints(s.add_ints(sums[token], sums[token]), s.splat_int(addends[token]));
+            }
+        }
+        _ => {}
     }
     let mut floats = [s.splat(0.0); N];
     for token in 0..N {
@@ -138,6 +237,3 @@ fn code_sums<S: Simd, F: Fields, const N: usize>(
     }
     floats
 }
-
-/// Columns of the largest group whose sums of activations have 16 bits.
-const MAX_PAIRED_GROUP: usize = i16::MAX as usize / 127;

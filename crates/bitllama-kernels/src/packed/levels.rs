@@ -10,6 +10,7 @@ use bitllama_core::panel::PANEL_ROWS;
 
 use super::PREFETCH;
 use super::fields::{Fields, Nf4};
+use super::sums::Quads;
 use crate::simd::Simd;
 
 /// What stands for 1 in fixed point: of all whole numbers that two signed bytes allow, the one that brings the levels of
@@ -45,12 +46,12 @@ const fn fixed_point(level: f32) -> i32 {
 }
 
 /// The sums of levels times activations of some blocks of a panel, for each token, of which `x_sums` are the sums of the
-/// activations. `x` are the activations of these blocks, `[quads, N]`.
+/// activations.
 #[inline(always)]
-pub(super) fn code_sums<S: Simd, const N: usize>(
+pub(super) fn code_sums<S: Simd, const N: usize, const WIDTH: usize>(
     s: S,
     bytes: &[u8],
-    x: &[[i8; 4]],
+    x: Quads<WIDTH>,
     x_sums: &[i32; N],
 ) -> [S::Floats; N] {
     // The number that was added to the digits, less the one that the instructions take away.
@@ -60,10 +61,10 @@ pub(super) fn code_sums<S: Simd, const N: usize>(
     }
     // As many sums as there are registers for.
     let [high, low] = if 2 * N <= S::SUMS {
-        digit_sums::<S, N, 2>(s, [&DIGITS.high, &DIGITS.low], bytes, x, start)
+        digit_sums::<S, N, WIDTH, 2>(s, [&DIGITS.high, &DIGITS.low], bytes, x, start)
     } else {
-        let [high] = digit_sums::<S, N, 1>(s, [&DIGITS.high], bytes, x, start);
-        let [low] = digit_sums::<S, N, 1>(s, [&DIGITS.low], bytes, x, start);
+        let [high] = digit_sums::<S, N, WIDTH, 1>(s, [&DIGITS.high], bytes, x, start);
+        let [low] = digit_sums::<S, N, WIDTH, 1>(s, [&DIGITS.low], bytes, x, start);
         [high, low]
     };
     let unit = s.splat(1.0 / UNIT as f32);
@@ -84,11 +85,11 @@ const _: () = assert!(512 * 127 * UNIT as i64 <= i32::MAX as i64);
 
 /// `start` plus the sums of `D` digits of the levels times activations. Fields lie in blocks as those of `int4` do.
 #[inline(always)]
-fn digit_sums<S: Simd, const N: usize, const D: usize>(
+fn digit_sums<S: Simd, const N: usize, const WIDTH: usize, const D: usize>(
     s: S,
     digits: [&[u8; 16]; D],
-    bytes: &[u8],
-    x: &[[i8; 4]],
+    mut bytes: &[u8],
+    mut x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [[S::Ints; N]; D] {
     let mut tables = [s.table(digits[0]); D];
@@ -96,7 +97,7 @@ fn digit_sums<S: Simd, const N: usize, const D: usize>(
         tables[digit] = s.table(digits[digit]);
     }
     let mut sums = [start; D];
-    for (block, x) in bytes.chunks_exact(Nf4::BYTES).zip(x.chunks_exact(Nf4::QUADS * N)) {
+    while let (Some(block), Some(x)) = (bytes.split_off(..Nf4::BYTES), x.split_off(Nf4::QUADS)) {
         s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
         let fields = Nf4::unpack(s, block);
         for quad in 0..Nf4::QUADS {
@@ -104,8 +105,9 @@ fn digit_sums<S: Simd, const N: usize, const D: usize>(
             for digit in 0..D {
                 digits[digit] = s.lookup(tables[digit], fields[quad]);
             }
+            let x = x.of::<N>(quad);
             for token in 0..N {
-                let x = s.splat_quad(x[quad * N + token]);
+                let x = s.splat_quad(x[token]);
                 for digit in 0..D {
                     sums[digit][token] = s.dot_bytes(sums[digit][token], digits[digit], x);
                 }

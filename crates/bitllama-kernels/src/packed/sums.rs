@@ -1,44 +1,72 @@
 //! Sums of fields times activations over some blocks of a panel, for a tile of tokens.
 //!
-//! Activations are quads (four neighbouring columns), those of each token after the other: `[quads, N]`.
+//! Activations are [`Quads`]: four neighbouring columns of each token after the other.
 
 use super::PREFETCH;
 use super::fields::{Fields, vector};
 use crate::simd::Simd;
 
+/// The activations of some tokens of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Quads<'a, const WIDTH: usize> {
+    /// `[quads, WIDTH]`.
+    pub x: &'a [[i8; 4]],
+    /// The first token.
+    pub first: usize,
+}
+
+impl<'a, const WIDTH: usize> Quads<'a, WIDTH> {
+    /// Takes off the first `quads` quads, if there are as many.
+    #[inline(always)]
+    pub fn split_off(&mut self, quads: usize) -> Option<Self> {
+        Some(Self { x: self.x.split_off(..quads * WIDTH)?, ..*self })
+    }
+
+    /// A quad of each of `N` tokens.
+    #[inline(always)]
+    pub fn of<const N: usize>(self, quad: usize) -> &'a [[i8; 4]; N] {
+        match self.x[quad * WIDTH + self.first..].first_chunk() {
+            Some(quads) => quads,
+            None => unreachable!("tokens are within the tile"),
+        }
+    }
+}
+
 /// `start` plus the sums of fields times activations of the blocks in `bytes`, less [`Simd::BYTE_BIAS`] times the activations for
 /// fields of eight bits.
 #[inline(always)]
-pub(super) fn fields<S: Simd, F: Fields, const N: usize>(
+pub(super) fn fields<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     s: S,
     bytes: &[u8],
-    x: &[[i8; 4]],
+    x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
     if S::STACKED && F::BITS != 3 && F::QUADS * N <= 16 && (F::QUADS > 1 || N <= 4) {
         // A group is short: what several sums for each height would gain, adding them up would cost.
         let short = bytes.len() <= 16 * F::BYTES;
         return match (F::QUADS, N) {
-            (8, _) => stacked::<S, F, N, 8, 1>(s, bytes, x, start),
-            (4, 1) if !short => stacked::<S, F, N, 4, 2>(s, bytes, x, start),
-            (4, _) => stacked::<S, F, N, 4, 1>(s, bytes, x, start),
-            (2, 1) if !short => stacked::<S, F, N, 2, 4>(s, bytes, x, start),
-            (2, 2 | 4) if !short => stacked::<S, F, N, 2, 2>(s, bytes, x, start),
-            (2, _) => stacked::<S, F, N, 2, 1>(s, bytes, x, start),
-            (_, 1) if !short => stacked::<S, F, N, 1, 8>(s, bytes, x, start),
-            (_, 2) if !short => stacked::<S, F, N, 1, 4>(s, bytes, x, start),
-            _ => stacked::<S, F, N, 1, 2>(s, bytes, x, start),
+            (8, _) => stacked::<S, F, N, WIDTH, 8, 1>(s, bytes, x, start),
+            (4, 1) if !short => stacked::<S, F, N, WIDTH, 4, 2>(s, bytes, x, start),
+            (4, _) => stacked::<S, F, N, WIDTH, 4, 1>(s, bytes, x, start),
+            (2, 1) if !short => stacked::<S, F, N, WIDTH, 2, 4>(s, bytes, x, start),
+            (2, 2 | 4) if !short => stacked::<S, F, N, WIDTH, 2, 2>(s, bytes, x, start),
+            (2, 1) => stacked::<S, F, N, WIDTH, 2, 2>(s, bytes, x, start),
+            (2, _) => stacked::<S, F, N, WIDTH, 2, 1>(s, bytes, x, start),
+            (_, 1) if !short => stacked::<S, F, N, WIDTH, 1, 8>(s, bytes, x, start),
+            (_, 2) if !short => stacked::<S, F, N, WIDTH, 1, 4>(s, bytes, x, start),
+            (_, 1) => stacked::<S, F, N, WIDTH, 1, 4>(s, bytes, x, start),
+            _ => stacked::<S, F, N, WIDTH, 1, 2>(s, bytes, x, start),
         };
     }
     if !S::STACKED && S::SUMS > 1 && F::BITS <= 2 && N <= 2 {
         return match F::BITS {
-            1 => half_stacked::<S, F, N, 4>(s, bytes, x, start),
-            _ => half_stacked::<S, F, N, 2>(s, bytes, x, start),
+            1 => half_stacked::<S, F, N, WIDTH, 4>(s, bytes, x, start),
+            _ => half_stacked::<S, F, N, WIDTH, 2>(s, bytes, x, start),
         };
     }
     match F::BITS == 8 || S::depth(F::LARGEST) == usize::MAX {
-        true => plain::<S, F, N>(s, bytes, x, start),
-        false => in_parts::<S, F, N>(s, bytes, x, start),
+        true => plain::<S, F, N, WIDTH>(s, bytes, x, start),
+        false => in_parts::<S, F, N, WIDTH>(s, bytes, x, start),
     }
 }
 
@@ -53,16 +81,22 @@ const fn chains(tokens: usize) -> usize {
 
 /// [`fields`] where every product goes into 32 bits at once.
 #[inline(always)]
-fn plain<S: Simd, F: Fields, const N: usize>(s: S, bytes: &[u8], x: &[[i8; 4]], start: [S::Ints; N]) -> [S::Ints; N] {
+fn plain<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
+    s: S,
+    mut bytes: &[u8],
+    mut x: Quads<WIDTH>,
+    start: [S::Ints; N],
+) -> [S::Ints; N] {
     let chains = chains(N).min(F::QUADS);
     let mut sums = [[s.splat_int(0); N]; 4];
     sums[0] = start;
-    for (block, x) in bytes.chunks_exact(F::BYTES).zip(x.chunks_exact(F::QUADS * N)) {
+    while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
         s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
         let fields = F::unpack(s, block);
         for quad in 0..F::QUADS {
+            let x = x.of::<N>(quad);
             for token in 0..N {
-                let x = s.splat_quad(x[quad * N + token]);
+                let x = s.splat_quad(x[token]);
                 let sum = &mut sums[quad % chains][token];
                 *sum = match F::BITS {
                     8 => s.dot_bytes(*sum, fields[quad], x),
@@ -81,23 +115,29 @@ fn plain<S: Simd, F: Fields, const N: usize>(s: S, bytes: &[u8], x: &[[i8; 4]], 
 
 /// [`fields`] where products are summed in 16 bits as long as they fit.
 #[inline(always)]
-fn in_parts<S: Simd, F: Fields, const N: usize>(
+fn in_parts<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     s: S,
-    bytes: &[u8],
-    x: &[[i8; 4]],
+    mut bytes: &[u8],
+    mut x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
     let chains = chains(N).min(F::QUADS);
     let blocks = (S::depth(F::LARGEST) * chains / F::QUADS).max(1);
     let mut sums = start;
-    for (bytes, x) in bytes.chunks(blocks * F::BYTES).zip(x.chunks(blocks * F::QUADS * N)) {
+    while !bytes.is_empty() {
+        let blocks = blocks.min(bytes.len() / F::BYTES);
+        let (Some(mut bytes), Some(mut x)) = (bytes.split_off(..blocks * F::BYTES), x.split_off(blocks * F::QUADS))
+        else {
+            unreachable!("there are as many activations as fields")
+        };
         let mut dots = [[s.no_dots(); N]; 4];
-        for (block, x) in bytes.chunks_exact(F::BYTES).zip(x.chunks_exact(F::QUADS * N)) {
+        while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
             s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
             let fields = F::unpack(s, block);
             for quad in 0..F::QUADS {
+                let x = x.of::<N>(quad);
                 for token in 0..N {
-                    let x = s.splat_quad(x[quad * N + token]);
+                    let x = s.splat_quad(x[token]);
                     dots[quad % chains][token] = s.dot(dots[quad % chains][token], fields[quad], x);
                 }
             }
@@ -115,26 +155,22 @@ fn in_parts<S: Simd, F: Fields, const N: usize>(
 /// its own, which are multiples of what the height is worth and are divided by that at the end. `UNROLL` blocks have
 /// sums of their own as well, so that enough of them are under way at a time.
 #[inline(always)]
-fn stacked<S: Simd, F: Fields, const N: usize, const QUADS: usize, const UNROLL: usize>(
+fn stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const QUADS: usize, const UNROLL: usize>(
     s: S,
-    bytes: &[u8],
-    x: &[[i8; 4]],
+    mut bytes: &[u8],
+    mut x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
     let mut sums = [[[s.splat_int(0); N]; QUADS]; UNROLL];
     sums[0][0] = start;
-    let (block_bytes, block_quads) = (F::BYTES, QUADS * N);
-    let unrolled = bytes.len() / (UNROLL * block_bytes) * UNROLL;
-    let (bytes, rest) = bytes.split_at(unrolled * block_bytes);
-    let (x, rest_x) = x.split_at(unrolled * block_quads);
-    for (blocks, x) in bytes.chunks_exact(UNROLL * block_bytes).zip(x.chunks_exact(UNROLL * block_quads)) {
-        for at in 0..UNROLL {
-            let x = &x[at * block_quads..(at + 1) * block_quads];
-            stacked_block::<S, F, N, QUADS>(s, &blocks[at * block_bytes..(at + 1) * block_bytes], x, &mut sums[at]);
+    while let Some(blocks) = bytes.split_off(..UNROLL * F::BYTES) {
+        for (at, sums) in sums.iter_mut().enumerate() {
+            let Some(x) = x.split_off(QUADS) else { unreachable!("there are as many activations as fields") };
+            stacked_block::<S, F, N, WIDTH, QUADS>(s, &blocks[at * F::BYTES..(at + 1) * F::BYTES], x, sums);
         }
     }
-    for (block, x) in rest.chunks_exact(block_bytes).zip(rest_x.chunks_exact(block_quads)) {
-        stacked_block::<S, F, N, QUADS>(s, block, x, &mut sums[0]);
+    while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(QUADS)) {
+        stacked_block::<S, F, N, WIDTH, QUADS>(s, block, x, &mut sums[0]);
     }
     let mut totals = [s.splat_int(0); N];
     for quad in 0..QUADS {
@@ -153,10 +189,10 @@ fn stacked<S: Simd, F: Fields, const N: usize, const QUADS: usize, const UNROLL:
 }
 
 #[inline(always)]
-fn stacked_block<S: Simd, F: Fields, const N: usize, const QUADS: usize>(
+fn stacked_block<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const QUADS: usize>(
     s: S,
     block: &[u8],
-    x: &[[i8; 4]],
+    x: Quads<WIDTH>,
     sums: &mut [[S::Ints; N]; QUADS],
 ) {
     let v = vector(s, block, 0);
@@ -164,8 +200,9 @@ fn stacked_block<S: Simd, F: Fields, const N: usize, const QUADS: usize>(
     for quad in 0..QUADS {
         let mask = (F::LARGEST << (quad as u32 * F::BITS)) as u8;
         let fields = if F::BITS == 8 { v } else { s.and(v, mask) };
+        let x = x.of::<N>(quad);
         for token in 0..N {
-            sums[quad][token] = s.dot_bytes(sums[quad][token], fields, s.splat_quad(x[quad * N + token]));
+            sums[quad][token] = s.dot_bytes(sums[quad][token], fields, s.splat_quad(x[token]));
         }
     }
 }
@@ -173,26 +210,32 @@ fn stacked_block<S: Simd, F: Fields, const N: usize, const QUADS: usize>(
 /// [`fields`] where sums of fields that stand as high as in [`stacked`] would be too large: a byte is taken in two
 /// halves of `HEIGHTS` fields, so that one shift is left.
 #[inline(always)]
-fn half_stacked<S: Simd, F: Fields, const N: usize, const HEIGHTS: usize>(
+fn half_stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const HEIGHTS: usize>(
     s: S,
-    bytes: &[u8],
-    x: &[[i8; 4]],
+    mut bytes: &[u8],
+    mut x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
     let mut sums = [[s.splat_int(0); N]; HEIGHTS];
     sums[0] = start;
     // Both halves of a byte are added to the same sums.
-    let depth = (S::depth(F::LARGEST << ((HEIGHTS as u32 - 1) * F::BITS)) / 2).min(bytes.len());
-    for (bytes, x) in bytes.chunks(depth * F::BYTES).zip(x.chunks(depth * F::QUADS * N)) {
+    let blocks = S::depth(F::LARGEST << ((HEIGHTS as u32 - 1) * F::BITS)) / 2;
+    while !bytes.is_empty() {
+        let blocks = blocks.min(bytes.len() / F::BYTES);
+        let (Some(mut bytes), Some(mut x)) = (bytes.split_off(..blocks * F::BYTES), x.split_off(blocks * F::QUADS))
+        else {
+            unreachable!("there are as many activations as fields")
+        };
         let mut dots = [[s.no_dots(); N]; HEIGHTS];
-        for (block, x) in bytes.chunks_exact(F::BYTES).zip(x.chunks_exact(F::QUADS * N)) {
+        while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
             let v = vector(s, block, 0);
             s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
             for (half, v) in [v, s.shift_right::<4>(v)].into_iter().enumerate() {
                 for height in 0..HEIGHTS {
                     let fields = s.and(v, (F::LARGEST << (height as u32 * F::BITS)) as u8);
+                    let x = x.of::<N>(half * HEIGHTS + height);
                     for token in 0..N {
-                        let x = s.splat_quad(x[(half * HEIGHTS + height) * N + token]);
+                        let x = s.splat_quad(x[token]);
                         dots[height][token] = s.dot(dots[height][token], fields, x);
                     }
                 }
