@@ -347,7 +347,7 @@ mod tests {
             let best = times.into_iter().fold(f64::INFINITY, f64::min);
             (SIDE * SIDE) as f64 / best / 1e9
         };
-        println!("10^9 weights per second: values, panels on 1 thread, panels on 2 threads");
+        println!("10^9 weights per second: values, whether finite, panels on 1 thread, panels on 2 threads");
         for format in formats() {
             let (blocks, _) = golden(format);
             let row_bytes = SIDE / format.block_len() * format.block_bytes();
@@ -356,6 +356,7 @@ mod tests {
             let values = gigabytes(&mut || {
                 bytes.chunks(16 * row_bytes).for_each(|bytes| format.dequantize_into(bytes, &mut out))
             });
+            let finite = gigabytes(&mut || assert_eq!(are_finite(format, &bytes), Some(true)));
             let [one, two] = [1, 2].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 gigabytes(&mut || {
@@ -364,7 +365,7 @@ mod tests {
                     assert!(matrix.is_some());
                 })
             });
-            println!("{:8} {values:5.2} {one:5.2} {two:5.2}", format.name());
+            println!("{:8} {values:5.2} {finite:6.2} {one:5.2} {two:5.2}", format.name());
         }
     }
 }
