@@ -142,6 +142,8 @@ fn all_values<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], out:
 fn block_values<P: Parts<N, L>, const N: usize, const L: usize>(block: &[u8; N], out: &mut [f32; L]) {
     let (form, mut fields) = (const { P::FORM }, [0; L]);
     let constants = P::parts(block, &mut fields);
+    // Into memory: compilers take bytes out of the words in registers one by one otherwise.
+    let fields = std::hint::black_box(&fields);
     let scale = f16::from_bits(constants.scale).to_f32();
     let minimum = f16::from_bits(constants.minimum).to_f32();
     let groups = out.chunks_exact_mut(form.group_size).zip(fields.chunks_exact(form.group_size));
