@@ -140,7 +140,7 @@ fn all_values<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], out:
 
 #[inline(always)]
 fn block_values<P: Parts<N, L>, const N: usize, const L: usize>(block: &[u8; N], out: &mut [f32; L]) {
-    let (form, mut fields) = (const { P::FORM }, [0; L]);
+    let (form, mut fields) = (const { &P::FORM }, [0; L]);
     let constants = P::parts(block, &mut fields);
     // Into memory: compilers take bytes out of the words in registers one by one otherwise.
     let fields = std::hint::black_box(&fields);
@@ -227,7 +227,7 @@ const RUN: usize = 256;
 
 #[inline(always)]
 fn put_rows<P: Parts<N, L>, const N: usize, const L: usize>(rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
-    let form = const { P::FORM };
+    let form = const { &P::FORM };
     let PanelMut { fields: out, mut scales, mut minimums, .. } = panel;
     let mut fields = [0; RUN];
     for (run, out) in out.chunks_mut(form.bits.panel_bytes(RUN)).enumerate() {
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// Values of all formats with a form in f32, and panels of them on one thread and on two, of 4096 rows of 4096.
+    /// Values of all formats in f32, and panels of those with a form on one thread and on two, of 4096 rows of 4096.
     #[test]
     #[ignore = "prints times"]
     fn panels_are_made_in_this_time() {
@@ -379,7 +379,7 @@ mod tests {
             (SIDE * SIDE) as f64 / best / 1e9
         };
         println!("10^9 weights per second: values, whether finite, panels on 1 thread, panels on 2 threads");
-        for format in formats() {
+        for format in BlockFormat::ALL.into_iter().filter(|format| format.block_len() > 1) {
             let (blocks, _) = golden(format);
             let row_bytes = SIDE / format.block_len() * format.block_bytes();
             let bytes: Vec<u8> = blocks.iter().cycle().take(SIDE * row_bytes).copied().collect();
@@ -387,6 +387,10 @@ mod tests {
             let values = gigabytes(&mut || {
                 bytes.chunks(16 * row_bytes).for_each(|bytes| format.dequantize_into(bytes, &mut out))
             });
+            if form(format).is_none() {
+                println!("{:8} {values:5.2}", format.name());
+                continue;
+            }
             let finite = gigabytes(&mut || assert_eq!(are_finite(format, &bytes), Some(true)));
             let [one, two] = [1, 2].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

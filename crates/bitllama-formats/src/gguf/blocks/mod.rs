@@ -194,7 +194,7 @@ fn fill(vectors: bool, format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The blocks of one format, one after the other. Each format is a function of its own: compilers make less of a large one.
+/// The blocks of one format, one after the other.
 fn blocks<const N: usize, const L: usize>(
     vectors: bool,
     bytes: &[u8],
