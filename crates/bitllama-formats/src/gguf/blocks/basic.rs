@@ -101,9 +101,8 @@ pub(super) fn nibbles(bytes: &[u8], fields: &mut [u8; BLOCK]) {
 /// Bit `i` of four bytes is the fifth bit of field `i`.
 #[inline(always)]
 fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
-    for i in 0..BLOCK / 8 {
-        let fields = &mut fields.as_chunks_mut::<8>().0[i];
-        *fields = (u64::from_le_bytes(*fields) | spread(bytes[i]) << 4).to_le_bytes();
+    for (fields, byte) in fields.as_chunks_mut::<8>().0.iter_mut().zip(bytes) {
+        *fields = (u64::from_le_bytes(*fields) | spread(*byte) << 4).to_le_bytes();
     }
 }
 
