@@ -130,7 +130,6 @@ fn values_with_avx2<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8]
     all_values::<P, N, L>(bytes, out);
 }
 
-// Called by its name, not handed over as a function: calls through `Fn` may stay without the caller's instructions.
 #[inline(always)]
 fn all_values<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<L>().0) {
