@@ -39,10 +39,18 @@ impl Codes {
     /// Weights of a group, `scale * code - minimum`, as ggml rounds them.
     #[inline(always)]
     pub fn weights_into(&self, fields: &[u8], scale: f32, minimum: Option<f32>, out: &mut [f32]) {
-        let codes = out.iter_mut().zip(fields).map(|(out, field)| (out, self.code(*field) as f32));
+        // Plain loops, which become vectors of the widest kind that the caller allows; closures may stay functions of their own.
         match minimum {
-            None => codes.for_each(|(out, code)| *out = scale * code),
-            Some(minimum) => codes.for_each(|(out, code)| *out = scale * code - minimum),
+            None => {
+                for (out, field) in out.iter_mut().zip(fields) {
+                    *out = scale * self.code(*field) as f32;
+                }
+            }
+            Some(minimum) => {
+                for (out, field) in out.iter_mut().zip(fields) {
+                    *out = scale * self.code(*field) as f32 - minimum;
+                }
+            }
         }
     }
 }

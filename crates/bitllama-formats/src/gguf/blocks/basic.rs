@@ -78,9 +78,9 @@ pub(super) fn q5_1(block: &[u8; 24], fields: &mut [u8; BLOCK]) -> Constants {
 /// 8 bits, scale.
 #[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], fields: &mut [u8; BLOCK]) -> Constants {
-    for i in 0..BLOCK {
-        // From two's complement to a distance from -128.
-        fields[i] = block[2 + i] ^ 0x80;
+    // From two's complement to a distance from -128.
+    for (codes, fields) in block[2..].as_chunks::<8>().0.iter().zip(fields.as_chunks_mut::<8>().0) {
+        *fields = (u64::from_le_bytes(*codes) ^ repeat(0x80)).to_le_bytes();
     }
     Constants::scale(half_bits(block, 0))
 }
@@ -94,30 +94,46 @@ fn negative(half: u16) -> u16 {
 /// The lower nibbles of 16 bytes, then the upper ones.
 #[inline(always)]
 pub(super) fn nibbles(bytes: &[u8], fields: &mut [u8; BLOCK]) {
-    for i in 0..BLOCK / 2 {
-        fields[i] = bytes[i] & 15;
-        fields[i + BLOCK / 2] = bytes[i] >> 4;
+    take_bits(bytes, 0, 15, &mut fields[..BLOCK / 2]);
+    take_bits(bytes, 4, 15, &mut fields[BLOCK / 2..]);
+}
+
+/// Bit `i` of four bytes is the fifth bit of field `i`.
+#[inline(always)]
+fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
+    for (fields, byte) in fields.as_chunks_mut::<8>().0.iter_mut().zip(bytes) {
+        *fields = (u64::from_le_bytes(*fields) | spread(*byte) << 4).to_le_bytes();
     }
 }
 
-/// Bit `i` is the fifth bit of field `i`.
+/// The bits of `mask` of each byte above its `shift` lowest, as fields. Eight bytes are worked on as one number, which is quick
+/// whatever vectors the compiler makes of it.
 #[inline(always)]
-fn fifth_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
-    // All bits first: putting eight at a time into fields that were just written is slow.
-    let mut bits = [0; BLOCK];
-    for (byte, bits) in bytes.iter().zip(bits.as_chunks_mut::<8>().0) {
-        *bits = spread(*byte);
+pub(super) fn take_bits(bytes: &[u8], shift: usize, mask: u8, fields: &mut [u8]) {
+    for (bytes, fields) in bytes.as_chunks::<8>().0.iter().zip(fields.as_chunks_mut::<8>().0) {
+        *fields = (u64::from_le_bytes(*bytes) >> shift & repeat(mask)).to_le_bytes();
     }
-    for i in 0..BLOCK {
-        fields[i] |= bits[i] << 4;
+}
+
+/// As [`take_bits`], above the `from` lowest bits of the fields, which are there already.
+#[inline(always)]
+pub(super) fn add_bits(bytes: &[u8], shift: usize, mask: u8, fields: &mut [u8], from: usize) {
+    for (bytes, fields) in bytes.as_chunks::<8>().0.iter().zip(fields.as_chunks_mut::<8>().0) {
+        let bits = (u64::from_le_bytes(*bytes) >> shift & repeat(mask)) << from;
+        *fields = (u64::from_le_bytes(*fields) | bits).to_le_bytes();
     }
+}
+
+/// Eight times the same byte.
+#[inline(always)]
+fn repeat(byte: u8) -> u64 {
+    u64::from(byte) * (u64::MAX / 255)
 }
 
 /// The bits of a byte in a byte each, the lowest first.
 #[inline(always)]
-pub(super) fn spread(byte: u8) -> [u8; 8] {
-    let ones = u64::MAX / 255;
+pub(super) fn spread(byte: u8) -> u64 {
     // Byte `i` keeps bit `i` only; what is not 0 reaches the highest bit.
-    let apart = (u64::from(byte) * ones) & 0x8040_2010_0804_0201;
-    ((apart + 0x7f * ones) >> 7 & ones).to_le_bytes()
+    let apart = repeat(byte) & 0x8040_2010_0804_0201;
+    (apart + repeat(0x7f)) >> 7 & repeat(1)
 }

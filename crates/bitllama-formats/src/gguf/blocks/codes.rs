@@ -58,14 +58,32 @@ pub(super) const fn form(format: BlockFormat) -> Option<BlockForm> {
     Some(BlockForm { bits, codes, group_size, nested, has_minimums })
 }
 
-/// Calls a function with the form of a format and what takes its blocks apart; nothing for formats without a form.
+/// A format with a form, whose blocks have `N` bytes and `L` values.
+trait Parts<const N: usize, const L: usize> {
+    const FORM: BlockForm;
+
+    /// Takes a block apart.
+    fn parts(block: &[u8; N], fields: &mut [u8; L]) -> Constants;
+}
+
+/// Calls a function of a format's [`Parts`]; nothing for formats without a form.
 macro_rules! with_parts {
     ($format:expr, $call:ident($($argument:expr),*)) => {{
         macro_rules! call {
             ($name:ident, $parts:expr) => {{
-                // Read by the compiler, so that code for a form is made for it alone.
-                const FORM: BlockForm = form($name).unwrap();
-                $call($($argument,)* FORM, $parts)
+                struct Format;
+                impl Parts<{ $name.block_bytes() }, { $name.block_len() }> for Format {
+                    const FORM: BlockForm = form($name).unwrap();
+
+                    #[inline(always)]
+                    fn parts(
+                        block: &[u8; $name.block_bytes()],
+                        fields: &mut [u8; $name.block_len()],
+                    ) -> Constants {
+                        $parts(block, fields)
+                    }
+                }
+                $call::<Format, _, _>($($argument),*)
             }};
         }
         match $format {
@@ -91,31 +109,50 @@ macro_rules! with_parts {
 }
 
 /// Fills `out` with the values of blocks of a format with a form.
-#[inline(always)]
-pub(super) fn values(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
-    with_parts!(format, values_of(bytes, out));
+pub(super) fn values(vectors: bool, format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+    with_parts!(format, values_of(vectors, bytes, out));
+}
+
+fn values_of<P: Parts<N, L>, const N: usize, const L: usize>(vectors: bool, bytes: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if vectors && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        // SAFETY: this processor has the instructions.
+        return unsafe { values_with_avx2::<P, N, L>(bytes, out) };
+    }
+    let _ = vectors;
+    all_values::<P, N, L>(bytes, out);
+}
+
+/// [`all_values`] in vectors of eight, which compilers make of it where they may.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+fn values_with_avx2<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], out: &mut [f32]) {
+    all_values::<P, N, L>(bytes, out);
 }
 
 #[inline(always)]
-fn values_of<const N: usize, const L: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    form: BlockForm,
-    parts: impl Fn(&[u8; N], &mut [u8; L]) -> Constants,
-) {
+fn all_values<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<L>().0) {
-        let mut fields = [0; L];
-        let constants = parts(block, &mut fields);
-        let [scale, minimum] = [constants.scale, constants.minimum].map(|bits| f16::from_bits(bits).to_f32());
-        let groups = out.chunks_exact_mut(form.group_size).zip(fields.chunks_exact(form.group_size));
-        for (group, (out, fields)) in groups.enumerate() {
-            let of = |factor: f32, steps: &[i8; 16]| match form.nested {
-                Some(_) => factor * f32::from(steps[group]),
-                None => factor,
-            };
-            let minimum = form.has_minimums.then(|| of(minimum, &constants.minimum_steps));
-            form.codes.weights_into(fields, of(scale, &constants.steps), minimum, out);
+        block_values::<P, N, L>(block, out);
+    }
+}
+
+#[inline(always)]
+fn block_values<P: Parts<N, L>, const N: usize, const L: usize>(block: &[u8; N], out: &mut [f32; L]) {
+    let (form, mut fields) = (const { &P::FORM }, [0; L]);
+    let constants = P::parts(block, &mut fields);
+    // Into memory: compilers take bytes out of the words in registers one by one otherwise.
+    let fields = std::hint::black_box(&fields);
+    let scale = f16::from_bits(constants.scale).to_f32();
+    let minimum = f16::from_bits(constants.minimum).to_f32();
+    let groups = out.chunks_exact_mut(form.group_size).zip(fields.chunks_exact(form.group_size));
+    for (group, (out, fields)) in groups.enumerate() {
+        let (mut scale, mut minimum) = (scale, minimum);
+        if form.nested.is_some() {
+            scale *= f32::from(constants.steps[group]);
+            minimum *= f32::from(constants.minimum_steps[group]);
         }
+        form.codes.weights_into(fields, scale, if form.has_minimums { Some(minimum) } else { None }, out);
     }
 }
 
@@ -127,15 +164,9 @@ pub(crate) fn are_finite(format: BlockFormat, bytes: &[u8]) -> Option<bool> {
     form(format).map(|_| finite)
 }
 
-#[inline(always)]
-fn are_finite_of<const N: usize, const L: usize>(
-    bytes: &[u8],
-    finite: &mut bool,
-    _form: BlockForm,
-    parts: impl Fn(&[u8; N], &mut [u8; L]) -> Constants,
-) {
+fn are_finite_of<P: Parts<N, L>, const N: usize, const L: usize>(bytes: &[u8], finite: &mut bool) {
     *finite = bytes.as_chunks::<N>().0.iter().all(|block| {
-        let Constants { scale, minimum, .. } = parts(block, &mut [0; L]);
+        let Constants { scale, minimum, .. } = P::parts(block, &mut [0; L]);
         f16::from_bits(scale).is_finite() && f16::from_bits(minimum).is_finite()
     });
 }
@@ -159,42 +190,43 @@ pub(crate) fn panels<'a>(
         rows
     };
     let fill = |panels: Vec<PanelMut<'_>>| {
-        panels.into_par_iter().for_each(|panel| fill_panel(format, &rows(panel.index), panel));
+        panels.into_par_iter().for_each(|panel| fill(true, format, &rows(panel.index), panel));
     };
     BlockMatrix::new(shape, form(format)?, fill).ok()
 }
 
-fn fill_panel(format: BlockFormat, rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: this processor has the instructions.
-        return unsafe { with_avx2(format, rows, panel) };
-    }
-    fill(format, rows, panel);
+/// Fills a panel with rows, in `vectors` of 32 bytes where the processor has them.
+fn fill(vectors: bool, format: BlockFormat, rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
+    with_parts!(format, fill_of(vectors, rows, panel));
 }
 
-/// [`fill`] in vectors of 32 bytes, which compilers make of it where they may.
+fn fill_of<P: Parts<N, L>, const N: usize, const L: usize>(
+    vectors: bool,
+    rows: &[&[u8]; PANEL_ROWS],
+    panel: PanelMut<'_>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if vectors && is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has the instructions.
+        return unsafe { rows_with_avx2::<P, N, L>(rows, panel) };
+    }
+    let _ = vectors;
+    put_rows::<P, N, L>(rows, panel);
+}
+
+/// [`put_rows`] in vectors of 32 bytes, which compilers make of it where they may.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn with_avx2(format: BlockFormat, rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
-    fill(format, rows, panel);
-}
-
-#[inline(always)]
-fn fill(format: BlockFormat, rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
-    with_parts!(format, fill_of(rows, panel));
+fn rows_with_avx2<P: Parts<N, L>, const N: usize, const L: usize>(rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
+    put_rows::<P, N, L>(rows, panel);
 }
 
 /// Columns of which all rows are written before the next ones: their vectors stay in the first cache meanwhile.
 const RUN: usize = 256;
 
 #[inline(always)]
-fn fill_of<const N: usize, const L: usize>(
-    rows: &[&[u8]; PANEL_ROWS],
-    panel: PanelMut<'_>,
-    form: BlockForm,
-    parts: impl Fn(&[u8; N], &mut [u8; L]) -> Constants,
-) {
+fn put_rows<P: Parts<N, L>, const N: usize, const L: usize>(rows: &[&[u8]; PANEL_ROWS], panel: PanelMut<'_>) {
+    let form = const { &P::FORM };
     let PanelMut { fields: out, mut scales, mut minimums, .. } = panel;
     let mut fields = [0; RUN];
     for (run, out) in out.chunks_mut(form.bits.panel_bytes(RUN)).enumerate() {
@@ -203,16 +235,11 @@ fn fill_of<const N: usize, const L: usize>(
             let blocks = bytes.as_chunks::<N>().0;
             let blocks = &blocks[first.min(blocks.len())..blocks.len().min(first + RUN / L)];
             for (index, (block, fields)) in (first..).zip(blocks.iter().zip(fields.as_chunks_mut::<L>().0)) {
-                let constants = parts(block, fields);
-                put_scales(&mut scales, (row, index), L / form.group_size, constants.scale, &constants.steps);
+                let constants = P::parts(block, fields);
+                let (place, groups) = ((row, index), L / form.group_size);
+                put_scales(&mut scales, place, groups, constants.scale, &constants.steps);
                 if let Some(minimums) = &mut minimums {
-                    put_scales(
-                        minimums,
-                        (row, index),
-                        L / form.group_size,
-                        constants.minimum,
-                        &constants.minimum_steps,
-                    );
+                    put_scales(minimums, place, groups, constants.minimum, &constants.minimum_steps);
                 }
             }
             panel::put_row(form.bits, out, row, &fields[..blocks.len() * L]);
@@ -224,8 +251,11 @@ fn fill_of<const N: usize, const L: usize>(
 #[inline(always)]
 fn put_scales(out: &mut ScalesMut<'_>, (row, block): (usize, usize), groups: usize, half: u16, steps: &[i8; 16]) {
     out.halves[block * PANEL_ROWS + row] = half;
-    let out = out.steps.chunks_exact_mut(PANEL_ROWS).skip(block * groups);
-    out.zip(&steps[..groups]).for_each(|(out, step)| out[row] = *step);
+    if !out.steps.is_empty() {
+        for (group, step) in steps[..groups].iter().enumerate() {
+            out.steps[(block * groups + group) * PANEL_ROWS + row] = *step;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -296,7 +326,7 @@ mod tests {
             let matrix = panels(format, [16, rows[0].1.len()], |row| &rows[row].0).unwrap();
             let plain = BlockMatrix::new([16, rows[0].1.len()], form(format).unwrap(), |panels| {
                 let rows = std::array::from_fn(|row| &*rows[row].0);
-                panels.into_iter().for_each(|panel| fill(format, &rows, panel));
+                panels.into_iter().for_each(|panel| fill(false, format, &rows, panel));
             });
             assert!(plain.unwrap() == matrix, "{}", format.name());
         }
@@ -333,7 +363,7 @@ mod tests {
         }
     }
 
-    /// Values of all formats with a form in f32, and panels of them on one thread and on two, of 4096 rows of 4096.
+    /// Values of all formats in f32, and panels of those with a form on one thread and on two, of 4096 rows of 4096.
     #[test]
     #[ignore = "prints times"]
     fn panels_are_made_in_this_time() {
@@ -347,8 +377,8 @@ mod tests {
             let best = times.into_iter().fold(f64::INFINITY, f64::min);
             (SIDE * SIDE) as f64 / best / 1e9
         };
-        println!("10^9 weights per second: values, panels on 1 thread, panels on 2 threads");
-        for format in formats() {
+        println!("10^9 weights per second: values, whether finite, panels on 1 thread, panels on 2 threads");
+        for format in BlockFormat::ALL.into_iter().filter(|format| format.block_len() > 1) {
             let (blocks, _) = golden(format);
             let row_bytes = SIDE / format.block_len() * format.block_bytes();
             let bytes: Vec<u8> = blocks.iter().cycle().take(SIDE * row_bytes).copied().collect();
@@ -356,6 +386,11 @@ mod tests {
             let values = gigabytes(&mut || {
                 bytes.chunks(16 * row_bytes).for_each(|bytes| format.dequantize_into(bytes, &mut out))
             });
+            if form(format).is_none() {
+                println!("{:8} {values:5.2}", format.name());
+                continue;
+            }
+            let finite = gigabytes(&mut || assert_eq!(are_finite(format, &bytes), Some(true)));
             let [one, two] = [1, 2].map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 gigabytes(&mut || {
@@ -364,7 +399,7 @@ mod tests {
                     assert!(matrix.is_some());
                 })
             });
-            println!("{:8} {values:5.2} {one:5.2} {two:5.2}", format.name());
+            println!("{:8} {values:5.2} {finite:6.2} {one:5.2} {two:5.2}", format.name());
         }
     }
 }

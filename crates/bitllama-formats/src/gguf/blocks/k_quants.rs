@@ -3,7 +3,7 @@
 
 use std::array;
 
-use super::basic::half_bits;
+use super::basic::{add_bits, half_bits, take_bits};
 use super::codes::Constants;
 
 /// Values of a block.
@@ -28,9 +28,7 @@ pub(super) fn q3_k(block: &[u8; 110], fields: &mut [u8; BLOCK]) -> Constants {
     two_bits(&block[32..96], fields);
     // Bit `n` of byte `i` belongs to value `32 n + i`.
     for (n, fields) in fields.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for i in 0..32 {
-            fields[i] |= (high[i] >> n & 1) << 2;
-        }
+        add_bits(high, n, 1, fields, 2);
     }
     let mut constants = Constants::scale(half_bits(block, 108));
     for part in 0..16 {
@@ -45,11 +43,8 @@ pub(super) fn q3_k(block: &[u8; 110], fields: &mut [u8; BLOCK]) -> Constants {
 #[inline(always)]
 pub(super) fn two_bits(bytes: &[u8], fields: &mut [u8; BLOCK]) {
     for (bytes, fields) in bytes.as_chunks::<32>().0.iter().zip(fields.as_chunks_mut::<128>().0) {
-        for i in 0..32 {
-            fields[i] = bytes[i] & 3;
-            fields[32 + i] = bytes[i] >> 2 & 3;
-            fields[64 + i] = bytes[i] >> 4 & 3;
-            fields[96 + i] = bytes[i] >> 6;
+        for (place, fields) in fields.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            take_bits(bytes, 2 * place, 3, fields);
         }
     }
 }
@@ -68,9 +63,7 @@ pub(super) fn q5_k(block: &[u8; 176], fields: &mut [u8; BLOCK]) -> Constants {
     let high = &block[16..48];
     // Bit `n` of byte `i` belongs to value `32 n + i`.
     for (n, fields) in fields.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for i in 0..32 {
-            fields[i] |= (high[i] >> n & 1) << 4;
-        }
+        add_bits(high, n, 1, fields, 4);
     }
     scales_and_minima(block)
 }
@@ -79,10 +72,8 @@ pub(super) fn q5_k(block: &[u8; 176], fields: &mut [u8; BLOCK]) -> Constants {
 #[inline(always)]
 fn nibbles(bytes: &[u8], fields: &mut [u8; BLOCK]) {
     for (bytes, fields) in bytes.as_chunks::<32>().0.iter().zip(fields.as_chunks_mut::<64>().0) {
-        for i in 0..32 {
-            fields[i] = bytes[i] & 15;
-            fields[32 + i] = bytes[i] >> 4;
-        }
+        take_bits(bytes, 0, 15, &mut fields[..32]);
+        take_bits(bytes, 4, 15, &mut fields[32..]);
     }
 }
 
@@ -108,11 +99,10 @@ pub(super) fn q6_k(block: &[u8; 210], fields: &mut [u8; BLOCK]) -> Constants {
     for (index, fields) in fields.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         // Four runs of 32 values: the lower nibbles of 64 bytes, then the upper ones, with two bits of each of 32 bytes.
         let (low, high) = (&low[64 * index..][..64], &high[32 * index..][..32]);
-        for i in 0..32 {
-            fields[i] = low[i] & 15 | (high[i] & 3) << 4;
-            fields[32 + i] = low[32 + i] & 15 | (high[i] >> 2 & 3) << 4;
-            fields[64 + i] = low[i] >> 4 | (high[i] >> 4 & 3) << 4;
-            fields[96 + i] = low[32 + i] >> 4 | high[i] >> 6 << 4;
+        take_bits(low, 0, 15, &mut fields[..64]);
+        take_bits(low, 4, 15, &mut fields[64..]);
+        for (run, fields) in fields.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            add_bits(high, 2 * run, 3, fields, 4);
         }
     }
     Constants { steps: array::from_fn(|part| block[192 + part] as i8), ..Constants::scale(half_bits(block, 208)) }

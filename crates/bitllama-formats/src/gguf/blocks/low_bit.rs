@@ -82,7 +82,7 @@ fn half_of_ue4m3(bits: u8) -> f32 {
 #[inline(always)]
 pub(super) fn q1_0(block: &[u8; 18], fields: &mut [u8; 128]) -> Constants {
     for (byte, fields) in block[2..].iter().zip(fields.as_chunks_mut::<8>().0) {
-        *fields = spread(*byte);
+        *fields = spread(*byte).to_le_bytes();
     }
     Constants::scale(half_bits(block, 0))
 }

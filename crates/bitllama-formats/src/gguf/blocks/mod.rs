@@ -169,50 +169,54 @@ impl BlockFormat {
         let blocks = bytes.len() / self.block_bytes();
         assert_eq!(blocks * self.block_bytes(), bytes.len(), "{} bytes are no whole {}", bytes.len(), self.name());
         assert_eq!(blocks * self.block_len(), out.len(), "{blocks} blocks of {} have other values", self.name());
-        if self == F16 {
-            return basic::f16(bytes, out);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-            // SAFETY: this processor has the instructions.
-            return unsafe { with_avx2(self, bytes, out) };
-        }
-        fill(self, bytes, out);
+        fill(true, self, bytes, out);
     }
 }
 
-/// [`fill`] in vectors of eight, which compilers make of it where they may; its numbers are the same.
+/// Fills `out` with the values of blocks, in `vectors` of eight where the processor has them; the numbers are the same.
+fn fill(vectors: bool, format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if vectors && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        // SAFETY: this processor has the instructions.
+        return unsafe { fill_with_avx2(format, bytes, out) };
+    }
+    fill_with(vectors, format, bytes, out);
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
-fn with_avx2(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
-    fill(format, bytes, out);
+fn fill_with_avx2(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+    fill_with(true, format, bytes, out);
+}
+
+/// Calls a function for one block after the other. It is called by its name: calls through `Fn` may stay without the caller's
+/// instructions.
+macro_rules! blocks {
+    ($bytes:expr, $out:expr, $one:path) => {
+        for (block, out) in $bytes.as_chunks().0.iter().zip($out.as_chunks_mut().0) {
+            $one(block, out);
+        }
+    };
 }
 
 #[inline(always)]
-fn fill(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+fn fill_with(vectors: bool, format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     match format {
-        F32 => blocks(bytes, out, basic::f32),
+        F32 => blocks!(bytes, out, basic::f32),
         F16 => basic::f16(bytes, out),
-        Bf16 => blocks(bytes, out, basic::bf16),
-        Q8_K => blocks(bytes, out, k_quants::q8_k),
-        IQ1_S => blocks(bytes, out, i_quants::iq1_s),
-        IQ1_M => blocks(bytes, out, i_quants::iq1_m),
-        IQ2_XXS => blocks(bytes, out, i_quants::iq2_xxs),
-        IQ2_XS => blocks(bytes, out, i_quants::iq2_xs),
-        IQ2_S => blocks(bytes, out, i_quants::iq2_s),
-        IQ3_XXS => blocks(bytes, out, i_quants::iq3_xxs),
-        IQ3_S => blocks(bytes, out, i_quants::iq3_s),
-        MxFp4 => blocks(bytes, out, low_bit::mxfp4),
-        NvFp4 => blocks(bytes, out, low_bit::nvfp4),
+        Bf16 => blocks!(bytes, out, basic::bf16),
+        Q8_K => blocks!(bytes, out, k_quants::q8_k),
+        IQ1_S => blocks!(bytes, out, i_quants::iq1_s),
+        IQ1_M => blocks!(bytes, out, i_quants::iq1_m),
+        IQ2_XXS => blocks!(bytes, out, i_quants::iq2_xxs),
+        IQ2_XS => blocks!(bytes, out, i_quants::iq2_xs),
+        IQ2_S => blocks!(bytes, out, i_quants::iq2_s),
+        IQ3_XXS => blocks!(bytes, out, i_quants::iq3_xxs),
+        IQ3_S => blocks!(bytes, out, i_quants::iq3_s),
+        MxFp4 => blocks!(bytes, out, low_bit::mxfp4),
+        NvFp4 => blocks!(bytes, out, low_bit::nvfp4),
         Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS | TQ1_0 | TQ2_0
-        | Q1_0 | Q2_0 => codes::values(format, bytes, out),
-    }
-}
-
-#[inline(always)]
-fn blocks<const N: usize, const L: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn(&[u8; N], &mut [f32; L])) {
-    for (block, out) in bytes.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<L>().0) {
-        one(block, out);
+        | Q1_0 | Q2_0 => codes::values(vectors, format, bytes, out),
     }
 }
 
@@ -251,7 +255,7 @@ mod tests {
         for format in BlockFormat::ALL {
             let (bytes, bits) = golden(format);
             let mut values = vec![0.0; bits.len()];
-            fill(format, &bytes, &mut values);
+            fill(false, format, &bytes, &mut values);
             assert!(values.iter().map(|v| v.to_bits()).eq(bits), "{}", format.name());
         }
     }
