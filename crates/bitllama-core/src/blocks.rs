@@ -12,6 +12,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use crate::Error;
 use crate::panel::{self, COLUMN_UNIT, FieldBits, PANEL_ROWS, VECTOR_BYTES};
 
+/// Codes of the formats `IQ4_NL` and `IQ4_XS` (`kvalues_iq4nl` in ggml's `ggml-common.h`).
+pub const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
 /// The number that a field stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codes {

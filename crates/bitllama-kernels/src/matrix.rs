@@ -9,11 +9,11 @@ use crate::weight::Weight;
 /// A weight matrix `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Matrix {
-    /// Low-bit codes with their scales.
+    /// Low-bit codes with their scales, those of a GGUF's blocks among them.
     Packed(Weight),
     /// f32, row-major.
     Full(DenseMatrix),
-    /// 16 bits or blocks, made f32 a tile of rows at a time. Products are those of the same numbers in f32, to the bit.
+    /// 16 bits, or blocks without whole codes, made f32 a tile of rows at a time. Products are those of the same numbers in f32, to the bit.
     Stored(Arc<dyn StoredRows>),
 }
 
@@ -22,6 +22,14 @@ impl From<PackedMatrix> for Matrix {
     /// dequantized.
     fn from(packed: PackedMatrix) -> Self {
         Weight::new(packed).map_or_else(|packed| Self::Full(packed.dequantize()), Self::Packed)
+    }
+}
+
+impl From<Arc<dyn StoredRows>> for Matrix {
+    /// Blocks of codes are put into panels, on the threads of rayon's pool; other formats stay as they are stored.
+    fn from(stored: Arc<dyn StoredRows>) -> Self {
+        let weight = stored.panels().and_then(|blocks| Weight::of_blocks(blocks, stored.bytes()));
+        weight.map_or(Self::Stored(stored), Self::Packed)
     }
 }
 
@@ -64,7 +72,7 @@ impl Matrix {
     /// Bytes that it takes in a file.
     pub fn stored_bytes(&self) -> usize {
         match self {
-            Self::Packed(weight) => weight.packed().stored_bytes(),
+            Self::Packed(weight) => weight.stored_bytes(),
             Self::Full(full) => size_of_val(full.data.as_slice()),
             Self::Stored(stored) => stored.bytes(),
         }
@@ -73,7 +81,7 @@ impl Matrix {
     /// Writes the weights of one row into `out` (`[in_features]`).
     pub fn row_into(&self, row: usize, out: &mut [f32]) {
         match self {
-            Self::Packed(weight) => weight.packed().dequantize_row_into(row, out),
+            Self::Packed(weight) => weight.dequantize_row_into(row, out),
             Self::Full(full) => out.copy_from_slice(&full.data[row * full.columns..(row + 1) * full.columns]),
             Self::Stored(stored) => stored.rows_into(row, out),
         }

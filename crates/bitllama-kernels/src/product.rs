@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use bitllama_core::Activation;
 use bitllama_core::panel::PANEL_ROWS;
-use bitllama_core::{Activation, Scheme};
 
 use crate::out::Out;
 use crate::packed::float::float_panels;
@@ -122,7 +122,7 @@ impl Input {
     /// The form of activations that a product with `matrix` reads.
     fn form_of(&self, matrix: &Matrix) -> Form {
         let Matrix::Packed(weight) = matrix else { return Form::Floats };
-        let binary = weight.scheme() == Scheme::Binary;
+        let binary = weight.is_binary();
         match (weight.activation().filter(|_| self.as_trained), self.precision) {
             (Some(Activation::Sign), _) if binary => Form::Signs,
             (Some(activation), _) => Form::Rounded(activation),

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use bitllama_core::{DenseMatrix, Error, PackedMatrix, Scheme, StoredRows};
+use bitllama_core::blocks::{BlockForm, Codes, IQ4, PanelMut};
+use bitllama_core::panel::{FieldBits, put_row};
+use bitllama_core::{BlockMatrix, DenseMatrix, Error, PackedMatrix, Scheme, StoredRows};
 use bitllama_kernels::{Activations, Input, Isa, LEVEL_ERROR, Matrix, Pool, Precision, Signs, Weight, products};
+use half::f16;
 use proptest::prelude::*;
 
 /// Of sums in f32, and of activations that the reference rounds in another order of operations.
@@ -193,6 +196,147 @@ proptest! {
             prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", isa);
         }
     }
+}
+
+/// The forms of a GGUF's types: every layout, line and table, with scales of each kind, with and without minimums.
+fn forms() -> [BlockForm; 15] {
+    let line = |bits, low, group_size, nested, has_minimums| {
+        let step = if bits == FieldBits::One { 2 } else { 1 };
+        BlockForm { bits, codes: Codes::Line { low, step }, group_size, nested, has_minimums }
+    };
+    let table = |nested| BlockForm {
+        bits: FieldBits::Four,
+        codes: Codes::Table(IQ4),
+        group_size: 32,
+        nested,
+        has_minimums: false,
+    };
+    [
+        line(FieldBits::One, -1, 128, None, false),
+        line(FieldBits::Two, -1, 256, None, false),
+        line(FieldBits::Two, -2, 64, None, false),
+        line(FieldBits::Two, 0, 16, Some(16), true),
+        line(FieldBits::Three, -4, 16, Some(16), false),
+        line(FieldBits::Four, -8, 32, None, false),
+        line(FieldBits::Four, 0, 32, None, true),
+        line(FieldBits::Four, 0, 32, Some(8), true),
+        line(FieldBits::Five, -16, 32, None, false),
+        line(FieldBits::Five, 0, 32, None, true),
+        line(FieldBits::Five, 0, 32, Some(8), true),
+        line(FieldBits::Six, -32, 16, Some(16), false),
+        line(FieldBits::Eight, -128, 32, None, false),
+        table(None),
+        table(Some(8)),
+    ]
+}
+
+fn random_blocks(form: BlockForm, shape: [usize; 2], seed: u64) -> BlockMatrix {
+    let mut next = numbers(seed, 1 << 16);
+    let fill = |panels: Vec<PanelMut<'_>>| {
+        for mut panel in panels {
+            for row in 0..16.min(shape[0] - 16 * panel.index) {
+                let fields: Vec<u8> = (0..shape[1]).map(|_| (next() as u8) & form.bits.largest()).collect();
+                put_row(form.bits, panel.fields, row, &fields);
+                for scales in [Some(&mut panel.scales), panel.minimums.as_mut()].into_iter().flatten() {
+                    scales.halves.iter_mut().skip(row).step_by(16).for_each(|half| {
+                        *half = f16::from_f32(next() as f32 / 32768.0 - 1.0).to_bits();
+                    });
+                    scales.steps.iter_mut().skip(row).step_by(16).for_each(|step| *step = (next() % 64) as i8 - 32);
+                }
+            }
+        }
+    };
+    BlockMatrix::new(shape, form, fill).unwrap()
+}
+
+/// Sums in f64, with the sizes of codes and minimums apart, which cancel out.
+fn reference_of_blocks(matrix: &BlockMatrix, x: &[f64]) -> Vec<Sum> {
+    let (columns, form) = (matrix.columns(), matrix.form());
+    let mut sums = vec![Sum { value: 0.0, size: 0.0, scales: 0.0 }; x.len() / columns * matrix.rows()];
+    let mut weights = vec![0.0; columns];
+    for row in 0..matrix.rows() {
+        matrix.dequantize_row_into(row, &mut weights);
+        let [mut scales, mut minimums] = [(); 2].map(|()| vec![0.0; matrix.groups() * 16]);
+        matrix.scales_into(row / 16, &mut scales);
+        matrix.minimums_into(row / 16, &mut minimums);
+        for (token, x) in x.chunks_exact(columns).enumerate() {
+            let sum = &mut sums[token * matrix.rows() + row];
+            for (column, (w, x)) in weights.iter().zip(x).enumerate() {
+                let at = column / form.group_size * 16 + row % 16;
+                sum.value += f64::from(*w) * x;
+                sum.size += (f64::from(*w).abs() + 2.0 * f64::from(minimums[at]).abs()) * x.abs();
+                sum.scales += f64::from(scales[at].abs()) * x.abs();
+            }
+        }
+    }
+    sums
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 150 }))]
+
+    #[test]
+    fn products_with_blocks_are_exact_and_alike_everywhere(
+        which in 0usize..15, rows in 1usize..if cfg!(miri) { 20 } else { 50 }, n in 1usize..if cfg!(miri) { 3 } else { 30 }, seed in 0u64..1000, outliers in 0usize..3
+    ) {
+        let form = forms()[which];
+        let columns = 256 * (1 + seed as usize % 2);
+        let blocks = random_blocks(form, [rows, columns], seed);
+        let mut x = floats(seed + 3, n * columns);
+        for i in 0..outliers {
+            let len = x.len();
+            x[(i * 7919 + seed as usize) % len] *= 100.0;
+        }
+        let weight = Matrix::Packed(Weight::of_blocks(blocks.clone(), 1).unwrap());
+        let mut row = vec![0.0; columns];
+        let mut expected_row = row.clone();
+        weight.row_into(rows - 1, &mut row);
+        blocks.dequantize_row_into(rows - 1, &mut expected_row);
+        prop_assert_eq!(row, expected_row);
+        let expected = reference_of_blocks(&blocks, &rounded(&x, columns));
+        let slack = |sum: usize| 1e-6 * 64.0 * expected[sum].scales;
+        let portable = product(Isa::Scalar, Precision::Int8, 1, &weight, &x);
+        close(&portable, &expected, ROUNDING, slack);
+        let exact = reference_of_blocks(&blocks, &x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let found = product(isa, Precision::Int8, threads, &weight, &x);
+                prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{} {:?}", isa, form);
+            }
+            let slack = |sum: usize| 1e-6 * 64.0 * exact[sum].scales;
+            close(&product(isa, Precision::F32, 2, &weight, &x), &exact, 5e-6, slack);
+        }
+    }
+}
+
+#[test]
+fn many_rows_in_f32_see_the_weights_of_blocks_to_the_bit() {
+    for form in forms() {
+        let blocks = random_blocks(form, [33, 256], 7);
+        let mut data = vec![0.0; 33 * 256];
+        data.chunks_mut(256).enumerate().for_each(|(row, out)| blocks.dequantize_row_into(row, out));
+        let weight = Matrix::Packed(Weight::of_blocks(blocks, 1).unwrap());
+        // One activation of each row is not 0, so that products are weights.
+        let mut x = vec![0.0; 256 * 256];
+        (0..256).for_each(|column| x[column * 256 + column] = 1.0);
+        for isa in Isa::available() {
+            let found = product(isa, Precision::F32, 1, &weight, &x);
+            for (at, found) in found.iter().enumerate() {
+                assert_eq!(*found, data[at % 33 * 256 + at / 33], "{isa} {form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_that_kernels_do_not_have_are_refused() {
+    let of = |codes, has_minimums| {
+        let form = BlockForm { bits: FieldBits::Four, codes, group_size: 32, nested: None, has_minimums };
+        Weight::of_blocks(random_blocks(form, [3, 64], 1), 1)
+    };
+    assert!(of(Codes::Table([1; 16]), false).is_none());
+    assert!(of(Codes::Line { low: -8, step: 1 }, true).is_none());
+    assert_eq!(of(Codes::Table(IQ4), false).unwrap().stored_bytes(), 1);
 }
 
 #[test]

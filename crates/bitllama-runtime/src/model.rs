@@ -396,7 +396,7 @@ fn matrix(spec: WeightSpec, stored: StoredWeight) -> Result<Matrix> {
             [_, columns] if data.len() == spec.len() => Ok(Matrix::Full(DenseMatrix { data, columns: *columns })),
             _ => Err(wrong(format!("{} numbers", data.len()))),
         },
-        StoredWeight::Rows(rows) if spec.shape == [rows.rows(), rows.columns()] => Ok(Matrix::Stored(rows)),
+        StoredWeight::Rows(rows) if spec.shape == [rows.rows(), rows.columns()] => Ok(rows.into()),
         StoredWeight::Rows(rows) => Err(wrong(format!("[{}, {}]", rows.rows(), rows.columns()))),
     };
     matrix.inspect(Matrix::prefer_large_pages)

@@ -6,10 +6,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use bitllama_core::Scheme;
 use bitllama_core::panel::PANEL_ROWS;
 
-use super::fields::{Bits1, Bits2, Bits3, Bits4, Bits8, Fields, Nf4, by_scheme};
+use super::fields::{Fields, by_fields};
 use super::outliers::outlier_sum;
 use super::sums::Quads;
 use super::{levels, sums};
@@ -31,13 +30,13 @@ pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &A
     ADDENDS.with_borrow_mut(|addends| {
         for_isa!(
             x.isa(),
-            panels_of_scheme(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out)
+            panels_of_kind(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out)
         )
     });
 }
 
 #[inline(always)]
-fn panels_of_scheme<S: Simd>(
+fn panels_of_kind<S: Simd>(
     s: S,
     weight: &Weight,
     panels: Range<usize>,
@@ -45,7 +44,7 @@ fn panels_of_scheme<S: Simd>(
     addends: &mut Vec<i32>,
     out: Out,
 ) {
-    by_scheme!(weight.scheme(), panels_of(s, weight, panels, x, addends, out))
+    by_fields!(weight, panels_of(s, weight, panels, x, addends, out))
 }
 
 #[inline(always)]
@@ -58,9 +57,9 @@ fn panels_of<S: Simd, F: Fields>(
     out: Out,
 ) {
     let offset = Offset::of::<S, F>(weight);
-    let rows = weight.packed().groups() == 1;
+    let rows = weight.groups() == 1;
     for tile in x.tiles() {
-        offset.addends(tile, weight.packed().groups(), addends);
+        offset.addends(tile, weight.groups(), addends);
         for index in panels.clone() {
             let job =
                 Job { panel: &weight.panel(index), tile, offset, addends, out: out.at(tile.first, index * PANEL_ROWS) };
@@ -69,15 +68,15 @@ fn panels_of<S: Simd, F: Fields>(
                 2 if S::SUMS >= 2 => tokens::<S, F, 2, 2>(s, job, 0),
                 4 if S::SUMS >= 4 => tokens::<S, F, 4, 4>(s, job, 0),
                 8 if S::SUMS >= 8 => tokens::<S, F, 8, 8>(s, job, 0),
-                16 if S::SUMS >= 16 && rows && !F::TABLE => tokens::<S, F, 16, 16>(s, job, 0),
-                24 if S::SUMS >= 24 && rows && !F::TABLE => tokens::<S, F, 24, 24>(s, job, 0),
+                16 if S::SUMS >= 16 && rows && !F::LEVELS => tokens::<S, F, 16, 16>(s, job, 0),
+                24 if S::SUMS >= 24 && rows && !F::LEVELS => tokens::<S, F, 24, 24>(s, job, 0),
                 // Sums of groups, or of each digit of a level, and totals fit into the registers for half as many tokens.
                 16 if S::SUMS >= 16 => {
                     for first in [0, 8] {
                         tokens::<S, F, 8, 16>(s, job, first);
                     }
                 }
-                24 if S::SUMS >= 24 && F::TABLE => {
+                24 if S::SUMS >= 24 && F::LEVELS => {
                     for first in [0, 8, 16] {
                         tokens::<S, F, 8, 24>(s, job, first);
                     }
@@ -103,6 +102,8 @@ enum Offset {
     Double { factor: i32 },
     /// The addend times the number of each row, in 16 bits or in 32. `bias` belongs to that number.
     Rows { short: bool, bias: i32 },
+    /// The minimum of each row is taken off as often as the addend says, the bits of an f32.
+    Minimums,
     /// Codes are levels of a table, which want the sum itself.
     Levels,
 }
@@ -111,11 +112,12 @@ impl Offset {
     #[inline(always)]
     fn of<S: Simd, F: Fields>(weight: &Weight) -> Self {
         // A field of which `bias` was taken is the code of `field + bias`.
-        let bias = if F::BITS == 8 { S::BYTE_BIAS } else { 0 };
-        let (low, step) = weight.scheme().line();
+        let bias = if F::WIDE { S::BYTE_BIAS } else { 0 };
+        let (low, step) = weight.line();
         match (weight.has_zero_points(), step) {
-            _ if F::TABLE => Self::Levels,
-            (true, _) => Self::Rows { short: weight.packed().group_size() <= MAX_SHORT_GROUP, bias },
+            _ if F::LEVELS => Self::Levels,
+            _ if weight.has_minimums() => Self::Minimums,
+            (true, _) => Self::Rows { short: weight.group_size() <= MAX_SHORT_GROUP, bias },
             (false, 1) => Self::Start { factor: low + bias },
             (false, _) => Self::Double { factor: low + step * bias },
         }
@@ -134,6 +136,7 @@ impl Offset {
                 Self::Start { factor } | Self::Double { factor } => factor * (after - before),
                 // The upper half is taken off, so that one product is left of each pair.
                 Self::Rows { short: true, .. } => (after - before) & 0xffff,
+                Self::Minimums => ((after - before) as f32).to_bits() as i32,
                 Self::Rows { .. } | Self::Levels => after - before,
             }));
         }
@@ -161,23 +164,45 @@ fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job
     let first = if N == WIDTH { 0 } else { first };
     let Job { panel, tile, .. } = job;
     let (x, _) = tile.values.as_chunks::<4>();
-    let (group_bytes, group_quads) = match panel.groups {
-        1 => (panel.bytes.len(), x.len() / WIDTH),
-        _ => (panel.group_size / 4 / F::QUADS * F::BYTES, panel.group_size / 4),
-    };
+    let (mut fields, mut x, mut addends) = (panel.bytes, Quads::<WIDTH> { x, first }, job.addends);
     let mut totals = [s.splat(0.0); N];
-    let (mut fields, mut quads, mut addends) = (panel.bytes, Quads::<WIDTH> { x, first }, job.addends);
-    for group in 0..panel.groups {
-        let (Some(bytes), Some(x), Some(here)) =
-            (fields.split_off(..group_bytes), quads.split_off(group_quads), addends.split_off(..WIDTH))
-        else {
-            unreachable!("every group has fields, activations and addends")
+    let mut addends_of = || match addends.split_off(..WIDTH).and_then(|here| here[first..].first_chunk::<N>()) {
+        Some(addends) => addends,
+        None => unreachable!("every group has addends of all tokens"),
+    };
+    if F::QUADS == 8 && panel.groups > 1 && panel.group_size < 4 * F::QUADS {
+        // A block has the columns of two groups.
+        let mut group = 0;
+        while let (Some(block), Some(x)) = (fields.split_off(..F::BYTES), x.split_off(F::QUADS)) {
+            let unpacked = F::unpack(s, block);
+            for half in 0..2 {
+                let addends = addends_of();
+                let sums = start::<S, N>(s, job.offset, addends);
+                let sums = sums::quads::<S, F, N, WIDTH>(s, &unpacked, x, 4 * half, sums);
+                let codes = code_sums::<S, N>(s, job, group, sums, addends);
+                totals = add_group::<S, N>(s, job, group, codes, addends, totals);
+                group += 1;
+            }
+        }
+    } else {
+        let (group_bytes, group_quads) = match panel.groups {
+            1 => (panel.bytes.len(), x.x.len() / WIDTH),
+            _ => (panel.group_size / 4 / F::QUADS * F::BYTES, panel.group_size / 4),
         };
-        let Some(addends) = here[first..].first_chunk::<N>() else { unreachable!("tokens are within the tile") };
-        let codes = code_sums::<S, F, N, WIDTH>(s, job, group, bytes, x, addends);
-        let scale = panel.scales.at(s, group);
-        for token in 0..N {
-            totals[token] = s.mul_add_once(codes[token], scale, totals[token]);
+        for group in 0..panel.groups {
+            let (Some(bytes), Some(x)) = (fields.split_off(..group_bytes), x.split_off(group_quads)) else {
+                unreachable!("every group has fields and activations")
+            };
+            let addends = addends_of();
+            let codes = match F::LEVELS {
+                true => levels::code_sums::<S, N, WIDTH>(s, bytes, x, addends),
+                false => {
+                    let sums = start::<S, N>(s, job.offset, addends);
+                    let sums = sums::fields::<S, F, N, WIDTH>(s, bytes, x, sums);
+                    code_sums::<S, N>(s, job, group, sums, addends)
+                }
+            };
+            totals = add_group::<S, N>(s, job, group, codes, addends, totals);
         }
     }
     for token in 0..N {
@@ -193,26 +218,28 @@ fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job
     }
 }
 
-/// The sums of codes times activations of a group.
+/// The numbers that sums of fields start from.
 #[inline(always)]
-fn code_sums<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
-    s: S,
-    job: Job,
-    group: usize,
-    bytes: &[u8],
-    x: Quads<WIDTH>,
-    addends: &[i32; N],
-) -> [S::Floats; N] {
-    if F::TABLE {
-        return levels::code_sums::<S, N, WIDTH>(s, bytes, x, addends);
-    }
+fn start<S: Simd, const N: usize>(s: S, offset: Offset, addends: &[i32; N]) -> [S::Ints; N] {
     let mut sums = [s.splat_int(0); N];
-    if let Offset::Start { .. } = job.offset {
+    if let Offset::Start { .. } = offset {
         for token in 0..N {
             sums[token] = s.splat_int(addends[token]);
         }
     }
-    sums = sums::fields::<S, F, N, WIDTH>(s, bytes, x, sums);
+    sums
+}
+
+/// The sums of codes times activations of a group, from those of its fields.
+#[inline(always)]
+fn code_sums<S: Simd, const N: usize>(
+    s: S,
+    job: Job,
+    group: usize,
+    sums: [S::Ints; N],
+    addends: &[i32; N],
+) -> [S::Floats; N] {
+    let mut sums = sums;
     match (job.offset, job.panel.lows) {
         (Offset::Rows { short, bias }, Some(lows)) => {
             let low = s.add_ints(s.load_i16(&lows[group]), s.splat_int(bias));
@@ -236,4 +263,29 @@ fn code_sums<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
         floats[token] = s.to_floats(sums[token]);
     }
     floats
+}
+
+/// `totals` with the share of a group: its scale times the sums of codes, less its minimum times the sums of activations.
+#[inline(always)]
+fn add_group<S: Simd, const N: usize>(
+    s: S,
+    job: Job,
+    group: usize,
+    codes: [S::Floats; N],
+    addends: &[i32; N],
+    totals: [S::Floats; N],
+) -> [S::Floats; N] {
+    let mut totals = totals;
+    let scale = job.panel.scales.at(s, group);
+    for token in 0..N {
+        totals[token] = s.mul_add_once(codes[token], scale, totals[token]);
+    }
+    if let Some(minimums) = job.panel.minimums {
+        let minimum = s.sub(s.splat(0.0), minimums.at(s, group));
+        for token in 0..N {
+            let x_sum = s.splat(f32::from_bits(addends[token] as u32));
+            totals[token] = s.mul_add_once(minimum, x_sum, totals[token]);
+        }
+    }
+    totals
 }

@@ -8,28 +8,29 @@ use crate::weight::Panel;
 #[inline(always)]
 pub(super) fn outlier_sum<S: Simd, F: Fields>(s: S, panel: &Panel, outliers: &[(u32, f32)]) -> S::Floats {
     let columns = 4 * F::QUADS;
-    let (low, step) = panel.scheme.line();
+    let (low, step) = panel.line;
     let mut total = s.splat(0.0);
     let mut rest = outliers;
     while let Some((first, _)) = rest.first() {
         let group = *first as usize / panel.group_size;
-        let here = match panel.groups {
-            1 => rest.len(),
-            _ => rest.iter().take_while(|(column, _)| *column as usize / panel.group_size == group).count(),
-        };
         let (mut fields, mut x_sum) = (s.splat(0.0), 0.0f32);
-        for (column, x) in &rest[..here] {
+        while let Some(((column, x), others)) = rest.split_first()
+            && *column as usize / panel.group_size == group
+        {
             let (block, column) = (*column as usize / columns, *column as usize % columns);
             let field = F::column(s, &panel.bytes[block * F::BYTES..][..F::BYTES], column);
             fields = s.add(fields, s.mul(F::to_floats(s, field), s.splat(*x)));
             x_sum += x;
+            rest = others;
         }
-        rest = &rest[here..];
         let codes = match panel.lows {
             None => s.add(s.mul(fields, s.splat(step as f32)), s.splat(low as f32 * x_sum)),
             Some(lows) => s.add(fields, s.mul(s.to_floats(s.load_i16(&lows[group])), s.splat(x_sum))),
         };
         total = s.add(total, s.mul(codes, panel.scales.at(s, group)));
+        if let Some(minimums) = panel.minimums {
+            total = s.sub(total, s.mul(minimums.at(s, group), s.splat(x_sum)));
+        }
     }
     total
 }

@@ -41,7 +41,7 @@ pub(super) fn fields<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
-    if S::STACKED && F::BITS != 3 && F::QUADS * N <= 16 && (F::QUADS > 1 || N <= 4) {
+    if S::STACKED && F::IN_PLACE && F::QUADS * N <= 16 && (F::QUADS > 1 || N <= 4) {
         // A group is short: what several sums for each height would gain, adding them up would cost.
         let short = bytes.len() <= 16 * F::BYTES;
         return match (F::QUADS, N) {
@@ -64,10 +64,33 @@ pub(super) fn fields<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
             _ => half_stacked::<S, F, N, WIDTH, 2>(s, bytes, x, start),
         };
     }
-    match F::BITS == 8 || S::depth(F::LARGEST) == usize::MAX {
+    match F::WIDE || S::depth(F::LARGEST) == usize::MAX {
         true => plain::<S, F, N, WIDTH>(s, bytes, x, start),
         false => in_parts::<S, F, N, WIDTH>(s, bytes, x, start),
     }
+}
+
+/// `start` plus the sums of four quads of fields from `first` on times the activations of these quads of a block.
+#[inline(always)]
+pub(super) fn quads<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
+    s: S,
+    fields: &[S::Bytes; 8],
+    x: Quads<WIDTH>,
+    first: usize,
+    start: [S::Ints; N],
+) -> [S::Ints; N] {
+    let mut sums = start;
+    for quad in 0..4 {
+        let x = x.of::<N>(first + quad);
+        for token in 0..N {
+            let x = s.splat_quad(x[token]);
+            sums[token] = match F::WIDE {
+                true => s.dot_bytes(sums[token], fields[first + quad], x),
+                false => s.dot_now(sums[token], fields[first + quad], x),
+            };
+        }
+    }
+    sums
 }
 
 /// Sums that are under way at a time with few tokens, so that one does not wait for another.
@@ -98,9 +121,9 @@ fn plain<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
             for token in 0..N {
                 let x = s.splat_quad(x[token]);
                 let sum = &mut sums[quad % chains][token];
-                *sum = match F::BITS {
-                    8 => s.dot_bytes(*sum, fields[quad], x),
-                    _ => s.dot_now(*sum, fields[quad], x),
+                *sum = match F::WIDE {
+                    true => s.dot_bytes(*sum, fields[quad], x),
+                    false => s.dot_now(*sum, fields[quad], x),
                 };
             }
         }
@@ -142,9 +165,9 @@ fn in_parts<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
                 }
             }
         }
-        for dots in dots.iter().take(chains) {
+        for chain in 0..chains {
             for token in 0..N {
-                sums[token] = s.add_dots(sums[token], dots[token]);
+                sums[token] = s.add_dots(sums[token], dots[chain][token]);
             }
         }
     }
@@ -164,9 +187,10 @@ fn stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const QUADS: 
     let mut sums = [[[s.splat_int(0); N]; QUADS]; UNROLL];
     sums[0][0] = start;
     while let Some(blocks) = bytes.split_off(..UNROLL * F::BYTES) {
-        for (at, sums) in sums.iter_mut().enumerate() {
+        for at in 0..UNROLL {
             let Some(x) = x.split_off(QUADS) else { unreachable!("there are as many activations as fields") };
-            stacked_block::<S, F, N, WIDTH, QUADS>(s, &blocks[at * F::BYTES..(at + 1) * F::BYTES], x, sums);
+            let block = &blocks[at * F::BYTES..(at + 1) * F::BYTES];
+            stacked_block::<S, F, N, WIDTH, QUADS>(s, block, x, &mut sums[at]);
         }
     }
     while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(QUADS)) {
@@ -176,8 +200,8 @@ fn stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const QUADS: 
     for quad in 0..QUADS {
         for token in 0..N {
             let mut sum = sums[0][quad][token];
-            for unrolled in sums.iter().skip(1) {
-                sum = s.add_ints(sum, unrolled[quad][token]);
+            for unrolled in 1..UNROLL {
+                sum = s.add_ints(sum, sums[unrolled][quad][token]);
             }
             totals[token] = match quad {
                 0 => sum,
@@ -230,9 +254,10 @@ fn half_stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const HE
         while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
             let v = vector(s, block, 0);
             s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
-            for (half, v) in [v, s.shift_right::<4>(v)].into_iter().enumerate() {
+            let halves = [v, s.shift_right::<4>(v)];
+            for half in 0..2 {
                 for height in 0..HEIGHTS {
-                    let fields = s.and(v, (F::LARGEST << (height as u32 * F::BITS)) as u8);
+                    let fields = s.and(halves[half], (F::LARGEST << (height as u32 * F::BITS)) as u8);
                     let x = x.of::<N>(half * HEIGHTS + height);
                     for token in 0..N {
                         let x = s.splat_quad(x[token]);
@@ -248,9 +273,10 @@ fn half_stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const HE
         }
     }
     let mut totals = sums[0];
-    for (height, sums) in sums.into_iter().enumerate().skip(1) {
+    for height in 1..HEIGHTS {
         for token in 0..N {
-            totals[token] = s.add_ints(totals[token], s.shift_ints_right(sums[token], height as u32 * F::BITS));
+            let sum = s.shift_ints_right(sums[height][token], height as u32 * F::BITS);
+            totals[token] = s.add_ints(totals[token], sum);
         }
     }
     totals

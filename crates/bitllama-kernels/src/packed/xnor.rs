@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use bitllama_core::Scheme;
 use bitllama_core::panel::PANEL_ROWS;
 
 use super::fields::vector;
@@ -20,7 +19,7 @@ use crate::weight::Weight;
 /// # Panics
 /// If the weight is not binary or has other columns.
 pub(crate) unsafe fn sign_panels(isa: Isa, weight: &Weight, panels: Range<usize>, x: &Signs, out: Out) {
-    assert!(weight.scheme() == Scheme::Binary && weight.columns() == x.columns());
+    assert!(weight.is_binary() && weight.columns() == x.columns());
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 && isa.is_available() && is_x86_feature_detected!("avx512vpopcntdq") {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vpopcntdq,avx2,fma,f16c")]

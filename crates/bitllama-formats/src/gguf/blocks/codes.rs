@@ -1,13 +1,12 @@
 //! The formats whose values are `scale * code - minimum`: their form, their values, and the panels that kernels multiply.
 
 use bitllama_core::BlockMatrix;
-use bitllama_core::blocks::{BlockForm, Codes, PanelMut, ScalesMut};
+use bitllama_core::blocks::{BlockForm, Codes, IQ4, PanelMut, ScalesMut};
 use bitllama_core::panel::{self, FieldBits, PANEL_ROWS};
 use half::f16;
 use rayon::prelude::*;
 
 use super::BlockFormat::{self, *};
-use super::grids::IQ4;
 use super::{basic, i_quants, k_quants, low_bit};
 
 /// Numbers of a block beside its fields. Steps stand for the parts of a block with scales of their own.

@@ -1,9 +1,6 @@
 //! Tables of the i-quants, as `ggml-common.h` defines them (`iq2xxs_grid` and so on). An entry is written as one number: the
 //! places of its values in a short list, the first value in the lowest bits.
 
-/// The levels of IQ4_NL and IQ4_XS.
-pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
 /// Ternary values of IQ1_S and IQ1_M, as the bytes of `i8`.
 pub(super) static IQ1_S: [[u8; 8]; 2048] = entries(&IQ1_S_CODES, 2, &[255, 0, 1]);
 /// Magnitudes of IQ2_XXS.
