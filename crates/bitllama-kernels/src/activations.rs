@@ -48,11 +48,20 @@ pub(crate) struct Tile {
     pub scales: Vec<f32>,
     /// `[columns / SUM_COLUMNS + 1][width]`: sums of the rounded values before each [`SUM_COLUMNS`] columns.
     pub sums: Vec<i32>,
-    /// Columns and values of outliers, row after row, in the order of columns.
-    outliers: Vec<(u32, f32)>,
-    /// `[tokens + 1]`: where the outliers of each row begin.
-    outlier_starts: Vec<usize>,
+    /// Outliers of all rows, in the order of columns, those of a column in the order of rows.
+    pub outliers: Vec<Outlier>,
+    /// Columns and values of the outliers of one row.
+    row_outliers: Vec<(u32, f32)>,
     row: Vec<i8>,
+}
+
+/// A number that is multiplied as it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outlier {
+    pub column: u32,
+    /// The row within the tile.
+    pub token: u32,
+    pub value: f32,
 }
 
 impl Activations {
@@ -137,8 +146,6 @@ impl Tile {
         self.sums.clear();
         self.sums.resize((padded / SUM_COLUMNS + 1) * width, 0);
         self.outliers.clear();
-        self.outlier_starts.clear();
-        self.outlier_starts.push(0);
         self.row.clear();
         self.row.resize(padded, 0);
         if width > self.tokens {
@@ -147,10 +154,11 @@ impl Tile {
         self.values.resize(width * padded, 0);
         for (lane, x) in x.chunks_exact(columns).enumerate() {
             self.scales.push(match activation {
-                None => quantize_row(isa, x, &mut self.row, &mut self.outliers),
+                None => quantize_row(isa, x, &mut self.row, &mut self.row_outliers),
                 Some(activation) => round_row(isa, activation, x, &mut self.row),
             });
-            self.outlier_starts.push(self.outliers.len());
+            let outliers = self.row_outliers.drain(..);
+            self.outliers.extend(outliers.map(|(column, value)| Outlier { column, token: lane as u32, value }));
             match width {
                 1 => self.values.copy_from_slice(&self.row),
                 _ => {
@@ -166,12 +174,9 @@ impl Tile {
             }
         }
         self.scales.resize(width, 0.0);
-    }
-
-    /// The outliers of a token.
-    #[inline(always)]
-    pub fn outliers(&self, token: usize) -> &[(u32, f32)] {
-        &self.outliers[self.outlier_starts[token]..self.outlier_starts[token + 1]]
+        if width > 1 {
+            self.outliers.sort_unstable_by_key(|outlier| (outlier.column, outlier.token));
+        }
     }
 }
 

@@ -88,18 +88,19 @@ impl Matrix {
     }
 
     /// Asks the system to keep full-precision weights in large pages, where it has any: they are read in long streams,
-    /// which small pages interrupt. Takes as long as copying them. Packed and stored bytes stay in their memory map.
+    /// which small pages interrupt. Takes as long as copying them, which for a GGUF's panels is more than it gains; packed and
+    /// stored bytes stay in their memory map.
     pub fn prefer_large_pages(&self) {
         if let Self::Full(full) = self {
-            large_pages(&full.data);
+            large_pages(bytemuck::cast_slice(&full.data));
         }
     }
 }
 
 #[cfg(all(target_os = "linux", not(miri)))]
-fn large_pages(data: &[f32]) {
+fn large_pages(data: &[u8]) {
     const LARGE: usize = 2 << 20;
-    let (start, end) = (data.as_ptr() as usize, data.as_ptr() as usize + size_of_val(data));
+    let (start, end) = (data.as_ptr() as usize, data.as_ptr() as usize + data.len());
     let (first, last) = (start.next_multiple_of(LARGE), end / LARGE * LARGE);
     if first < last {
         // SAFETY: the range lies within `data`; the advice moves its pages and leaves what is in them. A system that
@@ -112,4 +113,4 @@ fn large_pages(data: &[f32]) {
 }
 
 #[cfg(not(all(target_os = "linux", not(miri))))]
-fn large_pages(_: &[f32]) {}
+fn large_pages(_: &[u8]) {}

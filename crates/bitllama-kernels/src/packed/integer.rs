@@ -9,7 +9,7 @@ use std::ops::Range;
 use bitllama_core::panel::PANEL_ROWS;
 
 use super::fields::{Fields, by_fields};
-use super::outliers::outlier_sum;
+use super::outliers::outlier_sums;
 use super::sums::Quads;
 use super::{levels, sums};
 use crate::activations::{Activations, Tile};
@@ -61,34 +61,33 @@ fn panels_of<S: Simd, F: Fields>(
     for tile in x.tiles() {
         offset.addends(tile, weight.groups(), addends);
         for index in panels.clone() {
-            let job =
-                Job { panel: &weight.panel(index), tile, offset, addends, out: out.at(tile.first, index * PANEL_ROWS) };
+            let panel = &weight.panel(index);
+            let job = Job { panel, tile, offset, addends, out: out.at(tile.first, index * PANEL_ROWS) };
             match tile.width {
-                1 => tokens::<S, F, 1, 1>(s, job, 0),
-                2 if S::SUMS >= 2 => tokens::<S, F, 2, 2>(s, job, 0),
-                4 if S::SUMS >= 4 => tokens::<S, F, 4, 4>(s, job, 0),
-                8 if S::SUMS >= 8 => tokens::<S, F, 8, 8>(s, job, 0),
-                16 if S::SUMS >= 16 && rows && !F::LEVELS => tokens::<S, F, 16, 16>(s, job, 0),
-                24 if S::SUMS >= 24 && rows && !F::LEVELS => tokens::<S, F, 24, 24>(s, job, 0),
+                1 => tile_of::<S, F, 1, 1>(s, job),
+                2 if S::SUMS >= 2 => tile_of::<S, F, 2, 2>(s, job),
+                4 if S::SUMS >= 4 => tile_of::<S, F, 4, 4>(s, job),
+                8 if S::SUMS >= 8 => tile_of::<S, F, 8, 8>(s, job),
+                16 if S::SUMS >= 16 && rows && !F::LEVELS => tile_of::<S, F, 16, 16>(s, job),
+                24 if S::SUMS >= 24 && rows && !F::LEVELS => tile_of::<S, F, 24, 24>(s, job),
                 // Sums of groups, or of each digit of a level, and totals fit into the registers for half as many tokens.
-                16 if S::SUMS >= 16 => {
-                    for first in [0, 8] {
-                        tokens::<S, F, 8, 16>(s, job, first);
-                    }
-                }
-                24 if S::SUMS >= 24 && F::LEVELS => {
-                    for first in [0, 8, 16] {
-                        tokens::<S, F, 8, 24>(s, job, first);
-                    }
-                }
-                24 if S::SUMS >= 24 => {
-                    for first in [0, 12] {
-                        tokens::<S, F, 12, 24>(s, job, first);
-                    }
-                }
+                16 if S::SUMS >= 16 => tile_of::<S, F, 8, 16>(s, job),
+                24 if S::SUMS >= 24 && F::LEVELS => tile_of::<S, F, 8, 24>(s, job),
+                24 if S::SUMS >= 24 => tile_of::<S, F, 12, 24>(s, job),
                 _ => unreachable!("tiles have no other width"),
             }
         }
+    }
+}
+
+/// One panel with a tile of `WIDTH` tokens, `N` at a time.
+#[inline(always)]
+fn tile_of<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job) {
+    let mut outliers = [s.splat(0.0); WIDTH];
+    let mut first = 0;
+    while first < WIDTH {
+        tokens::<S, F, N, WIDTH>(s, job, first, &mut outliers);
+        first += N;
     }
 }
 
@@ -158,9 +157,15 @@ struct Job<'a> {
     out: Out,
 }
 
-/// One panel with the `N` tokens from `first` on of a tile of `WIDTH`.
+/// One panel with the `N` tokens from `first` on of a tile of `WIDTH`. The first ones find
+/// the shares of the outliers of all.
 #[inline(always)]
-fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job, first: usize) {
+fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
+    s: S,
+    job: Job,
+    first: usize,
+    outliers: &mut [S::Floats; WIDTH],
+) {
     let first = if N == WIDTH { 0 } else { first };
     let Job { panel, tile, .. } = job;
     let (x, _) = tile.values.as_chunks::<4>();
@@ -205,13 +210,14 @@ fn tokens<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(s: S, job: Job
             totals = add_group::<S, N>(s, job, group, codes, addends, totals);
         }
     }
+    if first == 0 && !tile.outliers.is_empty() {
+        // Now that the panel is in the first cache.
+        outlier_sums::<S, F, WIDTH>(s, panel, &tile.outliers, outliers);
+    }
     for token in 0..N {
         if first + token < tile.tokens {
-            let mut result = s.mul(totals[token], s.splat(tile.scales[first + token]));
-            let outliers = tile.outliers(first + token);
-            if !outliers.is_empty() {
-                result = s.add(result, outlier_sum::<S, F>(s, panel, outliers));
-            }
+            let result = s.mul(totals[token], s.splat(tile.scales[first + token]));
+            let result = s.add(result, outliers[first + token]);
             // SAFETY: the token is one of the output, whose rows of this panel are the caller's.
             unsafe { job.out.store(s, first + token, result) };
         }

@@ -19,4 +19,4 @@ mod sums;
 pub(crate) mod xnor;
 
 /// Bytes ahead of the block at work that are asked for.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 4096;
