@@ -2,6 +2,7 @@
 //! generation (tg), with the memory bandwidth that bounds the latter.
 
 mod random;
+mod random_blocks;
 
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use bitllama_kernels::bandwidth::Stream;
 use serde::Serialize;
 
 pub use self::random::{random_decoder, random_weight};
+pub use self::random_blocks::{formats_with_codes, random_block_decoder};
 use crate::forward::Sequence;
 use crate::model::{Decoder, LogitsOf};
 use crate::{Error, KvCache, Result, memory};

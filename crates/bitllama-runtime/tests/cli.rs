@@ -297,6 +297,12 @@ fn random_weights_have_the_bits_of_their_groups() {
         table.contains("random int2 in groups of 64 with zero points, embedding and head int8 in groups of 64"),
         "{table}"
     );
+
+    near(&["--gguf-type", "q4_0"], 4.5);
+    near(&["--gguf-type", "Q5_1"], 6.0);
+    near(&["--gguf-type", "q8_0", "--embedding", "f32"], (layers * 8.5 + embedding * 32.0) / (layers + embedding));
+    let table = succeeds(&[&shape[..], &["--gguf-type", "iq4_nl", "--embedding", "int8"]].concat());
+    assert!(table.contains("random IQ4_NL, embedding and head int8\n"), "{table}");
 }
 
 #[test]

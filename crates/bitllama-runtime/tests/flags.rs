@@ -24,7 +24,7 @@ const SHAPE: [&str; 3] = ["bench", "--shape", "nano"];
 const HUGE: &str = "18446744073709551615";
 
 /// A command, its flags, the line.
-const CASES: [(&[&str], &[&str], &str); 30] = [
+const CASES: [(&[&str], &[&str], &str); 38] = [
     (&RUN, &["--temperature", "nan"], "artifact: temperature = NaN is not a number from 0 up"),
     (&RUN, &["--temperature=-1"], "artifact: temperature = -1 is not a number from 0 up"),
     (&RUN, &["--temperature", "hot"], "invalid value 'hot' for '--temperature <T>': invalid float literal"),
@@ -82,6 +82,49 @@ const CASES: [(&[&str], &[&str], &str); 30] = [
     (&SHAPE, &["--zero-point"], "quantizer: `ternary` with `absmean` has no zero_point"),
     (&SHAPE, &["--scheme", "f32", "--zero-point"], "--zero-point: weights in f32 have none"),
     (&SHAPE, &["--scale-dtype", "bf16"], "invalid value 'bf16' for '--scale-dtype <TYPE>': expected `f32` or `f16`"),
+    (
+        &SHAPE,
+        &["--gguf-type", "q9_0"],
+        "invalid value 'q9_0' for '--gguf-type <TYPE>': unknown type, expected one of q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, \
+         iq4_xs, tq1_0, tq2_0, q1_0, q2_0",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "iq2_xs"],
+        "invalid value 'iq2_xs' for '--gguf-type <TYPE>': weights of this type are not multiplied as codes, expected one of q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, \
+         iq4_xs, tq1_0, tq2_0, q1_0, q2_0",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "q4_k"],
+        "embed_tokens.weight: 160 columns are no whole number of Q4_K's blocks of 256; choose another shape",
+    ),
+    (
+        &["bench", "--shape", "smollm2-135m"],
+        &["--gguf-type", "Q4_K", "--embedding", "int8"],
+        "layers.0.self_attn.q_proj.weight: 576 columns are no whole number of Q4_K's blocks of 256; choose another shape, or \
+         one of the types q4_0, q4_1, q5_0, q5_1, q8_0, iq4_nl, q2_0",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "q4_k", "--scheme", "int4"],
+        "the argument '--gguf-type <TYPE>' cannot be used with '--scheme <SCHEME>'",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "q4_k", "--group-size", "64"],
+        "the argument '--gguf-type <TYPE>' cannot be used with '--group-size <N>'",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "q4_k", "--zero-point"],
+        "the argument '--gguf-type <TYPE>' cannot be used with '--zero-point'",
+    ),
+    (
+        &SHAPE,
+        &["--gguf-type", "q4_k", "--scale-dtype", "f16"],
+        "the argument '--gguf-type <TYPE>' cannot be used with '--scale-dtype <TYPE>'",
+    ),
     (&BENCH, &["--group-size", "64"], "the argument '--artifact <DIR>' cannot be used with '--group-size <N>'"),
     (&["inspect"], &[], "the following required arguments were not provided: <DIR>"),
     (&["inspect", "none"], &[], "none/manifest.json: No such file or directory (os error 2)"),

@@ -25,7 +25,7 @@ pub fn random_decoder(config: &ModelConfig, plan: &BitPlan) -> Result<Decoder> {
 
 /// A decoder of `config` with the matrices that `matrix` gives for a weight, its shape and a seed; norms and biases do
 /// nothing.
-fn decoder_of(
+pub(super) fn decoder_of(
     config: &ModelConfig,
     matrix: impl Fn(&WeightSpec, [usize; 2], u64) -> Result<StoredWeight>,
 ) -> Result<Decoder> {

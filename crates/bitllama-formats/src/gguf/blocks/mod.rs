@@ -20,6 +20,8 @@ mod i_quants;
 mod k_quants;
 mod low_bit;
 
+use bitllama_core::blocks::BlockForm;
+
 /// How values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)]
@@ -141,6 +143,17 @@ impl BlockFormat {
     /// Name in llama.cpp.
     pub const fn name(self) -> &'static str {
         self.facts().1
+    }
+
+    /// The format that llama.cpp calls `name`, in capitals or not.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name))
+    }
+
+    /// How its numbers are made up, if they are whole codes with scales: such blocks are multiplied as they are, in the panels of
+    /// a [`BlockMatrix`](bitllama_core::BlockMatrix). `None` for floats, Q8_K, and codes that stand in tables of whole vectors.
+    pub const fn form(self) -> Option<BlockForm> {
+        codes::form(self)
     }
 
     /// Values in one block.
@@ -275,8 +288,10 @@ mod tests {
     fn ids_and_names_are_told_apart() {
         for format in BlockFormat::ALL {
             assert_eq!(BlockFormat::from_id(format.id()), Some(format));
+            assert_eq!(BlockFormat::named(format.name()), Some(format));
+            assert_eq!(BlockFormat::named(&format.name().to_ascii_lowercase()), Some(format));
             assert_eq!(BlockFormat::ALL.iter().filter(|other| other.name() == format.name()).count(), 1);
         }
-        assert_eq!(BlockFormat::from_id(9), None);
+        assert_eq!((BlockFormat::from_id(9), BlockFormat::named("q9_0")), (None, None));
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, excerpt};
+use bitllama_formats::gguf::BlockFormat;
 use bitllama_formats::hf;
 use bitllama_runtime::{Decoder, bench};
 use clap::Args;
@@ -17,8 +18,17 @@ pub struct RandomPlan {
     /// Scheme of the random weights: binary, ternary, seq2, int2, int3, int4, nf4, int8 or f32
     #[arg(long, value_name = "SCHEME", default_value = "ternary")]
     scheme: SchemeOrFull,
+    /// Type of a GGUF file for the random weights, in place of --scheme, such as q4_k or q6_k: they are multiplied as weights
+    /// out of such a file are
+    #[arg(
+        long,
+        value_name = "TYPE",
+        value_parser = block_format,
+        conflicts_with_all = ["artifact", "kernels", "scheme", "group_size", "zero_point", "scale_dtype"]
+    )]
+    gguf_type: Option<BlockFormat>,
     /// Scheme of the random embedding and head, with the same --group-size and --scale-dtype [default: as --scheme, zero
-    /// points included]
+    /// points included, or as --gguf-type]
     #[arg(long, value_name = "SCHEME")]
     embedding: Option<SchemeOrFull>,
     /// Columns that share a scale, a multiple of 32; 0 for one scale a row [default: 0, of nf4 64]
@@ -30,6 +40,18 @@ pub struct RandomPlan {
     /// What scales are stored in: f32 or f16
     #[arg(long, value_name = "TYPE", value_parser = scale_format, default_value = "f32", conflicts_with_all = ["artifact", "kernels"])]
     scale_dtype: ScaleFormat,
+}
+
+fn block_format(name: &str) -> Result<BlockFormat, String> {
+    let format = BlockFormat::named(name);
+    format.filter(|format| format.form().is_some()).ok_or_else(|| {
+        let fault = match format {
+            Some(_) => "weights of this type are not multiplied as codes",
+            None => "unknown type",
+        };
+        let names: Vec<_> = bench::formats_with_codes().map(|format| format.name().to_ascii_lowercase()).collect();
+        format!("{fault}, expected one of {}", names.join(", "))
+    })
 }
 
 fn scale_format(name: &str) -> Result<ScaleFormat, String> {
@@ -44,16 +66,22 @@ impl RandomPlan {
     /// A decoder in the shape of a config, and a line about it.
     pub fn decoder(&self, shape: &str) -> anyhow::Result<(String, Decoder)> {
         let config = config_of(shape)?;
-        let (layers, head) = self.rules()?;
         let name = |rule: Rule| rule.0.map_or("f32".into(), described);
-        let label = match layers == head {
-            true => format!("{shape}, random {}", name(layers)),
-            false => format!("{shape}, random {}, embedding and head {}", name(layers), name(head)),
+        let label = |layers: String, head: Option<Rule>| match head {
+            None => format!("{shape}, random {layers}"),
+            Some(head) => format!("{shape}, random {layers}, embedding and head {}", name(head)),
         };
+        if let Some(format) = self.gguf_type {
+            let head = self.embedding.map(|SchemeOrFull(scheme)| Rule(scheme.map(Quantizer::from)));
+            let decoder = bench::random_block_decoder(&config, format, head)?;
+            return Ok((label(format.name().into(), head), decoder));
+        }
+        let (layers, head) = self.rules()?;
         let mut rules = vec![("layers.*", layers), ("embed_tokens", head)];
         if !config.tie_word_embeddings {
             rules.push(("lm_head", head));
         }
+        let label = label(name(layers), Some(head).filter(|head| *head != layers));
         Ok((label, bench::random_decoder(&config, &BitPlan::new(rules)?)?))
     }
 
