@@ -8,6 +8,7 @@ use crate::weight::Weight;
 
 /// A weight matrix `[out_features, in_features]`.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // A model has some hundreds.
 pub enum Matrix {
     /// Low-bit codes with their scales, those of a GGUF's blocks among them.
     Packed(Weight),

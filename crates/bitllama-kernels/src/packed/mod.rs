@@ -9,6 +9,11 @@
 //! | `outliers` | activations that are multiplied in f32 instead |
 //! | `float` | one row of activations in f32, and panels unpacked to f32 |
 //! | `xnor` | binary weights with signs |
+//!
+//! Loops over arrays of vectors count: an iterator's or closure's function may be compiled apart, without the instruction set of
+//! the kernel, and vectors then go through memory.
+
+#![allow(clippy::needless_range_loop, clippy::manual_map)]
 
 pub(crate) mod fields;
 pub(crate) mod float;
@@ -19,4 +24,4 @@ mod sums;
 pub(crate) mod xnor;
 
 /// Bytes ahead of the block at work that are asked for.
-const PREFETCH: usize = 4096;
+const PREFETCH: usize = 2048;

@@ -161,7 +161,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_ints(self, x: &[i32; LANES]) -> Self::Ints {
-        proven!([_mm256_loadu_si256(x[8 * 0..].as_ptr().cast()), _mm256_loadu_si256(x[8 * 1..].as_ptr().cast())])
+        proven!([_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[8..].as_ptr().cast())])
     }
     #[inline(always)]
     fn load_i16(self, x: &[i16; LANES]) -> Self::Ints {
@@ -205,7 +205,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_bytes(self, x: &[u8; BYTES]) -> Self::Bytes {
-        proven!([_mm256_loadu_si256(x[32 * 0..].as_ptr().cast()), _mm256_loadu_si256(x[32 * 1..].as_ptr().cast())])
+        proven!([_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[32..].as_ptr().cast())])
     }
     #[inline(always)]
     fn splat_quad(self, x: [i8; 4]) -> Self::Bytes {
