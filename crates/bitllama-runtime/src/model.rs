@@ -137,13 +137,18 @@ impl Decoder {
         Self::trained(artifact.config.clone(), artifact.activations.clone(), weight)
     }
 
-    /// Loads every weight of a model: packed where it is the student of a checkpoint, left in the memory map where it is a matrix
-    /// of 16 bits or of a GGUF's blocks, else in f32.
+    /// Loads every weight of a model: packed where it is the student of a checkpoint; in panels where it is a matrix of a GGUF's
+    /// blocks of codes, which are put there now; left in the memory map where it is a matrix of 16 bits or of other blocks; else in
+    /// f32.
     ///
     /// # Errors
     /// [`Error`] if a weight is missing, damaged or of another shape.
     pub fn from_model(model: &Model) -> Result<Self> {
-        let weight = |spec: &WeightSpec| Ok(model.weights.stored(spec)?);
+        let weight = |spec: &WeightSpec| {
+            // The pages of the weight before, which has been copied by now.
+            model.weights.release();
+            Ok(model.weights.stored(spec)?)
+        };
         let decoder = Self::trained(model.config.clone(), model.activations.clone(), weight)?;
         model.weights.release();
         Ok(decoder)

@@ -19,8 +19,7 @@ use crate::source::{self, Quantize};
 /// Time prompt processing and generation, as llama-bench does, or single kernels
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Artifact, checkpoint, or folder of a run (then its best student) to time; also a Hugging Face directory or a GGUF file, which
-    /// run in f32
+    /// Artifact, checkpoint, or folder of a run (then its best student) to time; also a Hugging Face directory or a GGUF file
     #[arg(long, value_name = "DIR", required_unless_present_any = ["shape", "kernels"], conflicts_with = "shape")]
     artifact: Option<PathBuf>,
     #[command(flatten)]

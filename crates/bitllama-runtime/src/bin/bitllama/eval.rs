@@ -18,8 +18,7 @@ use crate::source::{self, Quantize, Threads};
 /// Perplexity on a text, by llama.cpp's protocol, and accuracy on multiple-choice tasks, by lm-evaluation-harness's
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Artifact, checkpoint, or folder of a run (then its best student) to evaluate; also a Hugging Face directory or a GGUF file, which
-    /// run in f32
+    /// Artifact, checkpoint, or folder of a run (then its best student) to evaluate; also a Hugging Face directory or a GGUF file
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
     /// Text to predict, a UTF-8 file or a folder of them: plain, or the texts of .jsonl, .ndjson and .json; .gz and .zst may

@@ -15,8 +15,7 @@ use crate::source::{self, Quantize, Threads};
 /// Continue a prompt
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Artifact, checkpoint, or folder of a run (then its best student) to run; also a Hugging Face directory or a GGUF file, which
-    /// run in f32
+    /// Artifact, checkpoint, or folder of a run (then its best student) to run; also a Hugging Face directory or a GGUF file
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
     /// Text to continue; control tokens that it spells, like </s>, are read as such, so that chat templates can be written
