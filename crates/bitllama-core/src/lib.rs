@@ -1,4 +1,4 @@
-//! What a low-bit Llama is, without files, tensors libraries or `unsafe`.
+//! The description of a low-bit model, without files, tensor libraries or `unsafe`.
 //!
 //! | module | subject |
 //! |---|---|
@@ -70,7 +70,7 @@ pub use scales::ScaleFormat;
 pub use scheme::Scheme;
 pub use stored::StoredRows;
 
-/// What can be wrong with a config, a plan or packed bytes.
+/// A fault of a config, a plan or packed bytes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A field of a model config has a value that no model can have.

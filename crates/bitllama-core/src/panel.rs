@@ -1,4 +1,4 @@
-//! Where a field lies in packed bytes: the layout "panels16", which is that of files and of the kernels.
+//! The place of a field in packed bytes: the layout "panels16", which files and kernels share.
 //!
 //! A **panel** is 16 rows, a **block** is some columns of a panel; blocks follow each other along the columns, panels
 //! along the rows. A block consists of vectors of 64 bytes. Byte `4 * r + b` of a vector belongs to row `r` of the

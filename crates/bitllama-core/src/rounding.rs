@@ -67,10 +67,10 @@ pub trait RowMatrix: Clone {
     fn out_of_blocks(self, numbers: &Self) -> Self;
 }
 
-/// What a quantizer divides by: of every row one number (`[rows, 1]`).
+/// Scales and zero points, one per row (`[rows, 1]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scales<M> {
-    /// What a code of 1 stands for; of [`Method::Seq`] the largest magnitude alpha, of which levels are fractions.
+    /// The value of a code of 1; for [`Method::Seq`] the largest magnitude alpha, of which levels are fractions.
     pub scales: M,
     /// The field that stands for 0, as a whole number, where the quantizer has zero points.
     pub zero_points: Option<M>,
@@ -89,7 +89,7 @@ pub struct Quantized<M> {
     pub scales: M,
     /// `[rows, 1]`.
     pub zero_points: Option<M>,
-    /// What `scales` are made of in [`ScaleFormat::Double`].
+    /// The parts of `scales` in [`ScaleFormat::Double`].
     pub double: Option<DoubleQuantized<M>>,
 }
 

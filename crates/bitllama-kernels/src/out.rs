@@ -2,7 +2,7 @@
 
 use crate::simd::{LANES, Simd};
 
-/// Where the products of some rows of a weight go: a place in a matrix `[n, rows]`.
+/// A place in a matrix `[n, rows]`, for the products of some rows of a weight.
 #[derive(Clone, Copy)]
 pub(crate) struct Out {
     data: *mut f32,

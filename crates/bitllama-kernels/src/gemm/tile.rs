@@ -9,9 +9,9 @@ use std::ops::Range;
 use crate::isa::Isa;
 use crate::simd::{LANES, Simd, for_isa};
 
-/// What a tile's accumulators do with a word of each factor.
+/// The step of a tile's accumulators with a word of each factor.
 pub(super) trait Kernel: Copy {
-    /// What the sums are stored with.
+    /// The proof of the instruction set that sums are stored with.
     type S: Simd;
     /// [`LANES`] words, or as many sums.
     type V: Copy;

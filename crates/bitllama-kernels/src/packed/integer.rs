@@ -153,7 +153,7 @@ struct Job<'a> {
     offset: Offset,
     /// `[groups, width]`.
     addends: &'a [i32],
-    /// Where the first token's first row goes.
+    /// The place of the first token's first row.
     out: Out,
 }
 

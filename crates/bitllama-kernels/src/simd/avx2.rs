@@ -20,15 +20,6 @@ impl Avx2 {
     }
 }
 
-/// An expression of intrinsics in a method of a proof.
-macro_rules! proven {
-    ($x:expr) => {
-        // SAFETY: `self` exists, so the processor has the instructions, and what is read or written through a
-        // pointer is an array of the right length behind a reference.
-        unsafe { $x }
-    };
-}
-
 impl Simd for Avx2 {
     type Floats = [__m256; 2];
     type Ints = [__m256i; 2];

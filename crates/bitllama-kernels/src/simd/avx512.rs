@@ -19,15 +19,6 @@ impl<const POPCOUNT: bool> Avx512<POPCOUNT> {
     }
 }
 
-/// An expression of intrinsics in a method of a proof.
-macro_rules! proven {
-    ($x:expr) => {
-        // SAFETY: `self` exists, so the processor has the instructions, and what is read or written through a
-        // pointer is an array of the right length behind a reference.
-        unsafe { $x }
-    };
-}
-
 impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     type Floats = __m512;
     type Ints = __m512i;

@@ -17,6 +17,16 @@
 //! Kernels do not use closures around vectors: a closure is compiled apart from the function around it, without that
 //! function's instruction set.
 
+/// An expression of intrinsics in a method of a proof.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! proven {
+    ($x:expr) => {
+        // SAFETY: `self` exists, so the processor has the instructions, and what is read or written through a
+        // pointer is an array of the right length behind a reference.
+        unsafe { $x }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

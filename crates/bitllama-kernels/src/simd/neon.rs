@@ -23,15 +23,6 @@ impl Neon {
     }
 }
 
-/// An expression of intrinsics in a method of a proof.
-macro_rules! proven {
-    ($x:expr) => {
-        // SAFETY: `self` exists, so the processor has the instructions, and what is read or written through a
-        // pointer is an array of the right length behind a reference.
-        unsafe { $x }
-    };
-}
-
 /// The results for each of four registers.
 macro_rules! each {
     ($i:ident => $x:expr) => {{
