@@ -13,7 +13,7 @@ use super::fields::{Fields, Nf4};
 use super::sums::Quads;
 use crate::simd::Simd;
 
-/// What stands for 1 in fixed point: of all whole numbers that two signed bytes allow, the one that brings the levels of
+/// The fixed-point form of 1: among the whole numbers that two signed bytes allow, the one that brings the levels of
 /// `nf4` the closest to whole numbers.
 const UNIT: i32 = 31_908;
 

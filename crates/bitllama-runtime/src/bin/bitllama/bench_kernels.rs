@@ -106,7 +106,7 @@ fn gigabytes_per_second(stream: &Stream, pool: &Pool) -> f64 {
     Speed::of(stream.probe(pool, READS)).median / 1e9
 }
 
-/// What is timed: each scheme with a scale a row, and with scales of groups as models are shipped with; then f32.
+/// The weights to time: each scheme with one scale per row, and with one per group, as models are shipped; then f32.
 fn formats() -> impl Iterator<Item = Option<Quantizer>> {
     let packed = Scheme::ALL.into_iter().flat_map(|scheme| {
         let plain = Quantizer::from(scheme);

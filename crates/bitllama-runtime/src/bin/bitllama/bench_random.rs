@@ -37,7 +37,7 @@ pub struct RandomPlan {
     /// A zero point beside each scale of --scheme (asymmetric)
     #[arg(long, conflicts_with_all = ["artifact", "kernels"])]
     zero_point: bool,
-    /// What scales are stored in: f32 or f16
+    /// Number format of stored scales: f32 or f16
     #[arg(long, value_name = "TYPE", value_parser = scale_format, default_value = "f32", conflicts_with_all = ["artifact", "kernels"])]
     scale_dtype: ScaleFormat,
 }
