@@ -10,7 +10,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use crate::Error;
-use crate::panel::{self, COLUMN_UNIT, FieldBits, PANEL_ROWS, VECTOR_BYTES};
+use crate::panel::{self, COLUMN_UNIT, FieldBits, PANEL_ROWS, VECTOR_BYTES, aligned_bytes};
 
 /// Codes of the formats `IQ4_NL` and `IQ4_XS` (`kvalues_iq4nl` in ggml's `ggml-common.h`).
 pub const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -203,23 +203,20 @@ impl BlockMatrix {
             return Err(Error::Packed(message));
         }
         let (count, groups) = (rows.div_ceil(PANEL_ROWS), columns / form.group_size);
-        // One vector more than there is, for the alignment.
         let len = form.bits.packed_bytes([rows, columns]).filter(|len| *len < isize::MAX as usize - VECTOR_BYTES);
         let len = len.ok_or_else(|| Error::Packed(format!("{rows} rows of {columns} columns are too many")))?;
-        let mut buffer = vec![0u8; len + VECTOR_BYTES];
-        let start = buffer.as_ptr().align_offset(VECTOR_BYTES).min(VECTOR_BYTES);
         let zeros = || BlockScales::zeros(count, groups, form.nested);
         let (mut scales, mut minimums) = (zeros(), form.has_minimums.then(zeros));
-        let mut of_minimums = minimums.iter_mut().flat_map(|minimums| minimums.split(count));
-        let panels = buffer[start..][..len].chunks_exact_mut(form.bits.panel_bytes(columns));
-        let panels = panels.zip(scales.split(count)).enumerate();
-        fill(
-            panels
-                .map(|(index, (fields, scales))| PanelMut { index, fields, scales, minimums: of_minimums.next() })
-                .collect(),
-        );
-        drop(of_minimums);
-        let panels = Bytes::from(buffer).slice(start..start + len);
+        let panels = aligned_bytes(len, |panels| {
+            let mut of_minimums = minimums.iter_mut().flat_map(|minimums| minimums.split(count));
+            let panels = panels.chunks_exact_mut(form.bits.panel_bytes(columns)).zip(scales.split(count)).enumerate();
+            fill(
+                panels
+                    .map(|(index, (fields, scales))| PanelMut { index, fields, scales, minimums: of_minimums.next() })
+                    .collect(),
+            );
+            Ok::<_, Error>(())
+        })?;
         Ok(BlockMatrix { rows, columns, form, panels, scales, minimums })
     }
 

@@ -130,20 +130,22 @@ impl PackedMatrix {
         let scales = scales.into();
         check_scales([rows, columns], scales.len())?;
         let len = scheme.packed_bytes([rows, columns]).unwrap_or(0);
-        let mut bytes = vec![0u8; len];
         let mut row_fields = vec![0u8; columns];
-        for (index, panel) in bytes.chunks_exact_mut(scheme.panel_bytes(columns).max(1)).enumerate() {
-            for (row, global) in (index * PANEL_ROWS..rows).take(PANEL_ROWS).enumerate() {
-                fields(global, &mut row_fields)?;
-                if let Some(column) = row_fields.iter().position(|field| u32::from(*field) >= scheme.levels()) {
-                    let field = row_fields[column];
-                    let message = format!("the value {field} in column {column} is no field of {scheme}");
-                    return Err(Error::Packed(message).into());
+        let bytes = panel::aligned_bytes(len, |bytes| {
+            for (index, panel) in bytes.chunks_exact_mut(scheme.panel_bytes(columns).max(1)).enumerate() {
+                for (row, global) in (index * PANEL_ROWS..rows).take(PANEL_ROWS).enumerate() {
+                    fields(global, &mut row_fields)?;
+                    if let Some(column) = row_fields.iter().position(|field| u32::from(*field) >= scheme.levels()) {
+                        let field = row_fields[column];
+                        let message = format!("the value {field} in column {column} is no field of {scheme}");
+                        return Err(Error::Packed(message).into());
+                    }
+                    panel::put_row(scheme.field_bits(), panel, row, &row_fields);
                 }
-                panel::put_row(scheme.field_bits(), panel, row, &row_fields);
             }
-        }
-        Ok(Self::new(scheme, [rows, columns], bytes.into(), scales, zero_points)?)
+            Ok::<_, E>(())
+        })?;
+        Ok(Self::new(scheme, [rows, columns], bytes, scales, zero_points)?)
     }
 
     /// Number format of the codes.

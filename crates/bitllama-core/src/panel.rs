@@ -17,6 +17,8 @@
 //!
 //! Rows and columns that a matrix has not, but its last panel or block, are fields of 0.
 
+use bytes::Bytes;
+
 use crate::Scheme;
 
 /// Rows of a panel.
@@ -25,6 +27,18 @@ pub const PANEL_ROWS: usize = 16;
 pub const VECTOR_BYTES: usize = 4 * PANEL_ROWS;
 /// A multiple of the columns of any block. Groups of columns with a scale of their own are whole multiples.
 pub const COLUMN_UNIT: usize = 32;
+
+/// The bytes that `fill` makes of `len` zeros. They start at a multiple of [`VECTOR_BYTES`], as those in the map of an artifact do:
+/// a vector that lies across two cache lines takes longer to read.
+///
+/// # Errors
+/// Whatever `fill` fails with.
+pub fn aligned_bytes<E>(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Bytes, E> {
+    let mut buffer = vec![0u8; len.saturating_add(VECTOR_BYTES)];
+    let start = buffer.as_ptr().align_offset(VECTOR_BYTES).min(VECTOR_BYTES);
+    fill(&mut buffer[start..][..len])?;
+    Ok(Bytes::from(buffer).slice(start..start + len))
+}
 
 /// Columns of a quad.
 const QUAD: usize = 4;

@@ -1,11 +1,12 @@
 //! A low-bit matrix as the kernels read it: fields in panels, and scales and offsets in the order of panels beside them.
 
 use bitllama_core::blocks::{BlockScales, Codes, IQ4};
-use bitllama_core::panel::{FieldBits, PANEL_ROWS};
+use bitllama_core::panel::{COLUMN_UNIT, FieldBits, PANEL_ROWS};
 use bitllama_core::scales::PackedScales;
 use bitllama_core::{Activation, BlockMatrix, PackedMatrix, Scheme};
 use half::f16;
 
+use crate::packed::fields::by_fields;
 use crate::simd::{LANES, Simd};
 
 /// A low-bit matrix `[out_features, in_features]`, ready to be multiplied with: packed, or a GGUF's blocks in panels.
@@ -87,16 +88,23 @@ impl Weight {
     }
 
     /// The weight of a GGUF's blocks, which take `stored_bytes` in their file. `None` for codes that the kernels do not
-    /// have: of another table than [`IQ4`], or those other than the fields beside minimums.
+    /// have: of another table than [`IQ4`], those other than the fields beside minimums, or in groups of another size than GGUF's
+    /// types have.
     pub fn of_blocks(matrix: BlockMatrix, stored_bytes: usize) -> Option<Self> {
         let (kind, line) = match matrix.form().codes {
             Codes::Line { low, step } => (FieldKind::of_bits(matrix.form().bits), (low, step)),
             // Codes of a table have 128 added, which makes them bytes without sign.
             Codes::Table(table) => (Some(FieldKind::Iq4).filter(|_| table == IQ4)?, (-128, 1)),
         };
+        let form = *matrix.form();
+        let weight = Self { source: Source::Blocks { matrix, stored_bytes }, kind, line, activation: None };
+        let size_fits = match form.nested {
+            None => form.group_size.is_multiple_of(COLUMN_UNIT),
+            Some(_) => form.group_size == by_fields!(weight, nested_columns(())),
+        };
         // Sums of fields are sums of codes where there are minimums.
-        let fits = !matrix.form().has_minimums || line == (0, 1);
-        fits.then_some(Self { source: Source::Blocks { matrix, stored_bytes }, kind, line, activation: None })
+        let codes_fit = !form.has_minimums || line == (0, 1);
+        (size_fits && codes_fit).then_some(weight)
     }
 
     /// The weight of a student that was trained with inputs of this kind, which [`Input::trained`](crate::Input::trained)
@@ -197,6 +205,11 @@ impl Weight {
         matches!(self.source, Source::Packed { lows: Some(_), .. })
     }
 
+    /// Whether scales, and minimums if there are any, are whole multiples of a factor per super-block.
+    pub(crate) fn is_nested(&self) -> bool {
+        matches!(&self.source, Source::Blocks { matrix, .. } if matrix.form().nested.is_some())
+    }
+
     /// Whether groups have minimums.
     pub(crate) fn has_minimums(&self) -> bool {
         matches!(&self.source, Source::Blocks { matrix, .. } if matrix.minimums().is_some())
@@ -261,6 +274,17 @@ pub(crate) struct Panel<'a> {
     pub lows: Option<&'a [[i16; LANES]]>,
     /// Numbers that are taken from the weights of each group.
     pub minimums: Option<PanelScales<'a>>,
+}
+
+impl<'a> Panel<'a> {
+    /// The `-zero_point` of each row in a group, where there are zero points.
+    #[inline(always)]
+    pub fn low(&self, group: usize) -> Option<&'a [i16; LANES]> {
+        match self.lows {
+            Some(lows) => Some(&lows[group]),
+            None => None,
+        }
+    }
 }
 
 /// Scales or minimums of a panel, `[groups, PANEL_ROWS]`.

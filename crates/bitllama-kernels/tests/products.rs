@@ -329,14 +329,23 @@ fn many_rows_in_f32_see_the_weights_of_blocks_to_the_bit() {
 }
 
 #[test]
-fn codes_that_kernels_do_not_have_are_refused() {
-    let of = |codes, has_minimums| {
-        let form = BlockForm { bits: FieldBits::Four, codes, group_size: 32, nested: None, has_minimums };
-        Weight::of_blocks(random_blocks(form, [3, 64], 1), 1)
+fn forms_that_kernels_do_not_have_are_refused() {
+    let plain = BlockForm {
+        bits: FieldBits::Four,
+        codes: Codes::Line { low: 0, step: 1 },
+        group_size: 32,
+        nested: None,
+        has_minimums: false,
     };
+    let weight = |form| Weight::of_blocks(random_blocks(form, [3, 64], 1), 1);
+    let of = |codes, has_minimums| weight(BlockForm { codes, has_minimums, ..plain });
     assert!(of(Codes::Table([1; 16]), false).is_none());
     assert!(of(Codes::Line { low: -8, step: 1 }, true).is_none());
     assert_eq!(of(Codes::Table(IQ4), false).unwrap().stored_bytes(), 1);
+    assert!(weight(BlockForm { group_size: 16, ..plain }).is_none());
+    assert!(weight(BlockForm { group_size: 16, nested: Some(2), ..plain }).is_none());
+    assert!(weight(BlockForm { bits: FieldBits::One, nested: Some(2), ..plain }).is_none());
+    assert!(weight(BlockForm { nested: Some(2), ..plain }).is_some());
 }
 
 #[test]

@@ -22,6 +22,12 @@ pub(crate) trait Fields {
     const LEVELS: bool = false;
     /// Whether fields have all eight bits, so that products take [`Simd::BYTE_BIAS`] off them.
     const WIDE: bool = false;
+    /// Whether codes may be twice the fields.
+    const DOUBLED: bool = false;
+    /// Whether groups may have minimums in half precision.
+    const MINIMUMS: bool = false;
+    /// Quads of a group whose scale is nested ([`super::nested`]), 0 where no format has such.
+    const NESTED: usize = 0;
     /// Whether single columns are found faster in unpacked fields.
     const UNPACKED_COLUMNS: bool = false;
     /// The fields of each quad, each in its byte. Elements beyond [`Fields::QUADS`] mean nothing.
@@ -70,6 +76,11 @@ macro_rules! by_fields {
 }
 pub(crate) use by_fields;
 
+/// Columns of the groups of these fields whose scales are nested, 0 where no format has such.
+pub(crate) fn nested_columns<T, F: Fields>(_: T) -> usize {
+    4 * F::NESTED
+}
+
 /// A vector of a block.
 ///
 /// # Panics
@@ -88,6 +99,7 @@ impl Fields for Bits1 {
     const LARGEST: u32 = 1;
     const BITS: u32 = 1;
     const IN_PLACE: bool = true;
+    const DOUBLED: bool = true;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let v = vector(s, block, 0);
@@ -110,6 +122,8 @@ impl Fields for Bits2 {
     const LARGEST: u32 = 3;
     const BITS: u32 = 2;
     const IN_PLACE: bool = true;
+    const DOUBLED: bool = true;
+    const NESTED: usize = 4;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let v = vector(s, block, 0);
@@ -129,6 +143,7 @@ impl Fields for Bits3 {
     const LARGEST: u32 = 7;
     const BITS: u32 = 3;
     const UNPACKED_COLUMNS: bool = true;
+    const NESTED: usize = 4;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let (a, b, high) = (vector(s, block, 0), vector(s, block, 1), vector(s, block, 2));
@@ -158,6 +173,8 @@ impl Fields for Bits4 {
     const LARGEST: u32 = 15;
     const BITS: u32 = 4;
     const IN_PLACE: bool = true;
+    const MINIMUMS: bool = true;
+    const NESTED: usize = 8;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let v = vector(s, block, 0);
@@ -183,6 +200,8 @@ impl Fields for Bits5 {
     const LARGEST: u32 = 31;
     const BITS: u32 = 5;
     const UNPACKED_COLUMNS: bool = true;
+    const MINIMUMS: bool = true;
+    const NESTED: usize = 8;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let high = vector(s, block, 4);
@@ -215,6 +234,7 @@ impl Fields for Bits6 {
     const LARGEST: u32 = 63;
     const BITS: u32 = 6;
     const UNPACKED_COLUMNS: bool = true;
+    const NESTED: usize = 4;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let mut fields = [vector(s, block, 0); 8];
@@ -290,6 +310,7 @@ impl Fields for Iq4 {
     const LARGEST: u32 = Bits4::LARGEST;
     const BITS: u32 = Bits4::BITS;
     const WIDE: bool = true;
+    const NESTED: usize = 8;
     #[inline(always)]
     fn unpack<S: Simd>(s: S, block: &[u8]) -> [S::Bytes; 8] {
         let (v, table) = (vector(s, block, 0), s.table(&IQ4_BYTES));

@@ -8,7 +8,6 @@
 use bitllama_core::nf4;
 use bitllama_core::panel::PANEL_ROWS;
 
-use super::PREFETCH;
 use super::fields::{Fields, Nf4};
 use super::sums::Quads;
 use crate::simd::Simd;
@@ -98,7 +97,6 @@ fn digit_sums<S: Simd, const N: usize, const WIDTH: usize, const D: usize>(
     }
     let mut sums = [start; D];
     while let (Some(block), Some(x)) = (bytes.split_off(..Nf4::BYTES), x.split_off(Nf4::QUADS)) {
-        s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
         let fields = Nf4::unpack(s, block);
         for quad in 0..Nf4::QUADS {
             let mut digits = [fields[quad]; D];

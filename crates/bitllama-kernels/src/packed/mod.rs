@@ -4,6 +4,9 @@
 //! |---|---|
 //! | `fields` | how the fields of a scheme come out of a block |
 //! | `integer` | activations in 8 bits: a panel with a tile of tokens |
+//! | `one_token` | one token with groups of common sizes, for decoding |
+//! | `nested` | groups whose scales are whole multiples of a factor |
+//! | `offset` | how sums of fields become sums of codes |
 //! | `sums` | the sums of fields times activations that it needs |
 //! | `levels` | such sums of codes out of a table, in fixed point |
 //! | `outliers` | activations that are multiplied in f32 instead |
@@ -19,9 +22,9 @@ pub(crate) mod fields;
 pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod levels;
+mod nested;
+mod offset;
+mod one_token;
 mod outliers;
 mod sums;
 pub(crate) mod xnor;
-
-/// Bytes ahead of the block at work that are asked for.
-const PREFETCH: usize = 2048;

@@ -2,7 +2,6 @@
 //!
 //! Activations are [`Quads`]: four neighbouring columns of each token after the other.
 
-use super::PREFETCH;
 use super::fields::{Fields, vector};
 use crate::simd::Simd;
 
@@ -41,7 +40,9 @@ pub(super) fn fields<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     x: Quads<WIDTH>,
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
-    if S::STACKED && F::IN_PLACE && F::QUADS * N <= 16 && (F::QUADS > 1 || N <= 4) {
+    // A single block has nothing to add up at one height.
+    let single = F::QUADS > 1 && bytes.len() == F::BYTES;
+    if S::STACKED && F::IN_PLACE && !single && F::QUADS * N <= 16 && (F::QUADS > 1 || N <= 4) {
         // A group is short: what several sums for each height would gain, adding them up would cost.
         let short = bytes.len() <= 16 * F::BYTES;
         return match (F::QUADS, N) {
@@ -50,11 +51,9 @@ pub(super) fn fields<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
             (4, _) => stacked::<S, F, N, WIDTH, 4, 1>(s, bytes, x, start),
             (2, 1) if !short => stacked::<S, F, N, WIDTH, 2, 4>(s, bytes, x, start),
             (2, 2 | 4) if !short => stacked::<S, F, N, WIDTH, 2, 2>(s, bytes, x, start),
-            (2, 1) => stacked::<S, F, N, WIDTH, 2, 2>(s, bytes, x, start),
             (2, _) => stacked::<S, F, N, WIDTH, 2, 1>(s, bytes, x, start),
             (_, 1) if !short => stacked::<S, F, N, WIDTH, 1, 8>(s, bytes, x, start),
             (_, 2) if !short => stacked::<S, F, N, WIDTH, 1, 4>(s, bytes, x, start),
-            (_, 1) => stacked::<S, F, N, WIDTH, 1, 4>(s, bytes, x, start),
             _ => stacked::<S, F, N, WIDTH, 1, 2>(s, bytes, x, start),
         };
     }
@@ -114,7 +113,6 @@ fn plain<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     let mut sums = [[s.splat_int(0); N]; 4];
     sums[0] = start;
     while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
-        s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
         let fields = F::unpack(s, block);
         for quad in 0..F::QUADS {
             let x = x.of::<N>(quad);
@@ -155,7 +153,6 @@ fn in_parts<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
         };
         let mut dots = [[s.no_dots(); N]; 4];
         while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
-            s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
             let fields = F::unpack(s, block);
             for quad in 0..F::QUADS {
                 let x = x.of::<N>(quad);
@@ -220,7 +217,6 @@ fn stacked_block<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const Q
     sums: &mut [[S::Ints; N]; QUADS],
 ) {
     let v = vector(s, block, 0);
-    s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
     for quad in 0..QUADS {
         let mask = (F::LARGEST << (quad as u32 * F::BITS)) as u8;
         let fields = if F::BITS == 8 { v } else { s.and(v, mask) };
@@ -253,7 +249,6 @@ fn half_stacked<S: Simd, F: Fields, const N: usize, const WIDTH: usize, const HE
         let mut dots = [[s.no_dots(); N]; HEIGHTS];
         while let (Some(block), Some(x)) = (bytes.split_off(..F::BYTES), x.split_off(F::QUADS)) {
             let v = vector(s, block, 0);
-            s.prefetch(block.as_ptr().wrapping_add(PREFETCH));
             let halves = [v, s.shift_right::<4>(v)];
             for half in 0..2 {
                 for height in 0..HEIGHTS {

@@ -162,6 +162,13 @@ impl Simd for Avx2 {
         ])
     }
     #[inline(always)]
+    fn load_i8_ints(self, x: &[i8; LANES]) -> Self::Ints {
+        proven!([
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(x[8..].as_ptr().cast())),
+        ])
+    }
+    #[inline(always)]
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         proven!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }

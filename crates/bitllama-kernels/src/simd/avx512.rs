@@ -48,7 +48,7 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> __m512 {
-        proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+        self.to_floats(self.load_i8_ints(x))
     }
     #[inline(always)]
     fn load_i4(self, x: &Nibbles) -> __m512 {
@@ -165,6 +165,10 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     #[inline(always)]
     fn load_i16(self, x: &[i16; LANES]) -> __m512i {
         proven!(_mm512_cvtepi16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_i8_ints(self, x: &[i8; LANES]) -> __m512i {
+        proven!(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
     }
     #[inline(always)]
     fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {

@@ -110,6 +110,8 @@ pub(crate) trait Simd: Copy {
     fn splat_int(self, x: i32) -> Self::Ints;
     fn load_ints(self, x: &[i32; LANES]) -> Self::Ints;
     fn load_i16(self, x: &[i16; LANES]) -> Self::Ints;
+    /// As [`Simd::load_i8`], as whole numbers.
+    fn load_i8_ints(self, x: &[i8; LANES]) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;

@@ -119,6 +119,17 @@ impl Simd for Neon {
         each!(i => vmovl_s16(vld1_s16(x[4 * i..].as_ptr())))
     }
     #[inline(always)]
+    fn load_i8_ints(self, x: &[i8; LANES]) -> Self::Ints {
+        let bytes = proven!(vld1q_s8(x.as_ptr()));
+        let [low, high] = proven!([vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)]);
+        proven!([
+            vmovl_s16(vget_low_s16(low)),
+            vmovl_high_s16(low),
+            vmovl_s16(vget_low_s16(high)),
+            vmovl_high_s16(high)
+        ])
+    }
+    #[inline(always)]
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         each!(i => vaddq_s32(a[i], b[i]))
     }

@@ -146,6 +146,10 @@ impl<const FUSED: bool> Simd for Portable<FUSED> {
         lanewise!(|x; i| i32::from(x))
     }
     #[inline(always)]
+    fn load_i8_ints(self, x: &[i8; LANES]) -> Self::Ints {
+        lanewise!(|x; i| i32::from(x))
+    }
+    #[inline(always)]
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         lanewise!(|a, b; i| i32::wrapping_add(a, b))
     }

@@ -1,6 +1,7 @@
 //! Models with random weights, to be timed: their text is nonsense, their speed is that of trained ones.
 
 use bitllama_core::packed::pack_scales;
+use bitllama_core::panel::aligned_bytes;
 use bitllama_core::scales::{DOUBLE_BLOCK, DoubleScales, PackedScales};
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::WeightSpec;
@@ -58,18 +59,20 @@ pub fn random_weight(quantizer: Option<Quantizer>, shape: [usize; 2], seed: u64)
     quantizer.check()?;
     quantizer.check_shape(shape)?;
     let scheme = quantizer.scheme;
-    let mut bytes = vec![0u8; scheme.packed_bytes(shape).unwrap_or(0)];
-    rng.fill_bytes(&mut bytes);
-    if scheme == Scheme::Ternary {
-        // The field 3, which ternary does not have, becomes 1, the code 0.
-        bytes.iter_mut().for_each(|byte| *byte ^= *byte & (*byte << 1) & 0xaa);
-    }
+    let bytes = aligned_bytes(scheme.packed_bytes(shape).unwrap_or(0), |bytes| {
+        rng.fill_bytes(bytes);
+        if scheme == Scheme::Ternary {
+            // The field 3, which ternary does not have, becomes 1, the code 0.
+            bytes.iter_mut().for_each(|byte| *byte ^= *byte & (*byte << 1) & 0xaa);
+        }
+        Ok::<_, bitllama_core::Error>(())
+    })?;
     let scale = 1.0 / (scheme.levels() as f32 * (columns as f32).sqrt());
     let count = rows * quantizer.scales_a_row(columns);
     let middle = (scheme.levels() / 2) as i32;
     let zero_points = quantizer.zero_point.then(|| (0..count).map(|_| middle - (rng.next_u32() & 1) as i32).collect());
     let scales = constant_scales(&quantizer, scale, count)?;
-    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, shape, bytes.into(), scales, zero_points)?))
+    Ok(StoredWeight::Packed(PackedMatrix::new(scheme, shape, bytes, scales, zero_points)?))
 }
 
 /// `count` scales of about `scale`, as `quantizer` stores them.
