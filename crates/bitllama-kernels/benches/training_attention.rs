@@ -66,7 +66,7 @@ fn peak(isa: Isa) -> Option<f64> {
         Isa::Avx512 => || unsafe { peak_avx512() },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => || unsafe { peak_avx2() },
+        Isa::Avx2 | Isa::AvxVnni => || unsafe { peak_avx2() },
         _ => return None,
     };
     let operations: usize = rayon::broadcast(|_| run()).into_iter().sum();

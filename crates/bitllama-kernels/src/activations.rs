@@ -95,7 +95,7 @@ impl Activations {
         // Sums of a tile, one a token, should fit into the registers.
         let widths: &[usize] = match isa {
             Isa::Avx512 => &[1, 2, 4, 8, 16, 24],
-            Isa::Avx2 | Isa::Neon => &[1, 2, 4],
+            Isa::Avx2 | Isa::AvxVnni | Isa::Neon => &[1, 2, 4],
             Isa::Scalar => &[1],
         };
         let widest = widths[widths.len() - 1];

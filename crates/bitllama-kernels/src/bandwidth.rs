@@ -89,7 +89,7 @@ fn sum(isa: Isa, lines: &[Line]) -> u64 {
         Isa::Avx512 => unsafe { sum_avx512(lines) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { sum_avx2(lines) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { sum_avx2(lines) },
         _ => sum_lines(lines),
     }
 }

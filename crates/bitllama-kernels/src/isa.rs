@@ -11,6 +11,9 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// As [`Isa::Avx2`], with products of bytes by VNNI in 256 bits: AVX-VNNI, or AVX-512 VNNI and VL. What is no product with
+    /// packed weights is computed as with [`Isa::Avx2`].
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI; popcounts need VPOPCNTDQ beside them, else those of AVX2 are used.
     Avx512,
     /// AArch64 with the dot product extension.
@@ -19,13 +22,14 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, from the slowest up.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon];
 
     /// The name that `BITLLAMA_ISA` uses.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
         }
@@ -37,6 +41,8 @@ impl Isa {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => has_avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => has_avx2() && (is_x86_feature_detected!("avxvnni") || has_vnni_of_avx512()),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 has_avx2()
@@ -87,6 +93,12 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+/// Whether this processor has AVX-512's VNNI in registers of 256 bits.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vnni_of_avx512() -> bool {
+    is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
 }
 
 fn names(all: impl Iterator<Item = Isa>) -> String {

@@ -64,7 +64,7 @@ impl<S: Simd> Kernel for Fma<S> {
 pub(super) fn lanes(isa: Isa) -> [usize; 2] {
     match isa {
         Isa::Avx512 => [8, 3 * LANES],
-        Isa::Avx2 | Isa::Neon => [6, LANES],
+        Isa::Avx2 | Isa::AvxVnni | Isa::Neon => [6, LANES],
         Isa::Scalar => [2, LANES],
     }
 }

@@ -14,7 +14,11 @@ use super::outliers::outlier_sums;
 use super::sums::Quads;
 use super::{levels, nested, one_token, sums};
 use crate::activations::{Activations, Tile};
+#[cfg(target_arch = "x86_64")]
+use crate::isa::{Isa, has_vnni_of_avx512};
 use crate::out::Out;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{AVX_VNNI, AVX512_VNNI, Avx2};
 use crate::simd::{Simd, for_isa};
 use crate::weight::{Panel, PanelScales, Weight};
 
@@ -29,11 +33,35 @@ pub(crate) unsafe fn integer_panels(weight: &Weight, panels: Range<usize>, x: &A
     assert_eq!(weight.columns(), x.columns());
     thread_local!(static ADDENDS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) });
     ADDENDS.with_borrow_mut(|addends| {
+        #[cfg(target_arch = "x86_64")]
+        if x.isa() == Isa::AvxVnni && Isa::AvxVnni.is_available() {
+            // SAFETY: the processor has the instructions, as was asked.
+            return unsafe {
+                match has_vnni_of_avx512() {
+                    true => with_vnni_of_avx512(weight, panels, x, addends, out),
+                    false => with_avx_vnni(weight, panels, x, addends, out),
+                }
+            };
+        }
         for_isa!(
             x.isa(),
             panels_of_kind(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out)
         )
     });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn with_avx_vnni(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out) {
+    // SAFETY: the caller has made sure of the instructions of this function.
+    panels_of_kind(unsafe { Avx2::<AVX_VNNI>::new() }, weight, panels, x, addends, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl")]
+fn with_vnni_of_avx512(weight: &Weight, panels: Range<usize>, x: &Activations, addends: &mut Vec<i32>, out: Out) {
+    // SAFETY: the caller has made sure of the instructions of this function.
+    panels_of_kind(unsafe { Avx2::<AVX512_VNNI>::new() }, weight, panels, x, addends, out);
 }
 
 #[inline(always)]

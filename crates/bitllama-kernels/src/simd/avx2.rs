@@ -1,5 +1,5 @@
 //! AVX2 with FMA: two registers are a vector. `vpmaddubsw` multiplies two columns of sixteen bits, so products are summed in
-//! 16 bits as long as they fit.
+//! 16 bits as long as they fit; with VNNI `vpdpbusd` multiplies four, into 32 bits.
 
 use std::arch::x86_64::*;
 
@@ -7,29 +7,50 @@ use half::f16;
 
 use super::{BYTES, LANES, Nibbles, Simd};
 
-/// The proof of AVX2, FMA and F16C.
+/// The proof of AVX2, FMA and F16C, and of the instructions for products of bytes that `DOTS` names.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const DOTS: u8 = NO_VNNI>(());
 
-impl Avx2 {
+/// [`Avx2`] by itself.
+pub(crate) const NO_VNNI: u8 = 0;
+/// AVX-VNNI.
+pub(crate) const AVX_VNNI: u8 = 1;
+/// VNNI of AVX-512, with VL: the same in another encoding.
+pub(crate) const AVX512_VNNI: u8 = 2;
+
+impl<const DOTS: u8> Avx2<DOTS> {
     /// # Safety
     /// The processor must have what this is the proof of, and functions that use it must be compiled for that.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
+
+    /// Adds to each lane the products of its four bytes, unsigned ones with signed ones.
+    #[inline(always)]
+    fn dot_fours(self, sum: [__m256i; 2], fields: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+        match DOTS {
+            AVX_VNNI => proven!([
+                _mm256_dpbusd_avx_epi32(sum[0], fields[0], x[0]),
+                _mm256_dpbusd_avx_epi32(sum[1], fields[1], x[1])
+            ]),
+            _ => {
+                proven!([_mm256_dpbusd_epi32(sum[0], fields[0], x[0]), _mm256_dpbusd_epi32(sum[1], fields[1], x[1])])
+            }
+        }
+    }
 }
 
-impl Simd for Avx2 {
+impl<const DOTS: u8> Simd for Avx2<DOTS> {
     type Floats = [__m256; 2];
     type Ints = [__m256i; 2];
     type Bytes = [__m256i; 2];
     type Dots = [__m256i; 2];
     const BLOCK: usize = 6;
     const ROWS: usize = 6;
-    const STACKED: bool = false;
+    const STACKED: bool = DOTS != NO_VNNI;
     const SUMS: usize = 4;
-    const BYTE_BIAS: i32 = 128;
+    const BYTE_BIAS: i32 = if DOTS == NO_VNNI { 128 } else { 0 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::Floats {
@@ -255,17 +276,26 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot(self, sum: Self::Dots, fields: Self::Bytes, x: Self::Bytes) -> Self::Dots {
+        if DOTS != NO_VNNI {
+            return self.dot_fours(sum, fields, x);
+        }
         proven!([
             _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(fields[0], x[0])),
             _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(fields[1], x[1]))
         ])
     }
     fn depth(largest: u32) -> usize {
-        // Each 16-bit number takes two products.
-        i16::MAX as usize / (2 * 127 * largest as usize)
+        match DOTS {
+            // Each 16-bit number takes two products.
+            NO_VNNI => i16::MAX as usize / (2 * 127 * largest as usize),
+            _ => usize::MAX,
+        }
     }
     #[inline(always)]
     fn add_dots(self, sum: Self::Ints, dots: Self::Dots) -> Self::Ints {
+        if DOTS != NO_VNNI {
+            return self.add_ints(sum, dots);
+        }
         let one = proven!(_mm256_set1_epi16(1));
         proven!([
             _mm256_add_epi32(sum[0], _mm256_madd_epi16(dots[0], one)),
@@ -274,11 +304,17 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_now(self, sum: Self::Ints, fields: Self::Bytes, x: Self::Bytes) -> Self::Ints {
+        if DOTS != NO_VNNI {
+            return self.dot_fours(sum, fields, x);
+        }
         let products = proven!([_mm256_maddubs_epi16(fields[0], x[0]), _mm256_maddubs_epi16(fields[1], x[1])]);
         self.add_dots(sum, products)
     }
     #[inline(always)]
     fn dot_bytes(self, sum: Self::Ints, fields: Self::Bytes, x: Self::Bytes) -> Self::Ints {
+        if DOTS != NO_VNNI {
+            return self.dot_fours(sum, fields, x);
+        }
         let mut products = sum;
         for i in 0..2 {
             // The sign moves from the field to the activation, so that two products of at most 128 * 127 fit into 16 bits.

@@ -10,7 +10,7 @@
 //! | file | vectors |
 //! |---|---|
 //! | `portable` | arrays, the reference for all others |
-//! | `avx2` | pairs of registers of 256 bits |
+//! | `avx2` | pairs of registers of 256 bits, for products of bytes with VNNI as well |
 //! | `avx512` | registers of 512 bits, with VNNI |
 //! | `neon` | four registers of 128 bits, with the dot product extension |
 //!
@@ -39,7 +39,7 @@ mod portable;
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Avx2;
+pub(crate) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, NO_VNNI};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
@@ -217,7 +217,8 @@ macro_rules! for_isa {
         #[allow(clippy::too_many_arguments)]
         fn avx2($($name: $type),*) $(-> $result)? {
             // SAFETY: the caller has made sure of the instructions of this function.
-            $body::<_ $(, $($generic),+)?>(unsafe { $crate::simd::Avx2::new() }, $($name),*)
+            let proof = unsafe { $crate::simd::Avx2::<{ $crate::simd::NO_VNNI }>::new() };
+            $body::<_ $(, $($generic),+)?>(proof, $($name),*)
         }
         #[cfg(target_arch = "aarch64")]
         #[target_feature(enable = "neon,dotprod")]
@@ -232,7 +233,7 @@ macro_rules! for_isa {
             $crate::isa::Isa::Avx512 => unsafe { avx512($($name),*) },
             // SAFETY: the processor has the instructions, by the assertion above.
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Isa::Avx2 => unsafe { avx2($($name),*) },
+            $crate::isa::Isa::Avx2 | $crate::isa::Isa::AvxVnni => unsafe { avx2($($name),*) },
             // SAFETY: the processor has the instructions, by the assertion above.
             #[cfg(target_arch = "aarch64")]
             $crate::isa::Isa::Neon => unsafe { neon($($name),*) },
