@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bitllama_core::blocks::{BlockForm, Codes, IQ4, PanelMut};
 use bitllama_core::panel::{FieldBits, put_row};
+use bitllama_core::scales::PackedScales;
 use bitllama_core::{BlockMatrix, DenseMatrix, Error, PackedMatrix, Scheme, StoredRows};
 use bitllama_kernels::{Activations, Input, Isa, LEVEL_ERROR, Matrix, Pool, Precision, Signs, Weight, products};
 use half::f16;
@@ -194,6 +195,40 @@ proptest! {
         for isa in Isa::available() {
             let found = product(isa, Precision::Sign, 2, &weight, &x);
             prop_assert!(found.iter().zip(&portable).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", isa);
+        }
+    }
+}
+
+#[test]
+fn one_token_is_as_many_are_with_every_kind_of_groups() {
+    let (group_sizes, count): (&[usize], _) = if cfg!(miri) { (&[64], 2) } else { (&[32, 64, 96, 128, 256], 19) };
+    for scheme in Scheme::ALL {
+        for points in [false, scheme.has_zero_points()] {
+            for (half, group_size) in
+                [false, true].into_iter().flat_map(|half| group_sizes.iter().map(move |g| (half, g)))
+            {
+                let (rows, columns) = (18, count * group_size);
+                let packed = random_weight(scheme, [rows, columns], count, points, 7);
+                let scales: PackedScales = match half {
+                    true => PackedScales::F16(packed.scales().iter().map(|x| f16::from_f32(*x)).collect()),
+                    false => packed.scales().to_vec().into(),
+                };
+                let zero_points = packed.zero_points().map(<[i32]>::to_vec);
+                let packed =
+                    PackedMatrix::new(scheme, [rows, columns], packed.bytes().clone(), scales, zero_points).unwrap();
+                let (weight, x) = (Matrix::from(packed.clone()), floats(11, 5 * columns));
+                let many = product(Isa::Scalar, Precision::Int8, 1, &weight, &x);
+                let expected = reference(&packed, &rounded(&x, columns));
+                let of_levels = if scheme.table().is_some() { f64::from(LEVEL_ERROR) } else { 0.0 };
+                close(&many, &expected, ROUNDING, |sum| of_levels * expected[sum].scales);
+                for isa in Isa::available() {
+                    assert!(product(isa, Precision::Int8, 1, &weight, &x) == many, "{isa} {scheme} {group_size}");
+                    for (x, many) in x.chunks_exact(columns).zip(many.chunks_exact(rows)) {
+                        let one = product(isa, Precision::Int8, 1, &weight, x);
+                        assert!(one == many, "{isa} {scheme} {group_size} {half} {points}");
+                    }
+                }
+            }
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::weight::{Panel, PanelScales};
 /// Groups whose scales are widened at a time.
 const CHUNK: usize = 16;
 
-/// The sums of weights times activations of all columns, equal to the bit to those of several tokens. `None` for groups of another size, or with offsets that no scheme of such fields has.
+/// The sums of weights times activations of all columns, equal to the bit to those of several tokens. `None` for groups of another
+/// size, or with offsets that no scheme of such fields has.
 #[inline(always)]
 pub(super) fn weighted_sums<S: Simd, F: Fields>(
     s: S,
