@@ -156,11 +156,12 @@ pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) 
         .map(|(matrix, out)| {
             assert_eq!(matrix.columns(), input.columns, "the weight has other in_features than the activations");
             let form = input.form_of(matrix);
-            let n = match form {
-                Form::Floats => input.x.len() / input.columns,
-                Form::Int8 => input.int8.len(),
-                Form::Rounded(activation) => input.rounded(activation).len(),
-                Form::Signs => input.signs.len(),
+            let of_activations = |x: &Activations| (x.len(), x.tiles().len() <= 1);
+            let (n, reads_once) = match form {
+                Form::Floats => (input.x.len() / input.columns, input.x.len() <= input.columns),
+                Form::Int8 => of_activations(&input.int8),
+                Form::Rounded(activation) => of_activations(input.rounded(activation)),
+                Form::Signs => (input.signs.len(), true),
             };
             assert!(n > 0 || out.is_empty(), "the input was not set for this weight");
             assert_eq!(out.len(), n * matrix.rows(), "out is not {n} rows of {}", matrix.rows());
@@ -170,30 +171,46 @@ pub fn products(pool: &Pool, input: &Input, jobs: &mut [(&Matrix, &mut [f32])]) 
                 Matrix::Stored(stored) => stored.rows() * stored.columns() * size_of::<f32>(),
                 other => other.bytes(),
             };
-            let work = bytes * n.div_ceil(4);
-            // Tasks of some microseconds, and enough of them for each thread that a slow one holds up little.
-            let tasks = (work / MIN_WORK).clamp(1, pool.threads() * TASKS_A_THREAD).min(units);
-            let units_a_task = units.div_ceil(tasks.max(1));
             let out = Out::new(out, matrix.rows());
-            Job { matrix, form, n, out, unit, units, units_a_task, tasks: units.div_ceil(units_a_task.max(1)) }
+            Job { matrix, form, n, reads_once, out, unit, units, work: bytes * n.div_ceil(4) }
         })
         .collect();
-    let tasks = plan.iter().map(|job| job.tasks).sum();
-    pool.for_each(tasks, |mut task| {
-        for job in &plan {
-            if task < job.tasks {
-                let first = task * job.units_a_task;
-                // SAFETY: tasks are given different rows, and `out` has the shape that was checked above.
-                return unsafe { job.run(input, first..(first + job.units_a_task).min(job.units)) };
-            }
-            task -= job.tasks;
-        }
+    let tasks = tasks(&plan, pool.threads());
+    pool.for_each(tasks.len(), |task| {
+        let (job, units) = &tasks[task];
+        // SAFETY: tasks are given different rows, and `out` has the shape that was checked above.
+        unsafe { plan[*job].run(input, units.clone()) }
     });
+}
+
+/// Indices of jobs with units of them: of some microseconds each, and enough at the end that a slow thread holds up little.
+///
+/// The processor asks for bytes ahead of a thread that reads on and on, and reads too much where a task ends. So with few tokens,
+/// which read the weights once, the first tasks are large. With many tokens tasks fit into the caches, since every tile of tokens
+/// reads the weights of its task again.
+fn tasks(plan: &[Job], threads: usize) -> Vec<(usize, Range<usize>)> {
+    let mut tasks = Vec::new();
+    let mut rest: usize = plan.iter().map(|job| job.work).sum();
+    for (index, job) in plan.iter().enumerate() {
+        let smallest = (job.work / (threads * SMALL_TASKS_A_THREAD)).max(MIN_WORK);
+        let mut first = 0;
+        while first < job.units {
+            let work = if job.reads_once { smallest.max(rest / (threads * LARGE_TASKS_A_THREAD)) } else { smallest };
+            let units = (work * job.units / job.work.max(1)).clamp(1, job.units - first);
+            tasks.push((index, first..first + units));
+            first += units;
+            rest = rest.saturating_sub(units * job.work / job.units);
+        }
+    }
+    tasks
 }
 
 /// Bytes of weights, times a quarter of the tokens, that are worth a task.
 const MIN_WORK: usize = 1 << 15;
-const TASKS_A_THREAD: usize = 16;
+/// Tasks of the smallest size that a matrix has per thread.
+const SMALL_TASKS_A_THREAD: usize = 16;
+/// Tasks per thread that what is left would have, where tokens are few.
+const LARGE_TASKS_A_THREAD: usize = 2;
 /// Rows of a weight that is not packed that a batch multiplies at a time.
 const FULL_ROWS: usize = 64;
 
@@ -215,8 +232,10 @@ struct Job<'a> {
     /// Rows.
     unit: usize,
     units: usize,
-    units_a_task: usize,
-    tasks: usize,
+    /// Whether all tokens together read the weights once.
+    reads_once: bool,
+    /// Bytes of weights times a quarter of the tokens.
+    work: usize,
 }
 
 impl Job<'_> {
