@@ -9,7 +9,7 @@ use bitllama_core::nf4;
 use bitllama_core::panel::PANEL_ROWS;
 
 use super::fields::{Fields, Nf4};
-use super::sums::Quads;
+use super::sums::{self, Quads};
 use crate::simd::Simd;
 
 /// The fixed-point form of 1: among the whole numbers that two signed bytes allow, the one that brings the levels of
@@ -97,6 +97,7 @@ fn digit_sums<S: Simd, const N: usize, const WIDTH: usize, const D: usize>(
     }
     let mut sums = [start; D];
     while let (Some(block), Some(x)) = (bytes.split_off(..Nf4::BYTES), x.split_off(Nf4::QUADS)) {
+        sums::ask_ahead::<S, N>(s, block);
         let fields = Nf4::unpack(s, block);
         for quad in 0..Nf4::QUADS {
             let mut digits = [fields[quad]; D];

@@ -89,6 +89,9 @@ fn block_sums<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
         let (Some(bytes), Some(x)) = (bytes.split_off(..bytes_at_once), x.split_off(at_once * F::NESTED)) else {
             unreachable!("every group has fields and activations")
         };
+        if at_once == 2 {
+            sums::ask_ahead::<S, N>(s, bytes);
+        }
         let unpacked = if at_once == 2 { Some(F::unpack(s, bytes)) } else { None };
         for half in 0..at_once {
             let start = offset.start::<S, N>(s, addends_of(addends, group * WIDTH + x.first));
