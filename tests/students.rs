@@ -310,6 +310,8 @@ mod signals {
     fn every_signal_that_asks_checkpoints_and_stops() {
         let folder = tempfile::tempdir().unwrap();
         let sets = ["train.steps=400", "train.checkpoint_every=400"];
+        // SAFETY: a default action has no handler. Runs inherit it, also where these tests were started by `nohup`.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         for (signal, code) in [("-TERM", 143), ("-HUP", 129), ("-INT", 130)] {
             let path = folder.path().join(signal);
             let mut child = start(&short_run(&path, &sets));
