@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 cargo build --quiet --release --workspace
 train=target/release/bitllama-train
 echo "scheme    mean_kld   same_top"
-for scheme in binary ternary int2 int3 int4 int8; do
+for scheme in binary ternary seq2 int2 int3 int4 nf4 iq4 int5 int6 int8; do
   run="$work/$scheme"
   "$train" distill --config recipes/quickstart.toml --set output="$run" --set data.cache="$work/cache" \
     --set "bits.*=$scheme" --set train.steps=20 --set train.checkpoint_every=20 --log json >/dev/null 2>&1

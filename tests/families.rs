@@ -13,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, Quantizer, Scheme};
-use bitllama_formats::artifact::Layout;
 use bitllama_formats::{Model, hf, model};
 use bitllama_nn::fake_quant::quantize;
 use bitllama_nn::ops::composed;
@@ -21,7 +20,7 @@ use bitllama_nn::weights::Weights;
 use bitllama_runtime::evaluate::LogitModel;
 use bitllama_runtime::{Decoder, LogitsOf};
 use bitllama_train::evaluate::Scored;
-use bitllama_train::export::export;
+use bitllama_train::export::{self, Format};
 use bitllama_train::models::to_device;
 use burn::module::Module;
 use burn::tensor::Device;
@@ -305,7 +304,7 @@ fn check_artifact(path: &Path, source: &Model, plan: Option<Quantizer>, expected
     let rules = plan.map(BitPlan::uniform).unwrap_or(BitPlan::new([])?);
     let plan = rules.resolve(&source.config)?;
     let student = quantize(to_device(source, &device)?, &plan, &StoredScales::new());
-    export(path, &student, &plan, source.tokenizer_files(), Layout::default(), json!({}))?;
+    export::student(Format::Artifact, path, &student, &plan, source.tokenizer_files(), json!({}))?;
 
     let artifact = model::open(path)?;
     let rounded = student.clone().valid().materialize();

@@ -110,11 +110,11 @@ fn a_run_is_replaced_only_as_it_was_written() {
     // No other command's output takes its place, least of all that of its own checkpoint.
     let (path, checkpoint) = (folder.to_str().unwrap(), folder.join("checkpoints/step-000006"));
     let checkpoint = checkpoint.to_str().unwrap();
-    for layout in ["packed", "hf"] {
-        let export = |from: &str, to: &str| run(&["export", "--checkpoint", from, "--output", to, "--layout", layout]);
-        refused(export(checkpoint, checkpoint), "step-000006: `--checkpoint`");
+    for layout in ["artifact", "hf"] {
+        let export = |from: &str, to: &str| run(&["export", "--from", from, "--output", to, "--to", layout]);
+        refused(export(checkpoint, checkpoint), "step-000006: `--from`");
         refused(export(path, checkpoint), "step-000006: holds a checkpoint");
-        refused(export(path, path), "run: `--checkpoint`");
+        refused(export(path, path), "run: `--from`");
     }
     refused(quantize(&folder, "4"), "run: holds a run");
     // The very recipe that is read.

@@ -111,7 +111,7 @@ const COMMANDS: [(&str, &[&str], &[&str]); 58] = [
     ("task that is not there", &["eval", "--model", "m", "--task"], &["t.jsonl"]),
     ("limit without a task", &EVAL, &["--limit", "5"]),
     ("no bits", &QUANTIZE, &[]),
-    ("unknown bits", &QUANTIZE, &["--bits", "5"]),
+    ("unknown bits", &QUANTIZE, &["--bits", "7"]),
     ("unknown scheme", &QUANTIZE, &["--scheme", "LONG"]),
     ("bits and scheme", &QUANTIZE, &["--bits", "4", "--scheme", "int4"]),
     ("groups of 0", &QUANTIZE, &["--bits", "4", "--group-size", "0"]),
@@ -168,7 +168,7 @@ const COMMANDS: [(&str, &[&str], &[&str]); 58] = [
     ("top-p of 2", &GENERATE, &["--tokens", "100", "--length", "8", "--top-p", "2"]),
     ("top-k of 0", &GENERATE, &["--tokens", "100", "--length", "8", "--top-k", "0"]),
     ("negative seed", &GENERATE, &["--tokens", "100", "--seed=-1"]),
-    ("a model that is no checkpoint", &["export", "--checkpoint", "m", "--output", "out"], &[]),
+    ("an unknown format of an export", &["export", "--from", "m", "--output", "out", "--to", "gguf:q9_0"], &[]),
     ("a folder without results", &["report", "m"], &[]),
     ("jobs of 0", &["grid", "--config", "g.toml", "--jobs", "0"], &[]),
 ];

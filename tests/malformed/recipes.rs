@@ -74,7 +74,7 @@ const CHANGES: [(&str, &str, &str); 45] = [
     ("temperature of 0", "temperature = 1.0", "temperature = 0.0"),
     ("beta without jsd", "alpha = 0.5", "alpha = 0.5\nbeta = 0.5"),
     ("unknown loss", "alpha = 0.5", "alpha = 0.5\nloss = \"l2\""),
-    ("unknown scheme", "scheme = \"int4\"", "scheme = \"int5\""),
+    ("unknown scheme", "scheme = \"int4\"", "scheme = \"int7\""),
     ("long unknown scheme", "scheme = \"int4\"", "scheme = \"LONG\""),
     ("unknown method", "scheme = \"int4\"", "scheme = \"int4\", method = \"best\""),
     ("method of another scheme", "scheme = \"int4\"", "scheme = \"int4\", method = \"twn\""),

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::bit_plan::{Glob, ResolvedPlan};
-use crate::quantizer::FULL_PRECISION;
+use crate::rule::FULL_PRECISION;
 use crate::weights::{Kind, WeightSpec};
 use crate::{Error, Quantized, RowMatrix, excerpt};
 

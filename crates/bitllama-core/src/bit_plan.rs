@@ -44,16 +44,44 @@ impl BitPlan {
 
     /// One quantizer for every linear layer of the blocks.
     pub fn uniform(quantizer: impl Into<Quantizer>) -> Self {
-        let rule = Rule(Some(quantizer.into()));
+        let rule = Rule::Quantizer(quantizer.into());
         Self::new([("layers.*", rule)]).unwrap_or_else(|_| Self { rules: Vec::new() })
     }
 
     /// The quantizer of one weight, or `None` for full precision.
     pub fn quantizer_of(&self, weight: &WeightSpec) -> Option<Quantizer> {
-        if weight.kind.is_vector() {
-            return None;
+        let &[rows, columns] = &weight.shape[..] else { return None };
+        self.rule_of(weight)?.quantizer([rows, columns])
+    }
+
+    /// The last rule that matches a matrix.
+    fn rule_of(&self, weight: &WeightSpec) -> Option<Rule> {
+        let matrix = !weight.kind.is_vector();
+        self.rules.iter().rev().find(|line| matrix && line.glob.applies_to(weight)).map(|line| line.rule)
+    }
+
+    /// Matrices that do not get the grid of the target that a rule names for them, a line for each shape: which grid they get, or
+    /// that they stay in full precision.
+    pub fn remarks(&self, config: &ModelConfig) -> Vec<String> {
+        let mut remarks: Vec<String> = Vec::new();
+        for weight in specs(config) {
+            let (Some(Rule::Target(target, method)), &[rows, columns]) = (self.rule_of(&weight), &weight.shape[..])
+            else {
+                continue;
+            };
+            let own = target.quantizers[0];
+            let why = format!("rows of {columns} columns are no whole blocks of {}", own.group_len([rows, columns]));
+            let remark = match target.quantizer(method, [rows, columns]) {
+                Some(quantizer) if quantizer.granularity == own.granularity => continue,
+                Some(quantizer) => format!("{}: {why}; matrices such as {} take {quantizer}", target.name, weight.name),
+                None => format!("{}: {why}; matrices such as {} stay in full precision", target.name, weight.name),
+            };
+            let same = |other: &String| other.split(';').next() == remark.split(';').next();
+            if !remarks.iter().any(same) {
+                remarks.push(remark);
+            }
         }
-        self.rules.iter().rev().find(|line| line.glob.applies_to(weight)).and_then(|line| line.rule.0)
+        remarks
     }
 
     /// The weights of a model with their quantizers, in the order of [`specs`].
@@ -144,13 +172,30 @@ mod tests {
     }
 
     #[test]
+    fn targets_say_which_matrices_they_do_not_fit() {
+        let config = ModelConfig { hidden_size: 64, intermediate_size: 24, ..tiny() };
+        let plan = plan(&[("layers.*", "gguf:q1_0"), ("embed_tokens", "gguf:q4_0")]).unwrap();
+        let remarks = plan.remarks(&config);
+        assert_eq!(remarks.len(), 3, "{remarks:?}");
+        assert!(
+            remarks[0]
+                .starts_with("gguf:q1_0: rows of 64 columns are no whole blocks of 128; matrices such as layers.0.")
+        );
+        assert!(remarks[0].contains("take int2 minmax groups of 64, f16 scales"), "{remarks:?}");
+        assert!(remarks.last().unwrap().contains("mlp.down_proj.weight stay in full precision"), "{remarks:?}");
+        let down =
+            plan.resolve(&config).unwrap().into_iter().find(|(spec, _)| spec.name.contains("down_proj")).unwrap();
+        assert_eq!(down.1, None);
+    }
+
+    #[test]
     fn what_cannot_be_applied_is_an_error() {
         for glob in ["layers.*.mpl.*", "norm", "lm_head"] {
             let plan = plan(&[(glob, "int4")]).unwrap();
             assert!(plan.resolve(&tiny()).is_err(), "{glob}");
         }
         assert!(plan(&[("layers.[", "int4")]).is_err());
-        assert!(plan(&[("*", "int5")]).is_err());
+        assert!(plan(&[("*", "int7")]).is_err());
         let groups = Quantizer::from(Scheme::Int4).with_granularity(Granularity::Group(32));
         let error = BitPlan::uniform(groups).resolve(&tiny()).unwrap_err().to_string();
         assert!(error.contains("layers.0.self_attn.q_proj.weight") && error.contains("groups of 32"), "{error}");

@@ -6,11 +6,11 @@
 //! is `minimum`; `scale * code` is rounded, then the difference.
 
 use bytes::Bytes;
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::slice::HalfBitsSliceExt;
 
 use crate::Error;
 use crate::panel::{self, COLUMN_UNIT, FieldBits, PANEL_ROWS, VECTOR_BYTES, aligned_bytes};
+use crate::scales::widen;
 
 /// Codes of the formats `IQ4_NL` and `IQ4_XS` (`kvalues_iq4nl` in ggml's `ggml-common.h`).
 pub const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -115,7 +115,7 @@ impl BlockScales {
         let n = out.len();
         match self {
             BlockScales::F16(halves) => {
-                halves[panel * n..][..n].reinterpret_cast::<f16>().convert_to_f32_slice(out);
+                widen(halves[panel * n..][..n].reinterpret_cast(), out);
             }
             BlockScales::Nested { factors, steps, per_factor } => {
                 let factors = &factors[panel * n / per_factor..][..n / per_factor];
@@ -123,7 +123,7 @@ impl BlockScales {
                 let groups = out.as_chunks_mut::<PANEL_ROWS>().0.chunks_mut(*per_factor);
                 for ((out, steps), factors) in groups.zip(steps.chunks(*per_factor)).zip(factors) {
                     let mut wide = [0.0; PANEL_ROWS];
-                    factors.reinterpret_cast::<f16>().convert_to_f32_slice(&mut wide);
+                    widen(factors.reinterpret_cast(), &mut wide);
                     for (out, steps) in out.iter_mut().zip(steps as &[[i8; PANEL_ROWS]]) {
                         *out = std::array::from_fn(|row| wide[row] * f32::from(steps[row]));
                     }
@@ -310,6 +310,8 @@ impl BlockMatrix {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     const FORM: BlockForm = BlockForm {

@@ -10,8 +10,10 @@
 //! | [`weights`] | the name and shape of every weight of a config |
 //! | [`names`] | names of weights in Hugging Face and GGUF files |
 //! | [`scheme`] | the low-bit number formats and their codes |
-//! | [`nf4`] | the table of one of them |
+//! | [`levels`] | tables of formats whose codes are not evenly spaced |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
+//! | [`targets`] | formats of other programs as schemes |
+//! | [`rule`] | a rule of a bit plan, as recipes have it |
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`dense`] | a matrix in memory, for it to work on |
 //! | [`activation`] | low-bit activations, keys and values: codes, rounding, which matrix reads them how |
@@ -38,18 +40,20 @@ pub mod dense;
 pub mod excerpt;
 pub mod families;
 pub mod hidden_act;
+pub mod levels;
 pub mod names;
-pub mod nf4;
 pub mod packed;
 pub mod panel;
 pub mod quantizer;
 pub mod rope;
 pub mod rounding;
+pub mod rule;
 pub mod scales;
 pub mod scheme;
 pub mod search;
 pub mod size;
 pub mod stored;
+pub mod targets;
 pub mod weights;
 
 pub use activation::{Activation, ActivationPlan, ActivationRule};
@@ -63,12 +67,14 @@ pub use excerpt::excerpt;
 pub use families::Family;
 pub use hidden_act::HiddenAct;
 pub use packed::PackedMatrix;
-pub use quantizer::{Granularity, Method, Quantizer, Rule};
+pub use quantizer::{Granularity, Method, Quantizer};
 pub use rope::{Rope, RopeScaling};
 pub use rounding::{Quantized, RowMatrix, quantize};
+pub use rule::Rule;
 pub use scales::ScaleFormat;
 pub use scheme::Scheme;
 pub use stored::StoredRows;
+pub use targets::Target;
 
 /// A fault of a config, a plan or packed bytes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -79,6 +85,12 @@ pub enum Error {
     /// A scheme name that is not known.
     #[error("unknown scheme `{}`, expected one of {}", excerpt(name), scheme::names())]
     UnknownScheme {
+        /// The name as given.
+        name: String,
+    },
+    /// A name of a format of another program that is not known.
+    #[error("unknown target `{}`, expected one of {}", excerpt(name), targets::names())]
+    UnknownTarget {
         /// The name as given.
         name: String,
     },

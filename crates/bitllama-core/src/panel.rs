@@ -10,9 +10,9 @@
 //! | 1 | `binary` | 32 | 1 | byte `c % 4`, bit `c / 4` |
 //! | 2 | `ternary`, `seq2`, `int2` | 16 | 1 | byte `c % 4`, bits `2 * (c / 4)` and up |
 //! | 3 | `int3` | 32 | 3 | its low two bits as of 2 bits in vectors 0 and 1, its high bit as of 1 bit in vector 2 |
-//! | 4 | `int4`, `nf4` | 8 | 1 | byte `c % 4`, bits `4 * (c / 4)` and up |
-//! | 5 | | 32 | 5 | its low four bits as of 4 bits in vectors 0 to 3, its high bit as of 1 bit in vector 4 |
-//! | 6 | | 32 | 6 | its low four bits as of 4 bits in vectors 0 to 3, its high two as of 2 bits in vectors 4 and 5 |
+//! | 4 | `int4`, `nf4`, `iq4` | 8 | 1 | byte `c % 4`, bits `4 * (c / 4)` and up |
+//! | 5 | `int5` | 32 | 5 | its low four bits as of 4 bits in vectors 0 to 3, its high bit as of 1 bit in vector 4 |
+//! | 6 | `int6` | 32 | 6 | its low four bits as of 4 bits in vectors 0 to 3, its high two as of 2 bits in vectors 4 and 5 |
 //! | 8 | `int8` | 4 | 1 | byte `c` |
 //!
 //! Rows and columns that a matrix has not, but its last panel or block, are fields of 0.
@@ -86,7 +86,7 @@ impl FieldBits {
     }
 
     /// Bits that stand in a block's first vectors, and bits that stand in vectors behind them, maybe none.
-    const fn parts(self) -> (usize, usize) {
+    pub const fn parts(self) -> (usize, usize) {
         match self {
             FieldBits::One => (1, 0),
             FieldBits::Two => (2, 0),
@@ -126,17 +126,6 @@ const fn block_columns((low, high): (usize, usize)) -> usize {
 }
 
 impl Scheme {
-    /// Bits of a field in a panel.
-    pub const fn field_bits(self) -> FieldBits {
-        match self {
-            Scheme::Binary => FieldBits::One,
-            Scheme::Ternary | Scheme::Seq2 | Scheme::Int2 => FieldBits::Two,
-            Scheme::Int3 => FieldBits::Three,
-            Scheme::Int4 | Scheme::Nf4 => FieldBits::Four,
-            Scheme::Int8 => FieldBits::Eight,
-        }
-    }
-
     /// Columns of a block.
     pub const fn block_columns(self) -> usize {
         self.field_bits().block_columns()

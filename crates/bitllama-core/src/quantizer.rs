@@ -1,22 +1,8 @@
 //! A quantizer: the number format, where its scales come from, and which weights share one.
-//!
-//! In recipes a quantizer is the name of a scheme, or a table:
-//!
-//! ```toml
-//! [bits]
-//! "layers.*" = { scheme = "int2", method = "lsq", group_size = 64 }
-//! "layers.0.*" = { scheme = "int4", group_size = 32, scale_dtype = "f16" }
-//! "layers.1.*" = { scheme = "nf4", double_quant = true }
-//! "layers.2.*" = "int4"
-//! lm_head = "f32"
-//! ```
 
 use std::fmt;
-use std::str::FromStr;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::panel::COLUMN_UNIT;
 use crate::{Error, ScaleFormat, Scheme};
@@ -95,24 +81,19 @@ impl Method {
         matches!(self, Method::Learned | Method::Elastic | Method::Lsq | Method::Seq)
     }
 
-    /// Whether the method is defined for `scheme`.
-    pub const fn takes(self, scheme: Scheme) -> bool {
-        match self {
-            Method::Absmean => matches!(scheme, Scheme::Binary | Scheme::Ternary),
-            Method::Twn => matches!(scheme, Scheme::Ternary),
-            Method::Minmax => !matches!(scheme, Scheme::Binary | Scheme::Ternary),
-            Method::Learned | Method::Elastic => matches!(scheme, Scheme::Binary),
-            Method::Lsq => !matches!(scheme, Scheme::Binary | Scheme::Seq2),
-            Method::Seq => matches!(scheme, Scheme::Ternary | Scheme::Seq2),
-        }
+    /// Whether `scheme` supports the method.
+    pub fn takes(self, scheme: Scheme) -> bool {
+        scheme.description().methods.contains(&self)
     }
 }
 
 impl From<Scheme> for Quantizer {
-    /// The plainest method of a scheme, one f32 scale a row; of `nf4` one for each 64 columns, as QLoRA has them.
+    /// The default method of a scheme with f32 scales: one per row, or one per group for schemes that are used in groups
+    /// (`nf4`: 64 columns, `iq4`: 32).
     fn from(scheme: Scheme) -> Self {
-        let method = if Method::Absmean.takes(scheme) { Method::Absmean } else { Method::Minmax };
-        let granularity = if scheme == Scheme::Nf4 { Granularity::Group(64) } else { Granularity::Row };
+        let description = scheme.description();
+        let method = description.methods[0];
+        let granularity = description.group_size.map_or(Granularity::Row, Granularity::Group);
         Self { scheme, method, granularity, zero_point: false, scales: ScaleFormat::F32 }
     }
 }
@@ -146,9 +127,9 @@ impl Quantizer {
     pub fn check(&self) -> Result<(), Error> {
         let Self { scheme, method, granularity, zero_point, scales } = *self;
         if !method.takes(scheme) {
-            let takes = Method::ALL.into_iter().filter(|method| method.takes(scheme));
-            let takes: Vec<String> = takes.map(|method| format!("`{}`", method.name())).collect();
-            let message = format!("`{scheme}` has no method `{}`, but {}", method.name(), takes.join(", "));
+            let names = scheme.description().methods.iter().map(|method| format!("`{}`", method.name()));
+            let names = names.collect::<Vec<_>>().join(", ");
+            let message = format!("`{scheme}` does not support method `{}`; use one of {names}", method.name());
             return Err(Error::Quantizer(message));
         }
         if let Granularity::Group(size) = granularity
@@ -229,121 +210,6 @@ impl fmt::Display for Quantizer {
     }
 }
 
-impl FromStr for Quantizer {
-    type Err = Error;
-
-    fn from_str(scheme: &str) -> Result<Self, Error> {
-        Ok(Self::from(scheme.parse::<Scheme>()?))
-    }
-}
-
-/// What stands behind a glob of a bit plan: a quantizer, or `f32` for full precision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule(pub Option<Quantizer>);
-
-/// The word that keeps a weight in full precision.
-pub const FULL_PRECISION: &str = "f32";
-
-impl FromStr for Rule {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Ok(Self(if name == FULL_PRECISION { None } else { Some(name.parse()?) }))
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    scheme: Scheme,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<Method>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    granularity: Option<Word>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    group_size: Option<usize>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    zero_point: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scale_dtype: Option<ScaleFormat>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    double_quant: bool,
-}
-
-/// Granularities without a number.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Word {
-    Tensor,
-    Row,
-}
-
-impl Serialize for Rule {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Some(quantizer) = self.0 else { return serializer.serialize_str(FULL_PRECISION) };
-        if quantizer == Quantizer::from(quantizer.scheme) {
-            return quantizer.scheme.serialize(serializer);
-        }
-        let Quantizer { scheme, method, granularity, zero_point, scales } = quantizer;
-        let (granularity, group_size) = match granularity {
-            plain if plain == Quantizer::from(scheme).granularity => (None, None),
-            Granularity::Row => (Some(Word::Row), None),
-            Granularity::Tensor => (Some(Word::Tensor), None),
-            Granularity::Group(size) => (None, Some(size)),
-        };
-        let (scale_dtype, double_quant) = match scales {
-            ScaleFormat::F32 => (None, false),
-            ScaleFormat::F16 => (Some(scales), false),
-            ScaleFormat::Double => (None, true),
-        };
-        let method = Some(method);
-        Table { scheme, method, granularity, group_size, zero_point, scale_dtype, double_quant }.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Rule {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RuleVisitor)
-    }
-}
-
-struct RuleVisitor;
-
-impl<'de> Visitor<'de> for RuleVisitor {
-    type Value = Rule;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a scheme, `f32`, or a table like { scheme = \"int4\", group_size = 64 }")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Rule, E> {
-        name.parse().map_err(E::custom)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Rule, A::Error> {
-        use serde::de::Error as _;
-
-        let table = Table::deserialize(MapAccessDeserializer::new(map))?;
-        let plain = Quantizer::from(table.scheme);
-        let granularity = match (table.granularity, table.group_size) {
-            (None, None) => plain.granularity,
-            (Some(Word::Row), None) => Granularity::Row,
-            (Some(Word::Tensor), None) => Granularity::Tensor,
-            (None, Some(size)) => Granularity::Group(size),
-            (Some(_), Some(_)) => return Err(A::Error::custom("`granularity` and `group_size` exclude each other")),
-        };
-        let method = table.method.unwrap_or(plain.method);
-        let scales = match (table.scale_dtype, table.double_quant) {
-            (None, true) => ScaleFormat::Double,
-            (scales, false) => scales.unwrap_or_default(),
-            (Some(_), true) => return Err(A::Error::custom("`scale_dtype` and `double_quant` exclude each other")),
-        };
-        let quantizer = Quantizer { method, granularity, zero_point: table.zero_point, scales, ..plain };
-        quantizer.check().map_err(A::Error::custom)?;
-        Ok(Rule(Some(quantizer)))
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -365,40 +231,5 @@ pub(crate) mod tests {
         }
         all.retain(|quantizer| quantizer.check().is_ok());
         all
-    }
-
-    #[test]
-    fn rules_read_back() {
-        for quantizer in all() {
-            let json = serde_json::to_string(&Rule(Some(quantizer))).unwrap();
-            assert_eq!(serde_json::from_str::<Rule>(&json).unwrap().0, Some(quantizer), "{json}");
-        }
-        assert_eq!(serde_json::to_string(&Rule(Some(Scheme::Int4.into()))).unwrap(), "\"int4\"");
-        assert_eq!(serde_json::from_str::<Rule>("\"f32\"").unwrap(), Rule(None));
-        let read = |json: &str| serde_json::from_str::<Rule>(json).unwrap().0.unwrap();
-        let nf4 = read("\"nf4\"");
-        assert_eq!(nf4, read(r#"{"scheme":"nf4","method":"absmax","group_size":64}"#));
-        assert_eq!((nf4.method, nf4.granularity), (Method::Minmax, Granularity::Group(64)));
-        assert_eq!(read(r#"{"scheme":"nf4","granularity":"row"}"#).granularity, Granularity::Row);
-        assert_eq!(read(r#"{"scheme":"nf4","double_quant":true}"#), nf4.with_scales(ScaleFormat::Double));
-        assert_eq!(read(r#"{"scheme":"nf4","scale_dtype":"f16"}"#), nf4.with_scales(ScaleFormat::F16));
-    }
-
-    #[test]
-    fn what_does_not_go_together_is_refused_with_what_would() {
-        let error = |json: &str| serde_json::from_str::<Rule>(json).unwrap_err().to_string();
-        assert!(
-            error(r#"{"scheme":"int4","method":"twn"}"#).contains("`int4` has no method `twn`, but `minmax`, `lsq`")
-        );
-        assert!(error(r#"{"scheme":"int4","group_size":48}"#).contains("group_size = 48 is no multiple of 32"));
-        assert!(error(r#"{"scheme":"ternary","zero_point":true}"#).contains("no zero_point"));
-        assert!(error(r#"{"scheme":"nf4","zero_point":true}"#).contains("no zero_point"));
-        assert!(error(r#"{"scheme":"int4","group":32}"#).contains("unknown field `group`"));
-        assert!(error(r#"{"scheme":"int4","granularity":"row","group_size":32}"#).contains("exclude"));
-        assert!(error(r#"{"scheme":"nf4","scale_dtype":"f16","double_quant":true}"#).contains("exclude"));
-        assert!(error(r#"{"scheme":"int4","double_quant":true}"#).contains("double_quant needs a group_size"));
-        assert!(error(r#"{"scheme":"int4","scale_dtype":"bf16"}"#).contains("expected `f32` or `f16`"));
-        assert!(error("\"int5\"").contains("unknown scheme `int5`"));
-        assert!(error("4").contains("a scheme, `f32`, or a table"));
     }
 }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use crate::quantizer::Method;
 use crate::scales::{DOUBLE_BLOCK, LARGEST_F16, SMALLEST_F16};
-use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme, nf4};
+use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme};
 
 /// A matrix of rows that share a scale, or one number a row (`[rows, 1]`), on some device.
 ///
@@ -118,7 +118,7 @@ impl<M: RowMatrix> Quantized<M> {
 /// Rounds `weight` by `quantizer`: by `trained` scales where its method trains them, else by those that the weights give.
 /// Without `trained` scales, such methods take those that training starts from.
 ///
-/// The code of a weight is the nearest one to `w / scale` (ties to even, in `nf4` down; sign(0) = +1). Scales and zero
+/// The code of a weight is the nearest one to `w / scale` (ties to even, those between levels of a table down; sign(0) = +1). Scales and zero
 /// points:
 ///
 /// - `absmean`: mean |w|;
@@ -126,7 +126,7 @@ impl<M: RowMatrix> Quantized<M> {
 /// - `minmax`: max |w| / ((largest code - smallest code) / 2); with zero points (max(w, 0) - min(w, 0)) / (levels - 1),
 ///   and round(-min / scale);
 /// - `learned`, `elastic`: mean |w| at the start;
-/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points, and of `nf4`, as `minmax`;
+/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points or a table, as `minmax`;
 /// - `seq`: alpha = max |w| at the start; levels -3/4, -1/4, 1/4, 3/4 of it in two bits, -2/3, 0, 2/3 in `ternary`.
 ///
 /// Scales are rounded to the quantizer's [`ScaleFormat`] before codes are chosen.
@@ -193,9 +193,9 @@ pub fn alpha_codes(quantizer: &Quantizer) -> f32 {
 /// The code next to `x`, which is in units of the scale.
 fn nearest_code<M: RowMatrix>(scheme: Scheme, x: M) -> M {
     let (low, high) = scheme.code_range();
-    if let Some(levels) = scheme.table() {
+    if let Some(table) = scheme.table() {
         let lowest = x.clone().clamp(low, low);
-        let above = nf4::BOUNDARIES.iter().zip(&levels[1..]);
+        let above = table.bounds.iter().zip(&table.levels[1..]);
         return above.fold(lowest, |codes, (bound, level)| codes.put_where_above(x.clone(), *bound, *level));
     }
     match scheme.line() {
@@ -300,7 +300,7 @@ mod tests {
         let data: Vec<f32> = (-2000..2000).map(|i| i as f32 / 1900.0).collect();
         let q = by(Scheme::Nf4, Method::Minmax, &data, data.len());
         let scale = q.scales.data[0];
-        assert!(data.iter().zip(q.codes.data).all(|(w, code)| nf4::nearest(w / scale) == code));
+        assert!(data.iter().zip(q.codes.data).all(|(w, code)| crate::levels::NF4.nearest(w / scale) == code));
     }
 
     #[test]
@@ -353,8 +353,8 @@ mod tests {
                 let field = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
                 prop_assert!(field.is_some(), "{} {}", quantizer, code);
                 if quantizer.method == Method::Minmax && quantizer.scales == ScaleFormat::F32 {
-                    // The two levels of nf4 that are furthest apart are -1 and -0.696.
-                    let step = if scheme == Scheme::Nf4 { 0.304 } else { scheme.line().1 as f32 };
+                    let codes = (0..scheme.levels()).map(|field| scheme.code_of(field as u8));
+                    let step = codes.clone().skip(1).zip(codes).map(|(above, below)| above - below).fold(0.0, f32::max);
                     let half = 0.5001 * scale * step;
                     prop_assert!((rounded - w).abs() <= half, "{} {} {} {}", quantizer, code, scale, w);
                 }

@@ -4,6 +4,7 @@
 //! [`quantize`](crate::quantize) as all else is, so that a file can hold exactly what a model was trained or searched with.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -60,6 +61,14 @@ impl ScaleFormat {
     }
 }
 
+/// Numbers in f32, by the processor's conversion where there is one; Miri knows none.
+pub(crate) fn widen(halves: &[f16], out: &mut [f32]) {
+    match cfg!(miri) {
+        true => halves.iter().zip(out).for_each(|(half, out)| *out = half.to_f32_const()),
+        false => halves.convert_to_f32_slice(out),
+    }
+}
+
 /// Scales of a matrix, `[rows, groups]`, as a file holds them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PackedScales {
@@ -95,8 +104,8 @@ impl PackedScales {
     /// [`Error::Packed`] if one is no f16.
     pub fn f16(scales: &[f32]) -> Result<Self, Error> {
         let narrow = |scale: &f32| {
-            let half = f16::from_f32(*scale);
-            let exact = half.to_f32() == *scale || scale.is_nan();
+            let half = f16::from_f32_const(*scale);
+            let exact = half.to_f32_const() == *scale || scale.is_nan();
             exact.then_some(half).ok_or_else(|| Error::Packed(format!("the scale {scale} is no f16")))
         };
         Ok(Self::F16(scales.iter().map(narrow).collect::<Result<_, _>>()?))
@@ -129,7 +138,11 @@ impl PackedScales {
     pub fn values(&self) -> Vec<f32> {
         match self {
             Self::F32(scales) => scales.clone(),
-            Self::F16(scales) => scales.iter().map(|scale| scale.to_f32()).collect(),
+            Self::F16(scales) => {
+                let mut wide = vec![0.0; scales.len()];
+                widen(scales, &mut wide);
+                wide
+            }
             Self::Double(DoubleScales { codes, steps, mean }) => {
                 let blocks = codes.chunks(DOUBLE_BLOCK).zip(steps);
                 // Two roundings, as tensors have them, and not one.

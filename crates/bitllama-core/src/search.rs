@@ -4,7 +4,7 @@
 //! are made the best for each other in turn, which never makes the error larger.
 
 use crate::rounding::{DoubleQuantized, code_scales, round_scales, start_scales};
-use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme, nf4};
+use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme};
 
 /// A scale, and the zero point that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,7 +59,9 @@ pub fn search(quantizer: &Quantizer, weights: &[f32], importance: Option<&[f32]>
         let scale = if quantizer.scales == ScaleFormat::Double { 0.0 } else { 1.0 };
         return Found { scale, zero_point: quantizer.zero_point.then_some(0.0) };
     }
-    let shares = (FIRST..=LAST).map(|share| share as f32 / SHARES as f32);
+    // With 5 and 6 bits a step of a twentieth moves the largest codes by more than one; with 8, errors are small whatever the step.
+    let fine = if (32..=64).contains(&scheme.levels()) { 4 } else { 1 };
+    let shares = (fine * FIRST..=fine * LAST).map(|share| share as f32 / (fine * SHARES) as f32);
     let mut candidates: Vec<(Grid, f32)> = if quantizer.zero_point {
         let zero_point = |scale: f32, share: f32| (-smallest * share / scale).round_ties_even().clamp(0.0, top);
         let grid = |scale, share| Grid { low: -zero_point(scale, share), step: 1.0, top };
@@ -121,8 +123,10 @@ fn fit(scheme: Scheme, grid: Grid, scale: f32, weights: &[f32], importance: &[f3
     /// Adding and taking away this leaves the nearest whole number, ties to even, for fields that are not huge.
     const MAGIC: f32 = 12_582_912.0;
     let (inverse, offset) = (1.0 / (scale * grid.step), -grid.low / grid.step);
+    if let Some(table) = scheme.table() {
+        return sum_up(|w| table.nearest(w / scale), scale, weights, importance);
+    }
     match scheme {
-        Scheme::Nf4 => sum_up(|w| nf4::nearest(w / scale), scale, weights, importance),
         // Half way between the two codes counts as the upper one.
         Scheme::Binary => sum_up(|w| if w * inverse >= 0.0 { 1.0 } else { -1.0 }, scale, weights, importance),
         _ => {
@@ -177,8 +181,10 @@ impl Quantizer {
                     -1.0
                 }
             }
-            None if scheme == Scheme::Nf4 => nf4::nearest(weight / scale),
             None => {
+                if let Some(table) = scheme.table() {
+                    return table.nearest(weight / scale);
+                }
                 let (low, step) = scheme.line();
                 let (low, step) = (low as f32, step as f32);
                 ((weight / scale - low) / step).round_ties_even().clamp(0.0, top) * step + low

@@ -15,10 +15,24 @@ pub use crate::output::write_folder;
 /// # Errors
 /// Those of `fill` and [`Error::Io`].
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    write_file_checked(path, fill, |_| Ok(()))
+}
+
+/// As [`write_file`]; `check` sees the whole file under its temporary name, and on an error of its own nothing is left.
+///
+/// # Errors
+/// Those of `fill`, `check` and [`Error::Io`].
+pub fn write_file_checked(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     write_temporary(&output::followed(path)?, |file, temporary| {
         let mut file = BufWriter::new(file);
         fill(&mut file)?;
-        file.into_inner().map_err(|e| Error::io(temporary)(e.into_error()))
+        let file = file.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+        check(temporary)?;
+        Ok(file)
     })
 }
 

@@ -59,6 +59,9 @@ pub(crate) enum FieldKind {
     Iq4,
 }
 
+/// Codes of the table [`IQ4`] have 128 added in products, which makes them bytes without sign.
+const IQ4_LINE: (i32, i32) = (-128, 1);
+
 impl Weight {
     /// Puts the scales in order. Packed bytes are neither read nor copied.
     ///
@@ -79,11 +82,11 @@ impl Weight {
             _ => Scales::F32(in_panels(&packed, packed.scales(), |scale| *scale)),
         };
         let lows = packed.zero_points().map(|points| in_panels(&packed, points, |point| -*point as i16));
-        let kind = match packed.scheme() {
-            Scheme::Nf4 => FieldKind::Nf4,
-            scheme => FieldKind::of_bits(scheme.field_bits()),
+        let (kind, line) = match packed.scheme() {
+            Scheme::Nf4 => (FieldKind::Nf4, packed.scheme().line()),
+            Scheme::Iq4 => (FieldKind::Iq4, IQ4_LINE),
+            scheme => (FieldKind::of_bits(scheme.field_bits()), scheme.line()),
         };
-        let line = packed.scheme().line();
         Ok(Self { source: Source::Packed { matrix: packed, scales, lows }, kind, line, activation: None })
     }
 
@@ -93,8 +96,7 @@ impl Weight {
     pub fn of_blocks(matrix: BlockMatrix, stored_bytes: usize) -> Option<Self> {
         let (kind, line) = match matrix.form().codes {
             Codes::Line { low, step } => (FieldKind::of_bits(matrix.form().bits), (low, step)),
-            // Codes of a table have 128 added, which makes them bytes without sign.
-            Codes::Table(table) => (Some(FieldKind::Iq4).filter(|_| table == IQ4)?, (-128, 1)),
+            Codes::Table(table) => (Some(FieldKind::Iq4).filter(|_| table == IQ4)?, IQ4_LINE),
         };
         let form = *matrix.form();
         let weight = Self { source: Source::Blocks { matrix, stored_bytes }, kind, line, activation: None };

@@ -210,7 +210,7 @@ fn one_token_is_as_many_are_with_every_kind_of_groups() {
                 let (rows, columns) = (18, count * group_size);
                 let packed = random_weight(scheme, [rows, columns], count, points, 7);
                 let scales: PackedScales = match half {
-                    true => PackedScales::F16(packed.scales().iter().map(|x| f16::from_f32(*x)).collect()),
+                    true => PackedScales::F16(packed.scales().iter().map(|x| f16::from_f32_const(*x)).collect()),
                     false => packed.scales().to_vec().into(),
                 };
                 let zero_points = packed.zero_points().map(<[i32]>::to_vec);
@@ -274,7 +274,7 @@ fn random_blocks(form: BlockForm, shape: [usize; 2], seed: u64) -> BlockMatrix {
                 put_row(form.bits, panel.fields, row, &fields);
                 for scales in [Some(&mut panel.scales), panel.minimums.as_mut()].into_iter().flatten() {
                     scales.halves.iter_mut().skip(row).step_by(16).for_each(|half| {
-                        *half = f16::from_f32(next() as f32 / 32768.0 - 1.0).to_bits();
+                        *half = f16::from_f32_const(next() as f32 / 32768.0 - 1.0).to_bits();
                     });
                     scales.steps.iter_mut().skip(row).step_by(16).for_each(|step| *step = (next() % 64) as i8 - 32);
                 }

@@ -197,7 +197,7 @@ mod tests {
     fn random_models_of_every_scheme_run_and_are_timed() {
         for scheme in Scheme::ALL.map(Some).into_iter().chain([None]) {
             let a_row = scheme.map(|scheme| Quantizer::from(scheme).with_granularity(Granularity::Row));
-            let rules = [("layers.*", Rule(a_row)), ("embed_tokens", Rule(Some(Scheme::Int8.into())))];
+            let rules = [("layers.*", Rule::from(a_row)), ("embed_tokens", Rule::Quantizer(Scheme::Int8.into()))];
             let decoder = random_decoder(&tiny_config(), &BitPlan::new(rules).unwrap()).unwrap();
             let options = Options { prompt: 5, generate: 3, depth: 2, sequences: 2, repetitions: 2 };
             let memory = Stream::new(decoder.pool(), 1 << 20);

@@ -255,7 +255,7 @@ fn models_and_shapes_are_timed() {
     assert!(fails(&["bench", "--shape", "tinyllama"]).contains("`tinyllama-1.1b`"));
     assert!(fails(&["bench", "--artifact", &path, "--quantize", "int4"]).contains("has its schemes already"));
     assert_eq!(bitllama(&["bench"]).status.code(), Some(2));
-    assert_eq!(bitllama(&["bench", "--shape", "nano", "--scheme", "int5"]).status.code(), Some(2));
+    assert_eq!(bitllama(&["bench", "--shape", "nano", "--scheme", "int7"]).status.code(), Some(2));
 }
 
 #[test]

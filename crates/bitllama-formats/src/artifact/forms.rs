@@ -43,20 +43,31 @@ pub(super) const FULL: &str = "_fp32";
 /// The first form of a weight that a reader finds is taken, if nothing says which is meant. Integers come before
 /// signs: the older tools' exporter writes the signs of every matrix, whatever it was asked for. Integers of
 /// several widths are refused.
-pub(super) const FORMS: [Form; 14] = [
-    panels("_1bit_panels", Scheme::Binary),
-    panels("_ternary_panels", Scheme::Ternary),
-    panels("_seq2_panels", Scheme::Seq2),
-    panels("_q2_panels", Scheme::Int2),
-    panels("_q3_panels", Scheme::Int3),
-    panels("_q4_panels", Scheme::Int4),
-    Form { zero_point: None, ..panels("_nf4_panels", Scheme::Nf4) },
-    panels("_q8_panels", Scheme::Int8),
+///
+/// The older tools know integers of 2, 4 and 8 bits: those of 3 bits are values of 4, those of 5 and 6 bits values of 8. Only
+/// a manifest tells them apart; without one such a matrix reads as `int4` or `int8` with zero points, which are the same weights.
+pub(super) static FORMS: [Form; Scheme::ALL.len() + OLDER.len()] = {
+    let mut forms = [ONE_BIT; Scheme::ALL.len() + OLDER.len()];
+    let mut at = 0;
+    while at < forms.len() {
+        forms[at] = match at < Scheme::ALL.len() {
+            true => panels(Scheme::ALL[at]),
+            false => OLDER[at - Scheme::ALL.len()],
+        };
+        at += 1;
+    }
+    forms
+};
+
+/// The forms of the older tools.
+const OLDER: [Form; 8] = [
     TERNARY,
     fields("_q2", Scheme::Int2, "_q2_scales", "_q2_zero_point"),
     fields("_q4", Scheme::Int4, "_q4_scales", "_q4_zero_point"),
     fields("_q8", Scheme::Int8, "_q8_scales", "_q8_zero_point"),
-    INT3_AS_Q4,
+    fields("_q4", Scheme::Int3, "_q4_scales", "_q4_zero_point"),
+    fields("_q8", Scheme::Int5, "_q8_scales", "_q8_zero_point"),
+    fields("_q8", Scheme::Int6, "_q8_scales", "_q8_zero_point"),
     ONE_BIT,
 ];
 
@@ -73,10 +84,6 @@ pub(super) const ONE_BIT: Form = Form {
 pub(super) const TERNARY: Form =
     Form { suffix: "_ternary", scheme: Scheme::Ternary, cells: Cells::Codes, scales: "_scales", zero_point: None };
 
-/// The older tools know no three bits, but 0 ..= 7 are four-bit values as well. Only a manifest tells the two apart;
-/// without one such a matrix reads as `int4` with a zero point of 4, which are the same weights.
-pub(super) const INT3_AS_Q4: Form = fields("_q4", Scheme::Int3, "_q4_scales", "_q4_zero_point");
-
 /// The copy beside `_ternary` in [`Layout::V2`]: not all of the older tools read that, but every one of them reads two-bit
 /// integers. The codes -1, 0, 1 are the fields 0, 1, 2 with a zero point of 1; the weights are the same.
 pub(super) const TERNARY_AS_Q2: Form = fields("_q2", Scheme::Ternary, "_q2_scales", "_q2_zero_point");
@@ -84,8 +91,9 @@ pub(super) const TERNARY_AS_Q2: Form = fields("_q2", Scheme::Ternary, "_q2_scale
 /// Keys under which version 0.1.0 wrote packed rows for a while. Nothing reads them any more.
 pub(super) const ROW_MAJOR: [&str; 5] = ["_ternary_packed", "_q2_packed", "_q3_packed", "_q4_packed", "_q8_packed"];
 
-const fn panels(suffix: &'static str, scheme: Scheme) -> Form {
-    Form { suffix, scheme, cells: Cells::Panels, scales: "_scales", zero_point: Some("_zero_point") }
+const fn panels(scheme: Scheme) -> Form {
+    let zero_point = if scheme.table().is_none() { Some("_zero_point") } else { None };
+    Form { suffix: scheme.description().panels_key, scheme, cells: Cells::Panels, scales: "_scales", zero_point }
 }
 
 const fn fields(suffix: &'static str, scheme: Scheme, scales: &'static str, zero_point: &'static str) -> Form {
@@ -93,7 +101,7 @@ const fn fields(suffix: &'static str, scheme: Scheme, scales: &'static str, zero
 }
 
 impl Form {
-    /// The form of a scheme in a layout, if it has one: the older tools know neither `seq2` nor `nf4`.
+    /// The form of a scheme in a layout, if it has one: the older tools have none for `seq2` and tables.
     pub fn of(layout: Layout, scheme: Scheme) -> Option<Form> {
         let fits = |form: &&Form| form.scheme == scheme && (layout == Layout::Packed) == (form.cells == Cells::Panels);
         FORMS.iter().find(fits).copied()
@@ -134,8 +142,14 @@ impl Form {
     pub fn bit_width(&self) -> u32 {
         match self.suffix {
             "_q4" => 4,
+            "_q8" => 8,
             _ => self.scheme.code_bits(),
         }
+    }
+
+    /// Whether the suffix of the codes is that of wider integers than the scheme's.
+    pub fn is_widened(&self) -> bool {
+        self.cells == Cells::Fields && self.bit_width() != self.scheme.code_bits()
     }
 }
 
@@ -153,11 +167,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_scheme_but_two_has_a_form_in_every_layout() {
+    fn every_scheme_has_a_form_in_every_layout_but_those_that_the_older_tools_lack() {
         for scheme in Scheme::ALL {
             for layout in [Layout::Packed, Layout::V2] {
                 let Some(form) = Form::of(layout, scheme) else {
-                    assert!(layout == Layout::V2 && [Scheme::Seq2, Scheme::Nf4].contains(&scheme));
+                    assert!(layout == Layout::V2 && (scheme == Scheme::Seq2 || scheme.table().is_some()));
                     continue;
                 };
                 assert_eq!(form.scheme, scheme);
@@ -170,7 +184,10 @@ mod tests {
             }
         }
         assert_eq!(Form::of(Layout::V2, Scheme::Binary), Some(ONE_BIT));
-        assert_eq!(Form::of(Layout::V2, Scheme::Int3), Some(INT3_AS_Q4));
+        for (scheme, suffix) in [(Scheme::Int3, "_q4"), (Scheme::Int5, "_q8"), (Scheme::Int6, "_q8")] {
+            let form = Form::of(Layout::V2, scheme).unwrap();
+            assert!(form.suffix == suffix && form.is_widened(), "{scheme}");
+        }
         assert!(FORMS.iter().all(|form| !ROW_MAJOR.contains(&form.suffix)));
     }
 

@@ -56,7 +56,7 @@ pub(super) fn packed_entry(
     });
     let mut set = |key: &str, value: Value| entry[key] = value;
     match (scheme.table(), scheme.line()) {
-        (Some(table), _) => set("code_table", json!(table)),
+        (Some(table), _) => set("code_table", json!(table.levels)),
         (None, (low, step)) => {
             set("code_min", json!(low));
             set("code_step", json!(step));
@@ -329,10 +329,10 @@ const LANE_COLUMNS: usize = VECTOR_BYTES / PANEL_ROWS;
 
 /// The parts of a block: bits of a field in it, how far they are shifted within the field, and vectors.
 fn parts(scheme: Scheme) -> Vec<[usize; 3]> {
-    match scheme {
-        Scheme::Int3 => vec![[2, 0, 2], [1, 2, 1]],
-        _ => vec![[scheme.code_bits() as usize, 0, 1]],
-    }
+    let (low, high) = scheme.field_bits().parts();
+    let vectors = |bits: usize| scheme.block_columns() * bits / (8 * LANE_COLUMNS);
+    let parts = [[low, 0, vectors(low)], [high, low, vectors(high)]];
+    parts.into_iter().filter(|[bits, ..]| *bits > 0).collect()
 }
 
 #[cfg(test)]

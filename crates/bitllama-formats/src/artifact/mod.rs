@@ -60,6 +60,17 @@ pub enum StoredWeight {
     Rows(Arc<dyn StoredRows>),
 }
 
+impl StoredWeight {
+    /// The numbers in f32, row-major.
+    pub fn into_values(self) -> Vec<f32> {
+        match self {
+            Self::Packed(matrix) => matrix.dequantize().data,
+            Self::Full(values) => values,
+            Self::Rows(rows) => rows.to_f32(),
+        }
+    }
+}
+
 /// Which keys `weights.npz` has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {

@@ -7,12 +7,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
-use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme, excerpt};
+use bitllama_core::{Activation, ActivationPlan, ModelConfig, excerpt};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
-use super::forms::{Cells, FORMS, FULL, Form, INT3_AS_Q4, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
+use super::forms::{Cells, FORMS, FULL, Form, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
 use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
@@ -266,7 +266,7 @@ impl Files {
             _ => return Ok(None),
         };
         let key = format!("{name}{}", form.map_or(FULL, |form| form.suffix));
-        Ok(Some((form.map(|form| three_bits(form, entry)), Part::Member(key))))
+        Ok(Some((form.map(|form| stated_scheme(form, entry)), Part::Member(key))))
     }
 
     /// Whatever the NPZ holds for a weight.
@@ -319,7 +319,7 @@ impl Files {
                 let bits = entry["bit_width"].to_string();
                 Error::invalid(&path, format!("bit_width {} is not supported", excerpt(&bits)))
             })?;
-            return Ok(Some((Some(three_bits(form, entry)), Part::Npy(path))));
+            return Ok(Some((Some(stated_scheme(form, entry)), Part::Npy(path))));
         }
         if let Some(file) = entry["q"].as_str() {
             let reason = format!("{name}: the file {} that the manifest names as q is not there", excerpt(file));
@@ -389,13 +389,11 @@ impl Files {
 
 /// The forms of integers in the older tools, one for each width.
 fn integer_forms() -> impl Iterator<Item = Form> {
-    FORMS.into_iter().filter(|form| form.cells == Cells::Fields && form.scheme != Scheme::Int3)
+    FORMS.iter().copied().filter(|form| form.cells == Cells::Fields && !form.is_widened())
 }
 
-/// The three-bit form where a manifest of ours says so.
-fn three_bits(form: Form, entry: &Value) -> Form {
-    match form.suffix == INT3_AS_Q4.suffix && entry["scheme"] == Scheme::Int3.name() {
-        true => INT3_AS_Q4,
-        false => form,
-    }
+/// The form with the scheme of fewer bits that a manifest of ours names.
+fn stated_scheme(form: Form, entry: &Value) -> Form {
+    let same = |other: &&Form| (other.suffix, other.cells) == (form.suffix, form.cells);
+    FORMS.iter().filter(same).find(|other| entry["scheme"] == other.scheme.name()).copied().unwrap_or(form)
 }

@@ -1,8 +1,8 @@
 //! GGUF, the file format of llama.cpp: metadata, tokenizer and quantized tensors in one file, or in several parts of one
 //! model.
 //!
-//! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Here a GGUF is a source of full-precision weights:
-//! blocks are dequantized to f32, and rows that llama.cpp keeps in another order are put back into Hugging Face's.
+//! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. On reading, blocks are dequantized to f32 or
+//! multiplied as they are, and rows that llama.cpp keeps in another order are put back into Hugging Face's; `write/` is the way back.
 
 mod blocks;
 mod config;
@@ -13,6 +13,7 @@ mod split;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod write;
 
 use std::path::Path;
 
@@ -20,6 +21,7 @@ pub use blocks::BlockFormat;
 pub(crate) use blocks::codes::{are_finite, panels};
 pub use reader::{Array, Gguf, TensorInfo, Value};
 pub use split::part_names;
+pub use write::{OURS, Options, Written, write};
 
 use crate::{Model, Result};
 

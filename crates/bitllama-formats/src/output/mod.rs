@@ -97,7 +97,8 @@ pub fn followed(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Writes a file under a temporary name through `fill`, which gives it back, and renames it to `path`.
+/// Writes a file under a temporary name through `fill`, which also gets that name and gives the file back, and renames it to
+/// `path`.
 pub(crate) fn write_temporary(path: &Path, fill: impl FnOnce(File, &Path) -> Result<File>) -> Result<()> {
     let (temporary, file) = loop {
         let temporary = temporary::name(path, Use::Unfinished);
@@ -109,7 +110,7 @@ pub(crate) fn write_temporary(path: &Path, fill: impl FnOnce(File, &Path) -> Res
         }
     };
     let write = || {
-        let file = fill(file, path)?;
+        let file = fill(file, &temporary)?;
         disk::flush(&file, path)?;
         disk::rename(&temporary, path)
     };

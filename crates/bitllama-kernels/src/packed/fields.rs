@@ -1,7 +1,7 @@
 //! How the fields of each scheme come out of a block of a panel.
 
 use bitllama_core::blocks::IQ4;
-use bitllama_core::nf4;
+use bitllama_core::levels::NF4;
 use bitllama_core::panel::VECTOR_BYTES;
 
 use crate::simd::{BYTES, Simd};
@@ -279,7 +279,7 @@ impl Fields for Nf4 {
     }
     #[inline(always)]
     fn to_floats<S: Simd>(s: S, field: S::Ints) -> S::Floats {
-        s.lookup_floats(&nf4::LEVELS, field)
+        s.lookup_floats(&NF4.levels, field)
     }
 }
 

@@ -5,7 +5,7 @@
 //! instruction set. The levels themselves are off by at most [`ERROR`] of the largest one: 2^-16.9, a hundredth of what
 //! rounding the activations to 8 bits costs. Products with f32 activations take the levels as they are.
 
-use bitllama_core::nf4;
+use bitllama_core::levels::NF4;
 use bitllama_core::panel::PANEL_ROWS;
 
 use super::fields::{Fields, Nf4};
@@ -29,7 +29,7 @@ const DIGITS: Digits = {
     let mut digits = Digits { high: [0; 16], low: [0; 16] };
     let mut field = 0;
     while field < 16 {
-        let number = fixed_point(nf4::LEVELS[field]);
+        let number = fixed_point(NF4.levels[field]);
         let low = (number + 128).rem_euclid(256) - 128;
         digits.high[field] = ((number - low) / 256 + 128) as u8;
         digits.low[field] = (low + 128) as u8;
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn fixed_point_is_as_close_as_said() {
         let mut largest = 0.0f64;
-        for (field, level) in nf4::LEVELS.into_iter().enumerate() {
+        for (field, level) in NF4.levels.into_iter().enumerate() {
             let [high, low] = [DIGITS.high[field], DIGITS.low[field]].map(|digit| f64::from(digit) - 128.0);
             largest = largest.max(((256.0 * high + low) / f64::from(UNIT) - f64::from(level)).abs());
         }
@@ -131,7 +131,7 @@ mod tests {
         let of = |unit: i32| {
             let off =
                 |level: f32| ((f64::from(level) * f64::from(unit)).round() / f64::from(unit) - f64::from(level)).abs();
-            nf4::LEVELS.into_iter().map(off).fold(0.0, f64::max)
+            NF4.levels.into_iter().map(off).fold(0.0, f64::max)
         };
         assert!((10_000..=32_639).all(|unit| of(unit) >= largest));
     }

@@ -154,7 +154,9 @@ fn in_parts<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     start: [S::Ints; N],
 ) -> [S::Ints; N] {
     let chains = chains(N).min(F::QUADS);
-    let blocks = (S::depth(F::LARGEST) * chains / F::QUADS).max(1);
+    // Quads whose products all chains together can take: of large fields fewer than a block has.
+    let quads = S::depth(F::LARGEST) * chains;
+    let blocks = (quads / F::QUADS).max(1);
     let mut sums = start;
     while !bytes.is_empty() {
         let blocks = blocks.min(bytes.len() / F::BYTES);
@@ -171,6 +173,14 @@ fn in_parts<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
                 for token in 0..N {
                     let x = s.splat_quad(x[token]);
                     dots[quad % chains][token] = s.dot(dots[quad % chains][token], fields[quad], x);
+                }
+                if quads < F::QUADS && (quad + 1) % quads == 0 {
+                    for chain in 0..chains {
+                        for token in 0..N {
+                            sums[token] = s.add_dots(sums[token], dots[chain][token]);
+                            dots[chain][token] = s.no_dots();
+                        }
+                    }
                 }
             }
         }

@@ -17,6 +17,15 @@ impl<const POPCOUNT: bool> Avx512<POPCOUNT> {
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
+
+    /// `f` of each lane, for operations that Miri does not know.
+    #[inline(always)]
+    fn by_lane(self, a: __m512i, f: impl Fn(i32) -> i32) -> __m512i {
+        let mut lanes = [0i32; LANES];
+        proven!(_mm512_storeu_si512(lanes.as_mut_ptr().cast(), a));
+        let lanes = lanes.map(f);
+        proven!(_mm512_loadu_si512(lanes.as_ptr().cast()))
+    }
 }
 
 impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
@@ -44,6 +53,9 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn load_f16(self, x: &[f16; LANES]) -> __m512 {
+        if cfg!(miri) {
+            return self.load(&x.map(f16::to_f32_const));
+        }
         proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
     }
     #[inline(always)]
@@ -152,6 +164,12 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn lookup_floats(self, table: &[f32; 16], indices: __m512i) -> __m512 {
+        if cfg!(miri) {
+            let mut floats = [0.0; LANES];
+            let bits = self.by_lane(indices, |index| table[index as usize & 15].to_bits() as i32);
+            proven!(_mm512_storeu_si512(floats.as_mut_ptr().cast(), bits));
+            return self.load(&floats);
+        }
         proven!(_mm512_permutexvar_ps(indices, _mm512_loadu_ps(table.as_ptr())))
     }
     #[inline(always)]
@@ -184,10 +202,16 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn shift_ints_right(self, a: __m512i, by: u32) -> __m512i {
+        if cfg!(miri) {
+            return self.by_lane(a, |lane| lane >> by);
+        }
         proven!(_mm512_sra_epi32(a, _mm_cvtsi32_si128(by as i32)))
     }
     #[inline(always)]
     fn shift_ints_left(self, a: __m512i, by: u32) -> __m512i {
+        if cfg!(miri) {
+            return self.by_lane(a, |lane| lane << by);
+        }
         proven!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32)))
     }
     #[inline(always)]
@@ -228,6 +252,9 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn lane_field(self, bytes: __m512i, shift: u32, mask: i32) -> __m512i {
+        if cfg!(miri) {
+            return self.by_lane(bytes, |lane| (lane as u32 >> shift) as i32 & mask);
+        }
         let lanes = proven!(_mm512_srl_epi32(bytes, _mm_cvtsi32_si128(shift as i32)));
         proven!(_mm512_and_si512(lanes, _mm512_set1_epi32(mask)))
     }

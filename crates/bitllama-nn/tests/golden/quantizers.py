@@ -91,22 +91,41 @@ def minmax_nf4(w):
     return straight_through(w, value)
 
 
-class LsqNf4(torch.autograd.Function):
-    """Lsq of a table of levels from -1 to 1."""
+# `kvalues_iq4nl` of ggml's ggml-common.h.
+IQ4 = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]).float()
+
+
+def nearest_iq4(v):
+    return IQ4[((v.unsqueeze(-1) > (IQ4[1:] + IQ4[:-1]) / 2).sum(-1))]
+
+
+def minmax_iq4(w):
+    scale = iq4_start(w)
+    return straight_through(w, nearest_iq4(w / scale) * scale)
+
+
+def iq4_start(w):
+    return w.abs().amax(-1, keepdim=True) / 120
+
+
+class LsqTable(torch.autograd.Function):
+    """Lsq of a table of levels."""
 
     @staticmethod
-    def forward(ctx, w, alpha):
-        q = nearest_nf4(w / alpha)
+    def forward(ctx, w, alpha, nearest, low, high):
+        q = nearest(w / alpha)
         ctx.save_for_backward(w, alpha, q)
+        ctx.ends = low, high
         return q * alpha
 
     @staticmethod
     def backward(ctx, grad):
         w, alpha, q = ctx.saved_tensors
+        low, high = ctx.ends
         v = w / alpha
-        middle = (v.abs() <= 1).float()
-        factor = (q - v * middle) / sqrt(w.shape[-1])
-        return middle * grad, (factor * grad).sum(-1, keepdim=True)
+        middle = ((v >= low) & (v <= high)).float()
+        factor = (q - v * middle) / sqrt(w.shape[-1] * high)
+        return middle * grad, (factor * grad).sum(-1, keepdim=True), None, None, None
 
 
 class Lsq(torch.autograd.Function):
@@ -212,7 +231,7 @@ def lsq_start(high):
     return lambda w: 2 * w.abs().mean(-1, keepdim=True) / sqrt(high)
 
 
-BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8}
+BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 
 
 def cases():
@@ -222,7 +241,9 @@ def cases():
     yield "ternary", "twn", False, twn, None
     yield "seq2", "minmax", False, minmax_seq2, None
     yield "nf4", "minmax", False, minmax_nf4, None
-    yield "nf4", "lsq", False, LsqNf4.apply, max_start
+    yield "nf4", "lsq", False, lambda w, a: LsqTable.apply(w, a, nearest_nf4, -1, 1), max_start
+    yield "iq4", "minmax", False, minmax_iq4, None
+    yield "iq4", "lsq", False, lambda w, a: LsqTable.apply(w, a, nearest_iq4, -127, 113), iq4_start
     for scheme, bits in BITS.items():
         high = 2 ** (bits - 1) - 1
         yield scheme, "minmax", False, minmax(bits), None

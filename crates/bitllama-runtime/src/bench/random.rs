@@ -134,7 +134,7 @@ mod tests {
             Quantizer::from(Scheme::Int4).with_granularity(Granularity::Group(64)).with_scales(ScaleFormat::F16);
         let head = Quantizer::from(Scheme::Int8).with_granularity(Granularity::Group(32)).with_scales(ScaleFormat::F16);
         for layers in [layers, layers.with_zero_point()] {
-            let rules = [("layers.*", Rule(Some(layers))), ("embed_tokens", Rule(Some(head)))];
+            let rules = [("layers.*", Rule::Quantizer(layers)), ("embed_tokens", Rule::Quantizer(head))];
             let plan = BitPlan::new(rules).unwrap();
             let decoder = random_decoder(&config, &plan).unwrap();
             assert_eq!(decoder.size(), StoredSize::of(&plan.resolve(&config).unwrap()));
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
-        let plan = |quantizer| BitPlan::new([("layers.*", Rule(Some(quantizer)))]).unwrap();
+        let plan = |quantizer| BitPlan::new([("layers.*", Rule::Quantizer(quantizer))]).unwrap();
         let groups = |size| Quantizer::from(Scheme::Int4).with_granularity(Granularity::Group(size));
         let error = |quantizer| random_decoder(&grouped_config(), &plan(quantizer)).err().unwrap().to_string();
         let found = error(groups(96));

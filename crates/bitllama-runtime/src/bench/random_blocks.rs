@@ -36,7 +36,11 @@ pub fn random_block_decoder(config: &ModelConfig, format: BlockFormat, head: Opt
     for spec in &specs {
         bytes += match (rule_of(spec), spec.shape.as_slice()) {
             (None, &[rows, columns]) => file_bytes(format, [rows, columns]) as u128,
-            (rule, _) => StoredSize::of(&[(spec.clone(), rule.and_then(|rule| rule.0))]).bytes as u128,
+            (rule, shape) => {
+                let shape = shape.try_into().unwrap_or_default();
+                let quantizer = rule.and_then(|rule: Rule| rule.quantizer(shape));
+                StoredSize::of(&[(spec.clone(), quantizer)]).bytes as u128
+            }
         };
     }
     memory::ensure(bytes, 1)?;
@@ -58,7 +62,7 @@ pub fn random_block_decoder(config: &ModelConfig, format: BlockFormat, head: Opt
         )));
     }
     decoder_of(config, |spec, shape, seed| match rule_of(spec) {
-        Some(rule) => random_weight(rule.0, shape, seed),
+        Some(rule) => random_weight(rule.quantizer(shape), shape, seed),
         None => {
             let matrix = BlockMatrix::new(shape, form, |panels| fill(format, &form, shape, seed, panels))?;
             Ok(StoredWeight::Rows(Arc::new(RandomBlocks { format, matrix })))
@@ -147,7 +151,7 @@ impl StoredRows for RandomBlocks {
 
 #[cfg(test)]
 mod tests {
-    use bitllama_core::{Quantizer, Scheme};
+    use bitllama_core::Scheme;
 
     use super::*;
     use crate::LogitsOf;
@@ -196,11 +200,12 @@ mod tests {
     #[test]
     fn embedding_and_head_may_have_a_scheme() {
         let untied = ModelConfig { tie_word_embeddings: false, ..config() };
-        for rule in [Rule(None), Rule(Some(Quantizer::from(Scheme::Int8)))] {
+        for rule in [Rule::Full, Rule::Quantizer(Scheme::Int8.into())] {
             let [plain, mixed] =
                 [None, Some(rule)].map(|head| random_block_decoder(&untied, BlockFormat::Q4_K, head).unwrap().size());
             let spec = WeightSpec { name: "w".into(), shape: vec![258, 256], kind: Kind::Embedding };
-            let difference = StoredSize::of(&[(spec, rule.0)]).bytes - file_bytes(BlockFormat::Q4_K, [258, 256]);
+            let difference =
+                StoredSize::of(&[(spec, rule.quantizer([258, 256]))]).bytes - file_bytes(BlockFormat::Q4_K, [258, 256]);
             assert_eq!(mixed.bytes, plain.bytes + 2 * difference);
         }
     }

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::parameter_count;
-use bitllama_formats::artifact::Layout;
 use bitllama_formats::output::{Growing, Kind, claim_folder, claim_growing};
 use bitllama_formats::{Model, hf};
 use bitllama_nn::Llama;
@@ -24,7 +23,7 @@ use super::prepare::{Lesson, compared, initialized, resume_point, sources, stude
 use super::recipe_args::RecipeArgs;
 use crate::data::batches::Rows;
 use crate::data::{self, Split};
-use crate::export::{export, save_hf};
+use crate::export::{self, Format, save_hf};
 use crate::grid::run::SPENT;
 use crate::models::to_device_for_inference;
 use crate::monitor::progress::{Log, tell};
@@ -104,6 +103,7 @@ fn train(args: &Args, recipe: &Recipe) -> Result<ExitCode> {
     let start = earlier_run(args, recipe)?;
     let sources = sources(recipe, start.as_ref().map(|(_, folder)| folder.as_path())).with_context(at_recipe)?;
     sources.notes().iter().for_each(|note| say(args, note));
+    recipe.bit_plan()?.remarks(&sources.config).iter().for_each(|remark| say(args, remark));
     let teacher_config = sources.teacher.as_ref().map(|teacher| &teacher.config);
     dry_run::ensure_memory(recipe, &sources.plan, &sources.config, teacher_config).with_context(at_recipe)?;
     let student = student(recipe, &sources, start.as_ref(), &device).with_context(at_recipe)?;
@@ -282,7 +282,7 @@ fn finish_distill(
 ) -> Result<()> {
     let artifact = run.recipe.output.join("artifact");
     Growing::new(&run.recipe.output, Kind::Run).subfolder("artifact")?;
-    export(&artifact, student, run.plan, run.tokenizer, Layout::Packed, provenance)?;
+    export::student(Format::Artifact, &artifact, student, run.plan, run.tokenizer, provenance)?;
     let size = StoredSize::of(run.plan);
     let low_bit = |perplexity| Row { perplexity, bits_per_weight: size.bits_per_weight(), bytes: size.bytes as u64 };
     let bytes = teacher.weights.stored_bytes();

@@ -1,84 +1,154 @@
-//! `export`: a checkpoint to an artifact.
+//! `export`: a model to another format.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use bitllama_core::size::StoredSize;
-use bitllama_formats::output::{self, Kind};
-use bitllama_formats::{artifact, hf};
-use bitllama_nn::device::default_name;
-use burn::module::Module;
+use anyhow::{Result, ensure};
+use bitllama_core::weights::specs;
+use bitllama_formats::{hf, output};
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::export::{export, save_hf};
+use crate::export::{self, FORMATS, Format, Options, Source, Summary};
 use crate::models;
+use crate::monitor::progress::tell;
 
-/// Pack a trained student into an artifact
+/// Write a model or trained student in another format
 #[derive(clap::Args)]
 pub struct Args {
-    /// The checkpoint, or the folder of a run (then its best checkpoint)
-    #[arg(long)]
-    checkpoint: String,
-    /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
+    /// A checkpoint, artifact, Hugging Face directory, GGUF file, hub id, or folder of a run (then its best student). Weights of a
+    /// checkpoint are rounded by its bit plan
+    #[arg(long, alias = "checkpoint", value_name = "MODEL")]
+    from: String,
+    /// Folder to write, or for GGUF the file; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
-    /// What to write
-    #[arg(long, value_enum, default_value = "packed")]
-    layout: Layout,
+    /// Format to write
+    #[arg(long, alias = "layout", value_name = "FORMAT", default_value = "artifact", help = format!(
+        "Format to write: {FORMATS}. GGUF files take for each matrix the type of the fewest bits that holds it without loss, or TYPE \
+         where that does"
+    ))]
+    to: Format,
+    /// Number format of weights that are not packed [default: for hf f32, for GGUF the smallest that keeps every number]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Refuse weights that the format cannot hold to the bit
+    #[arg(long)]
+    exact: bool,
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
 }
 
-/// What `export` writes
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Layout {
-    /// An artifact with every low-bit matrix truly packed
-    Packed,
-    /// An artifact with the keys and loose files of the older tools
-    V2,
-    /// A Hugging Face directory of the rounded weights in f32, for tools that know no low-bit formats
-    Hf,
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for hf::Dtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => hf::Dtype::F32,
+            Dtype::F16 => hf::Dtype::F16,
+            Dtype::Bf16 => hf::Dtype::Bf16,
+        }
+    }
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// A checkpoint that is missing or damaged; a folder that cannot be written, or holds what this program did not write.
+/// A model that is missing or damaged, or that the format cannot hold; an output that cannot be written, or holds what this program
+/// did not write.
 pub fn run(args: Args) -> Result<()> {
-    output::apart(&args.output, [("--checkpoint", Path::new(&args.checkpoint))])?;
-    let kind = if args.layout == Layout::Hf { Kind::Model } else { Kind::Artifact };
-    let _claim = output::claim_folder(&args.output, kind)?;
-    let loaded = models::load(&args.checkpoint, false, &bitllama_nn::device(default_name())?)?;
-    let plan = loaded
-        .plan
-        .with_context(|| format!("{}: not a checkpoint of a run (no state.json)", loaded.source.path.display()))?;
-    let (llama, tokenizer) = (&loaded.llama, loaded.source.tokenizer_files());
+    ensure!(
+        args.dtype.is_none() || matches!(args.to, Format::Hf | Format::Gguf(_)),
+        "--dtype is of use with --to hf and --to gguf only"
+    );
+    output::apart(&args.output, [("--from", Path::new(&args.from))])?;
+    let _claim = export::claim(args.to, &args.output)?;
+    let model = models::open(&args.from, false)?;
+    let weights = specs(&model.config).into_iter().map(|spec| {
+        let weight = model.weights.stored(&spec)?;
+        Ok((spec, weight))
+    });
     let provenance = json!({
-        "checkpoint": loaded.source.path.file_name().map(|n| n.to_string_lossy()),
+        "checkpoint": model.path.file_name().map(|n| n.to_string_lossy()),
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });
-    match args.layout {
-        Layout::Packed => export(&args.output, llama, &plan, tokenizer, artifact::Layout::Packed, provenance)?,
-        Layout::V2 => export(&args.output, llama, &plan, tokenizer, artifact::Layout::V2, provenance)?,
-        Layout::Hf => save_hf(&args.output, &llama.valid().materialize(), tokenizer, hf::Dtype::F32)?,
-    }
-    let size = StoredSize::of(&plan);
-    if args.json {
-        let result = json!({
-            "output": args.output, "bits_per_weight": size.bits_per_weight(), "bytes": size.bytes,
-            "parameters": size.parameters,
-        });
-        println!("{result}");
-    } else {
-        println!(
-            "{}: {} bytes packed, {:.3} bits per weight",
-            args.output.display(),
-            size.bytes,
-            size.bits_per_weight()
+    let source = Source {
+        config: &model.config,
+        activations: &model.activations,
+        tokenizer: model.tokenizer_files(),
+        provenance,
+    };
+    let options = Options { dtype: args.dtype.map(hf::Dtype::from), exact: args.exact };
+    if !model.activations.is_empty() && matches!(args.to, Format::Hf | Format::Gguf(_)) {
+        tell(
+            "the student was trained with rounded activations; other programs round theirs in their own way, or not at all",
         );
     }
+    let summary = export::write(args.to, &args.output, source, weights, options)?;
+    print(&args.output, &summary, None, args.json);
     Ok(())
+}
+
+/// Prints sizes, and for GGUF files the types of tensors and what they lose.
+pub fn print(output: &Path, summary: &Summary, seconds: Option<f64>, as_json: bool) {
+    let Summary { bytes, parameters, tensors } = summary;
+    if as_json {
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|tensor| {
+                json!({
+                    "tensor": tensor.tensor, "type": tensor.format.name(), "bytes": tensor.bytes, "error": tensor.error,
+                    "remark": tensor.remark,
+                })
+            })
+            .collect();
+        let mut result = json!({
+            "output": output, "bits_per_weight": summary.bits_per_weight(), "bytes": bytes, "parameters": parameters,
+        });
+        if let Some(seconds) = seconds {
+            result["seconds"] = json!(seconds);
+        }
+        if !tensors.is_empty() {
+            result["tensors"] = json!(tensors);
+        }
+        println!("{result}");
+        return;
+    }
+    for line in by_type(summary) {
+        println!("{line}");
+    }
+    let seconds = seconds.map(|seconds| format!(", {seconds:.1} s")).unwrap_or_default();
+    println!("{}: {bytes} bytes packed, {:.3} bits per weight{seconds}", output.display(), summary.bits_per_weight());
+}
+
+/// A line for each type of tensors, and one for each tensor that is not exact or takes more bits than its codes have.
+fn by_type(summary: &Summary) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut seen = Vec::new();
+    for tensor in &summary.tensors {
+        if !seen.contains(&tensor.format) {
+            seen.push(tensor.format);
+            let same: Vec<_> = summary.tensors.iter().filter(|other| other.format == tensor.format).collect();
+            let bytes: usize = same.iter().map(|tensor| tensor.bytes).sum();
+            let exact = same.iter().filter(|tensor| tensor.error == 0.0).count();
+            let name = tensor.format.name();
+            lines.push(format!("{name:<7} {:>4} tensors, {exact} of them exact, {bytes} bytes", same.len()));
+        }
+    }
+    for tensor in &summary.tensors {
+        if let Some(remark) = &tensor.remark {
+            let error = match tensor.error {
+                0.0 => "exact".to_string(),
+                error => format!("relative error {error:.1e}"),
+            };
+            lines.push(format!("{} ({}, {error}): {remark}", tensor.tensor, tensor.format.name()));
+        }
+    }
+    lines
 }

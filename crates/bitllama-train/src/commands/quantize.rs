@@ -4,17 +4,21 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use bitllama_core::size::StoredSize;
-use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme, excerpt};
-use bitllama_formats::output::{self, Kind};
-use bitllama_formats::{Error as FormatError, Model, StoredWeight, artifact};
+use bitllama_core::{
+    ActivationPlan, BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme, excerpt, rule,
+};
+use bitllama_formats::output;
+use bitllama_formats::{Error as FormatError, Model, StoredWeight};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::text::{Reading, encode, own_bos};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::export::print;
+use crate::export::{self, FORMATS, Format, Options, Source};
 use crate::models::{self, ResolvedPlan};
+use crate::monitor::progress::tell;
 use crate::ptq::reconstruct::{self, Report};
 use crate::ptq::{self, Method, gptq};
 
@@ -27,16 +31,24 @@ pub struct Args {
     /// Round the latent weights of the checkpoint, not those that its student has rounded already
     #[arg(long)]
     latent_weights: bool,
-    /// Folder to write; what an earlier `export` or `quantize` wrote there is replaced
+    /// Folder to write, or for GGUF the file; what an earlier `export` or `quantize` wrote there is replaced
     #[arg(long)]
     output: PathBuf,
-    /// Bits of the matrices of all blocks
-    #[arg(long, value_enum, required_unless_present = "scheme")]
-    bits: Option<Bits>,
-    /// Scheme of the matrices of all blocks, in place of --bits: binary, ternary, seq2, int2, int3, int4, nf4 or
-    /// int8
-    #[arg(long, conflicts_with = "bits")]
-    scheme: Option<Scheme>,
+    /// Format to write
+    #[arg(long, value_name = "FORMAT", default_value = "artifact", help = format!("Format to write: {FORMATS}"))]
+    to: Format,
+    /// Refuse weights that the format cannot hold to the bit
+    #[arg(long)]
+    exact: bool,
+    /// Bits per weight of the matrices of all blocks: 1 (binary), 1.58 (ternary), 2, 3, 4, 5, 6 or 8 (integers)
+    #[arg(long, value_parser = of_bits, required_unless_present = "scheme")]
+    bits: Option<Scheme>,
+    /// Scheme of the matrices of all blocks, in place of --bits
+    #[arg(long, conflicts_with = "bits", help = format!(
+        "Scheme of the matrices of all blocks, in place of --bits: {}. A scheme with a colon is the grid of a type of GGUF files, \
+         which decides groups and scales itself", rule::names()
+    ))]
+    scheme: Option<Rule>,
     /// Columns that share a scale (a multiple of 32), or `row`, or `tensor` [default: 64 where that divides all matrices,
     /// else row]
     #[arg(long, value_parser = granularity)]
@@ -107,40 +119,12 @@ enum ScaleDtype {
     F32,
 }
 
-/// Bits a weight, and the scheme that has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Bits {
-    /// binary
-    #[value(name = "1")]
-    One,
-    /// ternary
-    #[value(name = "1.58")]
-    Trit,
-    /// int2
-    #[value(name = "2")]
-    Two,
-    /// int3
-    #[value(name = "3")]
-    Three,
-    /// int4
-    #[value(name = "4")]
-    Four,
-    /// int8
-    #[value(name = "8")]
-    Eight,
-}
-
-impl Bits {
-    fn scheme(self) -> Scheme {
-        match self {
-            Bits::One => Scheme::Binary,
-            Bits::Trit => Scheme::Ternary,
-            Bits::Two => Scheme::Int2,
-            Bits::Three => Scheme::Int3,
-            Bits::Four => Scheme::Int4,
-            Bits::Eight => Scheme::Int8,
-        }
-    }
+/// The scheme of `--bits`.
+fn of_bits(bits: &str) -> Result<Scheme, String> {
+    Scheme::of_bits_flag(bits).ok_or_else(|| {
+        let known: Vec<_> = Scheme::ALL.into_iter().filter_map(|scheme| scheme.description().bits_flag).collect();
+        format!("expected one of {}", known.join(", "))
+    })
 }
 
 fn granularity(text: &str) -> Result<Granularity, String> {
@@ -176,7 +160,7 @@ pub fn run(args: Args) -> Result<()> {
     let model = models::open(&args.model, args.latent_weights)?;
     let inputs = args.calibration.iter().map(|path| ("--calibration", &**path));
     output::apart(&args.output, inputs.chain([("--model", &*model.path)]))?;
-    let _claim = output::claim_folder(&args.output, Kind::Artifact)?;
+    let _claim = export::claim(args.to, &args.output)?;
     let plan = plan(&args, &model.config)?;
 
     let mut rounded = match args.method.calibrates() {
@@ -241,29 +225,15 @@ pub fn run(args: Args) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "git_revision": env!("GIT_REVISION"),
     });
-    artifact::write(
-        &args.output,
-        &model.config,
-        weights,
-        model.tokenizer_files(),
-        artifact::Layout::Packed,
+    let source = Source {
+        config: &model.config,
+        activations: &ActivationPlan::default(),
+        tokenizer: model.tokenizer_files(),
         provenance,
-    )?;
-    let (size, seconds) = (StoredSize::of(&plan), start.elapsed().as_secs_f64());
-    if args.json {
-        let result = json!({
-            "output": args.output, "bits_per_weight": size.bits_per_weight(), "bytes": size.bytes,
-            "parameters": size.parameters, "seconds": seconds,
-        });
-        println!("{result}");
-    } else {
-        println!(
-            "{}: {} bytes packed, {:.3} bits per weight, {seconds:.1} s",
-            args.output.display(),
-            size.bytes,
-            size.bits_per_weight()
-        );
-    }
+    };
+    let options = Options { exact: args.exact, ..Options::default() };
+    let summary = export::write(args.to, &args.output, source, weights, options)?;
+    print(&args.output, &summary, Some(start.elapsed().as_secs_f64()), args.json);
     Ok(())
 }
 
@@ -271,7 +241,24 @@ const GROUP_SIZE: usize = 64;
 
 /// The bit plan that the flags ask for.
 fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
-    let scheme = args.scheme.or(args.bits.map(Bits::scheme)).context("pass --bits or --scheme")?;
+    let of_bits = args.bits.map(|scheme| Rule::Quantizer(scheme.into()));
+    let scheme = args.scheme.or(of_bits).context("pass --bits or --scheme")?;
+    ensure!(scheme != Rule::Full, "--scheme f32: nothing would be quantized");
+    if let Rule::Target(target, _) = scheme {
+        let flags = [
+            ("--group-size", args.group_size.is_some()),
+            ("--zero-point", args.zero_point),
+            ("--double-quant", args.double_quant),
+            ("--scale-dtype", args.scale_dtype != ScaleDtype::F16),
+        ];
+        let given = flags.into_iter().find(|(_, given)| *given);
+        ensure!(
+            given.is_none(),
+            "--scheme {}: it decides {} itself; leave that out",
+            target.name,
+            given.map_or("", |g| g.0)
+        );
+    }
     let divides = |size: usize| {
         [config.hidden_size, config.intermediate_size, config.q_size()].iter().all(|n| n.is_multiple_of(size))
     };
@@ -283,26 +270,29 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
         (false, ScaleDtype::F32) => ScaleFormat::F32,
     };
     let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity).with_scales(scales);
-    let blocks = with_groups(Quantizer { zero_point: args.zero_point, ..Quantizer::from(scheme) });
-    blocks.check()?;
-    let head = Rule(args.embedding.0.map(with_groups));
-    let mut rules = vec![("layers.*".to_string(), Rule(Some(blocks))), ("embed_tokens".to_string(), head)];
+    let blocks = scheme.map(|quantizer| with_groups(Quantizer { zero_point: args.zero_point, ..quantizer }));
+    if let Rule::Quantizer(quantizer) = blocks {
+        quantizer.check()?;
+    }
+    let head = args.embedding.map(with_groups);
+    let mut rules = vec![("layers.*".to_string(), blocks), ("embed_tokens".to_string(), head)];
     if !config.tie_word_embeddings {
         rules.push(("lm_head".to_string(), head));
     }
     let layers = config.num_hidden_layers;
     if let Some(first) = args.layers {
         ensure!(first <= layers, "--layers {first}: {} has {layers} blocks", args.model);
-        rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule(None))));
+        rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule::Full)));
     }
     for rule in &args.rule {
         let (glob, scheme) =
             rule.split_once('=').with_context(|| format!("--rule {}: expected GLOB=SCHEME", excerpt(rule)))?;
         let scheme: Rule = scheme.parse().with_context(|| format!("--rule {}", excerpt(rule)))?;
-        rules.push((glob.to_string(), Rule(scheme.0.map(with_groups))));
+        rules.push((glob.to_string(), scheme.map(with_groups)));
     }
-    let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?.resolve(config);
-    plan.with_context(|| args.model.clone())
+    let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
+    plan.remarks(config).iter().for_each(|remark| tell(remark));
+    plan.resolve(config).with_context(|| args.model.clone())
 }
 
 /// Rows of tokens, spread evenly over the calibration text.

@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail};
+use bitllama_core::Quantizer;
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{Method, Quantizer, Scheme};
 use bitllama_nn::Block;
 use bitllama_nn::fake_quant::{FakeQuant, quantize};
 use bitllama_nn::weights::{block_matrices, pack, read, set_block_matrix};
@@ -48,11 +48,7 @@ pub fn trained(quantizer: Quantizer) -> Quantizer {
     if quantizer.method.trains_scales() {
         return quantizer;
     }
-    quantizer.with_method(match quantizer.scheme {
-        Scheme::Binary => Method::Elastic,
-        Scheme::Seq2 => Method::Seq,
-        Scheme::Ternary | Scheme::Int2 | Scheme::Int3 | Scheme::Int4 | Scheme::Nf4 | Scheme::Int8 => Method::Lsq,
-    })
+    quantizer.with_method(quantizer.scheme.description().trained_method)
 }
 
 /// Squared error of a block's output over the square of the teacher's, the mean over tokens and over an epoch.

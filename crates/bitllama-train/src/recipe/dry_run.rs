@@ -46,6 +46,7 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
             "artifact_bytes": size.bytes,
             "memory_bytes": bytes,
             "training_tokens": tokens,
+            "remarks": recipe.bit_plan()?.remarks(&student),
         });
         println!("{answer}");
         return Ok(());
@@ -57,6 +58,9 @@ pub fn print(recipe: &Recipe, as_json: bool) -> Result<()> {
         size.bits_per_weight(),
         size.bytes
     );
+    for remark in recipe.bit_plan()?.remarks(&student) {
+        println!("# {remark}");
+    }
     if !activations.is_empty() {
         println!("# activations: {activations}");
     }

@@ -259,8 +259,10 @@ fn groups_survive_and_are_checked() {
     let weights = rescaled(model(&wide(), &[Some(Scheme::Int4)]), grouped, false);
     let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(Scheme::Seq2)]), Layout::V2));
     assert!(older.contains("the older tools have no form for seq2"), "{older}");
-    let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(Scheme::Nf4)]), Layout::V2));
-    assert!(older.contains("the older tools have no form for nf4"), "{older}");
+    for scheme in [Scheme::Nf4, Scheme::Iq4] {
+        let older = message(write_model(&folder, &wide(), &model(&wide(), &[Some(scheme)]), Layout::V2));
+        assert!(older.contains(&format!("the older tools have no form for {scheme}")), "{older}");
+    }
     let older = message(write_model(&folder, &wide(), &weights, Layout::V2));
     assert!(older.contains("int4 with several scales a row cannot be written for the older tools"), "{older}");
 

@@ -11,10 +11,11 @@
 //! | `low_bit.rs` | ternary ones, floats of 4 bits, Q1_0 and Q2_0 |
 //!
 //! Those whose values are `scale * code - minimum` are taken apart there into fields and constants; `codes.rs` makes values of
-//! these, or the panels that kernels multiply.
+//! these, or the panels that kernels multiply. `encode.rs` is the way back, for types that have a scale per block and nothing else.
 
 mod basic;
 pub(crate) mod codes;
+pub(crate) mod encode;
 mod grids;
 mod i_quants;
 mod k_quants;
@@ -148,6 +149,16 @@ impl BlockFormat {
     /// The format that llama.cpp calls `name`, in capitals or not.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name().eq_ignore_ascii_case(name))
+    }
+
+    /// The types that packed matrices are written in, from the fewest bits up.
+    pub fn written() -> impl Iterator<Item = BlockFormat> {
+        encode::WRITTEN.into_iter()
+    }
+
+    /// Whether packed matrices are written in this type.
+    pub fn is_written(self) -> bool {
+        encode::WRITTEN.contains(&self)
     }
 
     /// How its numbers are made up, if they are whole codes with scales: such blocks are multiplied as they are, in the panels of

@@ -11,11 +11,14 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
+    SplitDelimiterBehavior, Tokenizer,
+};
 
 use super::super::{Array, Gguf};
-use super::damaged;
 use super::vocabulary::Vocabulary;
+use super::{PROBE, damaged};
 use crate::Result;
 
 /// One step of a split.
@@ -159,6 +162,46 @@ pub(super) fn tokenizer(file: &Gguf, vocabulary: &Vocabulary) -> Result<(Tokeniz
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
     Ok((tokenizer, split.bos))
+}
+
+/// The name of the split of a byte-level tokenizer: that of the first one which splits a text of many kinds of characters as the
+/// tokenizer does. Splits that differ in `whole_pieces` only have names of their own.
+///
+/// # Errors
+/// A tokenizer that none of the known ones is, in one line without the file.
+pub(in crate::gguf) fn split_name(
+    tokenizer: &Tokenizer,
+    whole_pieces: bool,
+) -> std::result::Result<&'static str, String> {
+    let own = pieces(tokenizer).map_err(|e| format!("the tokenizer fails: {e}"))?;
+    let same = |split: &&PreTokenizer| {
+        let mut other = Tokenizer::new(BPE::default());
+        if split.nfc {
+            other.with_normalizer(Some(NFC));
+        }
+        let Ok(steps) = split.pre_tokenizers() else { return false };
+        other.with_pre_tokenizer(Some(Sequence::new(steps)));
+        split.whole_pieces == whole_pieces && pieces(&other).is_ok_and(|pieces| pieces == own)
+    };
+    SPLITS
+        .iter()
+        .find(same)
+        .map(|split| split.names[0])
+        .ok_or_else(|| "the tokenizer splits texts in a way that has no name in GGUF files (tokenizer.ggml.pre)".into())
+}
+
+/// The pieces into which a tokenizer splits [`PROBE`] before merging.
+fn pieces(tokenizer: &Tokenizer) -> tokenizers::Result<Vec<String>> {
+    let mut text = NormalizedString::from(PROBE);
+    if let Some(normalizer) = tokenizer.get_normalizer() {
+        normalizer.normalize(&mut text)?;
+    }
+    let mut text = PreTokenizedString::from(text);
+    if let Some(splitter) = tokenizer.get_pre_tokenizer() {
+        splitter.pre_tokenize(&mut text)?;
+    }
+    let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    Ok(splits.into_iter().map(|(piece, ..)| piece.to_string()).collect())
 }
 
 impl PreTokenizer {

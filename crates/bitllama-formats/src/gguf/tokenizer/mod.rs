@@ -23,6 +23,16 @@ use crate::tokenizer::check;
 use crate::{Error, Result};
 use vocabulary::{Strip, Vocabulary};
 
+pub(super) use byte_level::split_name;
+pub(super) use vocabulary::{CONTROL, NORMAL, UNKNOWN, USER_DEFINED};
+
+/// Text on which tokenizers are compared: digits, contractions, white space, capitals, signs and scripts that splits treat
+/// differently.
+pub(super) const PROBE: &str = "Hello, world! I'm here; you'LL see 3 33 333 3333 33333 x=y+z\n\n\n\t\ttabs  and   spaces \r\n \
+    naïve café ΑΒΓ αβγ Привет мир 你好，世界。今日は 안녕하세요 שלום مرحبا हिन्दी ไทย 🚀🙂👍🏽 ½ ² № “quoted” — dash… \
+    camelCase HTTPServer snake_case kebab-case 1.5e-3 $100 50% a/b\\c <tag attr=\"v\"> {json: [1, 2]} // # @user \
+    ''''' \"\"\"\" !!!??? ---- ==== .... ,,,,  're 'RE 'Ve'd e\u{301} \u{200b}\u{a0}\u{3000}end ";
+
 /// Rebuilds the tokenizer.
 ///
 /// # Errors

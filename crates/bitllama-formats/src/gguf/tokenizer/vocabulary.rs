@@ -12,10 +12,10 @@ use crate::Result;
 use crate::tokenizer::MAX_TOKEN;
 
 /// `llama_token_type`, where it matters.
-pub(super) const NORMAL: i64 = 1;
-pub(super) const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-pub(super) const USER_DEFINED: i64 = 4;
+pub(in crate::gguf) const NORMAL: i64 = 1;
+pub(in crate::gguf) const UNKNOWN: i64 = 2;
+pub(in crate::gguf) const CONTROL: i64 = 3;
+pub(in crate::gguf) const USER_DEFINED: i64 = 4;
 
 pub(super) struct Vocabulary<'a> {
     pub(super) tokens: Vec<Cow<'a, str>>,

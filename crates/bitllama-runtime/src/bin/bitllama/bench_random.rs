@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, excerpt};
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, excerpt, scheme};
 use bitllama_formats::gguf::BlockFormat;
 use bitllama_formats::hf;
 use bitllama_runtime::{Decoder, bench};
@@ -15,8 +15,10 @@ use crate::source::SchemeOrFull;
 /// How random weights are stored.
 #[derive(Debug, Args)]
 pub struct RandomPlan {
-    /// Scheme of the random weights: binary, ternary, seq2, int2, int3, int4, nf4, int8 or f32
-    #[arg(long, value_name = "SCHEME", default_value = "ternary")]
+    /// Scheme of the random weights
+    #[arg(long, value_name = "SCHEME", default_value = "ternary", help = format!(
+        "Scheme of the random weights: {} or f32", scheme::names()
+    ))]
     scheme: SchemeOrFull,
     /// Type of a GGUF file for the random weights, in place of --scheme, such as q4_k or q6_k: they are multiplied as weights
     /// out of such a file are
@@ -31,7 +33,7 @@ pub struct RandomPlan {
     /// points included, or as --gguf-type]
     #[arg(long, value_name = "SCHEME")]
     embedding: Option<SchemeOrFull>,
-    /// Columns that share a scale, a multiple of 32; 0 for one scale a row [default: 0, of nf4 64]
+    /// Columns that share a scale, a multiple of 32; 0 for one scale a row [default: 0, for nf4 64, for iq4 32]
     #[arg(long, value_name = "N", conflicts_with_all = ["artifact", "kernels"])]
     group_size: Option<usize>,
     /// A zero point beside each scale of --scheme (asymmetric)
@@ -66,14 +68,14 @@ impl RandomPlan {
     /// A decoder in the shape of a config, and a line about it.
     pub fn decoder(&self, shape: &str) -> anyhow::Result<(String, Decoder)> {
         let config = config_of(shape)?;
-        let name = |rule: Rule| rule.0.map_or("f32".into(), described);
-        let label = |layers: String, head: Option<Rule>| match head {
+        let name = |rule: Option<Quantizer>| rule.map_or("f32".into(), described);
+        let label = |layers: String, head: Option<Option<Quantizer>>| match head {
             None => format!("{shape}, random {layers}"),
             Some(head) => format!("{shape}, random {layers}, embedding and head {}", name(head)),
         };
         if let Some(format) = self.gguf_type {
-            let head = self.embedding.map(|SchemeOrFull(scheme)| Rule(scheme.map(Quantizer::from)));
-            let decoder = bench::random_block_decoder(&config, format, head)?;
+            let head = self.embedding.map(|SchemeOrFull(scheme)| scheme.map(Quantizer::from));
+            let decoder = bench::random_block_decoder(&config, format, head.map(Rule::from))?;
             return Ok((label(format.name().into(), head), decoder));
         }
         let (layers, head) = self.rules()?;
@@ -82,11 +84,12 @@ impl RandomPlan {
             rules.push(("lm_head", head));
         }
         let label = label(name(layers), Some(head).filter(|head| *head != layers));
+        let rules = rules.into_iter().map(|(glob, quantizer)| (glob, Rule::from(quantizer)));
         Ok((label, bench::random_decoder(&config, &BitPlan::new(rules)?)?))
     }
 
-    /// The rule of linear layers, and that of embedding and head.
-    fn rules(&self) -> anyhow::Result<(Rule, Rule)> {
+    /// The quantizer of linear layers, and that of embedding and head.
+    fn rules(&self) -> anyhow::Result<(Option<Quantizer>, Option<Quantizer>)> {
         let with_groups = |quantizer: Quantizer| {
             let granularity = match self.group_size {
                 None => quantizer.granularity,
@@ -95,9 +98,9 @@ impl RandomPlan {
             };
             quantizer.with_granularity(granularity).with_scales(self.scale_dtype)
         };
-        let rule = |SchemeOrFull(scheme): SchemeOrFull| Rule(scheme.map(|scheme| with_groups(scheme.into())));
+        let rule = |SchemeOrFull(scheme): SchemeOrFull| scheme.map(|scheme| with_groups(scheme.into()));
         let (mut layers, head) = (rule(self.scheme), self.embedding.map(rule));
-        match &mut layers.0 {
+        match &mut layers {
             Some(quantizer) => {
                 quantizer.zero_point = self.zero_point;
                 quantizer.check()?;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use bitllama_core::Scheme;
 use bitllama_core::weights::Kind;
+use bitllama_core::{Scheme, scheme};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Pool, Precision};
 use bitllama_runtime::{Decoder, Settings, open, open_latent, open_quantized};
@@ -16,9 +16,10 @@ pub struct Quantize {
     /// Take the latent weights of a checkpoint, in f32, not the student that has them rounded
     #[arg(long)]
     latent_weights: bool,
-    /// Round a Hugging Face directory or GGUF file to binary, ternary, int2, int3, int4, nf4 or int8 while opening it (to
-    /// nearest, no training)
-    #[arg(long, value_name = "SCHEME")]
+    /// Round a Hugging Face directory or GGUF file to this scheme while opening it, to nearest, without training
+    #[arg(long, value_name = "SCHEME", help = format!(
+        "Round a Hugging Face directory or GGUF file while opening it, to nearest, without training: {}", scheme::names()
+    ))]
     quantize: Option<Scheme>,
     /// Scheme of its embedding and head, or f32 [default: as --quantize]
     #[arg(long, value_name = "SCHEME", requires = "quantize")]

@@ -1,0 +1,110 @@
+//! `export`: what a run or an artifact becomes in other formats, and what is refused.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use bitllama_formats::gguf::Gguf;
+use bitllama_formats::model;
+use bitllama_runtime::{LogitsOf, Settings, open};
+use common::{failure, run_json, short_run, succeed, succeed_json, train};
+use serde_json::Value;
+
+fn export(from: &Path, to: &str, output: &Path, more: &[&str]) -> std::process::Command {
+    let [from, output] = [from, output].map(|path| path.to_str().unwrap());
+    train(&[&["export", "--from", from, "--to", to, "--output", output], more].concat())
+}
+
+/// The types of a GGUF's matrices of blocks by `export --json`, but for `down_proj`, whose 432 columns no type of blocks has.
+fn types(report: &Value) -> Vec<String> {
+    let tensors = report["tensors"].as_array().unwrap().iter();
+    let of_blocks = tensors.filter(|tensor| {
+        let name = tensor["tensor"].as_str().unwrap();
+        name.starts_with("blk.") && !name.contains("norm") && !name.contains("ffn_down")
+    });
+    let mut types: Vec<String> = of_blocks.map(|tensor| tensor["type"].as_str().unwrap().to_string()).collect();
+    types.sort_unstable();
+    types.dedup();
+    types
+}
+
+/// Logits of a few tokens, with activations as `bitllama run` rounds them.
+fn logits(path: &Path) -> Vec<f32> {
+    let (decoder, _) = open(path).unwrap();
+    let decoder = decoder.with_settings(Settings::fast());
+    decoder.forward(&[5, 17, 200, 3, 77], &mut decoder.new_cache(), LogitsOf::All).unwrap().to_vec()
+}
+
+#[test]
+fn a_student_trained_on_a_grid_of_gguf_is_the_same_from_the_artifact_and_from_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (target, method, expected) in [("q4_0", "lsq", "Q4_0"), ("iq4_nl", "lsq", "IQ4_NL"), ("q5_0", "minmax", "Q5_0")]
+    {
+        let run = folder.path().join(target);
+        let bits = format!("bits.layers.*={{ scheme = \"gguf:{target}\", method = \"{method}\" }}");
+        run_json(&short_run(&run, &[&bits, "bits.embed_tokens=gguf:q8_0"]));
+        let file = folder.path().join(format!("{target}.gguf"));
+        let report = succeed_json(&mut export(&run, "gguf", &file, &["--exact", "--json"]));
+        assert_eq!(types(&report), [expected], "{target}");
+        assert!(logits(&run.join("artifact")) == logits(&file), "{target}: other logits");
+        // The plan is in the run's recipe under the name that it was given.
+        assert!(fs::read_to_string(run.join("recipe.toml")).unwrap().contains(&format!("gguf:{target}")));
+        // Another export of the run replaces the file, which is on record by what it says about itself.
+        succeed(&mut export(&run, "gguf", &file, &[]));
+        assert!(Gguf::open(&file).unwrap().text("bitllama.provenance").unwrap().is_some());
+    }
+}
+
+#[test]
+fn every_way_from_a_model_to_a_gguf_gives_the_same_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let quantize = |to: &str, output: &Path| {
+        let output = output.to_str().unwrap();
+        let args =
+            ["quantize", "--model", "models/nano", "--scheme", "gguf:q5_0", "--to", to, "--exact", "--output", output];
+        succeed(&mut train(&args));
+    };
+    quantize("artifact", &path("artifact"));
+    quantize("gguf", &path("direct.gguf"));
+    succeed(&mut export(&path("artifact"), "gguf", &path("artifact.gguf"), &["--exact"]));
+    succeed(&mut export(&path("direct.gguf"), "hf", &path("hf"), &[]));
+    succeed(&mut export(&path("hf"), "gguf", &path("f32.gguf"), &["--dtype", "f32", "--exact"]));
+    let all =
+        ["artifact", "direct.gguf", "artifact.gguf", "hf", "f32.gguf"].map(|name| model::open(&path(name)).unwrap());
+    for spec in bitllama_core::weights::specs(&all[0].config) {
+        let [first, others @ ..] = all.each_ref().map(|model| model.weights.read(&spec).unwrap());
+        assert!(others.iter().all(|other| *other == first), "{}", spec.name);
+    }
+    let text = "The quick brown fox, 1234 times; isn't it?\n";
+    let ids = all.each_ref().map(|model| model.tokenizer.encode(text, true).unwrap().get_ids().to_vec());
+    assert!(ids.iter().all(|other| *other == ids[0]), "{ids:?}");
+}
+
+#[test]
+fn what_a_file_cannot_hold_is_said_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (artifact, file) = (folder.path().join("artifact"), folder.path().join("student.gguf"));
+    let args = ["quantize", "--model", "models/nano", "--bits", "4", "--scale-dtype", "f32", "--output"];
+    succeed(&mut train(&[&args[..], &[artifact.to_str().unwrap()]].concat()));
+    let message = failure(&export(&artifact, "gguf", &file, &["--exact"]).output().unwrap());
+    assert!(message.contains("would not be exact in") && message.contains("use scale_dtype"), "{message}");
+    assert!(!file.exists());
+    let report = succeed_json(&mut export(&artifact, "gguf", &file, &["--json"]));
+    let lossy = report["tensors"].as_array().unwrap().iter().find(|tensor| tensor["type"] == "Q4_0").unwrap();
+    assert!(lossy["error"].as_f64().unwrap() > 0.0 && !lossy["remark"].is_null(), "{lossy}");
+
+    // A file that is not ours stays, and so does a folder.
+    let foreign = folder.path().join("foreign.gguf");
+    fs::write(&foreign, "notes").unwrap();
+    let message = failure(&export(&artifact, "gguf", &foreign, &[]).output().unwrap());
+    assert!(message.contains("a file stands here that this program did not write"), "{message}");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "notes");
+    let taken = folder.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    let message = failure(&export(&artifact, "gguf", &taken, &[]).output().unwrap());
+    assert!(message.contains("a folder stands here"), "{message}");
+    let message = failure(&export(&artifact, "v2", &folder.path().join("v2"), &["--dtype", "f16"]).output().unwrap());
+    assert!(message.contains("--dtype is of use with --to hf and --to gguf only"), "{message}");
+}
