@@ -21,10 +21,18 @@ impl<const POPCOUNT: bool> Avx512<POPCOUNT> {
     /// `f` of each lane, for operations that Miri does not know.
     #[inline(always)]
     fn by_lane(self, a: __m512i, f: impl Fn(i32) -> i32) -> __m512i {
-        let mut lanes = [0i32; LANES];
-        proven!(_mm512_storeu_si512(lanes.as_mut_ptr().cast(), a));
-        let lanes = lanes.map(f);
-        proven!(_mm512_loadu_si512(lanes.as_ptr().cast()))
+        self.by_lanes(a, a, a, |lane, _, _| f(lane))
+    }
+
+    /// As [`Avx512::by_lane`], of the lanes of three vectors.
+    #[inline(always)]
+    fn by_lanes(self, a: __m512i, b: __m512i, c: __m512i, f: impl Fn(i32, i32, i32) -> i32) -> __m512i {
+        let mut lanes = [[0i32; LANES]; 3];
+        for (lanes, vector) in lanes.iter_mut().zip([a, b, c]) {
+            proven!(_mm512_storeu_si512(lanes.as_mut_ptr().cast(), vector));
+        }
+        let out: [i32; LANES] = std::array::from_fn(|lane| f(lanes[0][lane], lanes[1][lane], lanes[2][lane]));
+        proven!(_mm512_loadu_si512(out.as_ptr().cast()))
     }
 }
 
@@ -220,6 +228,13 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
     }
     #[inline(always)]
     fn dot_pairs(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        if cfg!(miri) {
+            return self.by_lanes(sum, a, b, |sum, a, b| {
+                let half = |x: i32, upper: bool| if upper { x >> 16 } else { (x << 16) >> 16 };
+                let products = [false, true].map(|upper| half(a, upper).wrapping_mul(half(b, upper)));
+                sum.wrapping_add(products[0]).wrapping_add(products[1])
+            });
+        }
         proven!(_mm512_dpwssd_epi32(sum, a, b))
     }
     #[inline(always)]
