@@ -5,6 +5,7 @@
 //! | [`model`] | opens a Hugging Face directory, a GGUF file, a checkpoint, an artifact or the folder of a run as one [`Model`] |
 //! | [`hf`] | Hugging Face directories: `config.json`, safetensors (sharded or not), `tokenizer.json` |
 //! | [`gguf`] | GGUF: metadata, block formats, tokenizer |
+//! | [`exports`] | parts that writers of other programs' formats share |
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
@@ -30,6 +31,7 @@ pub mod checkpoint;
 pub mod checksums;
 pub mod companions;
 mod error;
+pub mod exports;
 mod finite;
 pub mod gguf;
 pub mod hf;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail, ensure};
 use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_core::{ActivationPlan, ModelConfig};
+use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::output::{self, Claim, Kind};
 use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
@@ -29,31 +30,40 @@ pub enum Format {
     Gguf(Option<BlockFormat>),
 }
 
+/// Formats by name; types of GGUF files come after a colon.
+const NAMED: [(&str, Format); 4] =
+    [("artifact", Format::Artifact), ("v2", Format::V2), ("hf", Format::Hf), ("gguf", Format::Gguf(None))];
+
 /// Names of formats, for help and error messages.
-pub const FORMATS: &str = "artifact, v2, hf, gguf or gguf:TYPE";
+pub fn names() -> String {
+    let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+    format!("{} or gguf:TYPE", names.join(", "))
+}
+
+impl Format {
+    /// Whether only programs that keep activations as this one does read it: other programs round them in their own way.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Format::Artifact | Format::V2)
+    }
+
+    /// Whether weights in full precision can have one of several types.
+    pub fn takes_dtype(self) -> bool {
+        !self.is_ours()
+    }
+}
 
 impl FromStr for Format {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            // `packed` was the name before there were others.
-            "artifact" | "packed" => Ok(Format::Artifact),
-            "v2" => Ok(Format::V2),
-            "hf" => Ok(Format::Hf),
-            "gguf" => Ok(Format::Gguf(None)),
-            _ => {
-                let kind = name.strip_prefix("gguf:").and_then(BlockFormat::named);
-                let written = kind.filter(|kind| kind.is_written());
-                let types = || {
-                    let names = BlockFormat::written().map(|format| format.name().to_ascii_lowercase());
-                    names.collect::<Vec<_>>().join(", ")
-                };
-                written
-                    .map(|kind| Format::Gguf(Some(kind)))
-                    .ok_or_else(|| format!("expected one of {FORMATS}, where TYPE is one of {}", types()))
-            }
-        }
+        // `packed` was the name before there were others.
+        let named = NAMED.iter().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
+        let kind = name.strip_prefix("gguf:").and_then(BlockFormat::named).filter(|kind| kind.is_written());
+        named.map(|(_, format)| *format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
+            let types = BlockFormat::written().map(|format| format.name().to_ascii_lowercase());
+            let types = types.collect::<Vec<_>>().join(", ");
+            format!("expected one of {}, where TYPE is one of {types}", names())
+        })
     }
 }
 
@@ -86,8 +96,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Number of weights.
     pub parameters: usize,
-    /// Tensors of a GGUF file.
-    pub tensors: Vec<gguf::Written>,
+    /// Tensors of a file of another program's format; none for artifacts and Hugging Face directories.
+    pub tensors: Vec<Written>,
 }
 
 impl Summary {

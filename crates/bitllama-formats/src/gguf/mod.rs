@@ -21,7 +21,7 @@ pub use blocks::BlockFormat;
 pub(crate) use blocks::codes::{are_finite, panels};
 pub use reader::{Array, Gguf, TensorInfo, Value};
 pub use split::part_names;
-pub use write::{OURS, Options, Written, write};
+pub use write::{OURS, Options, write};
 
 use crate::{Model, Result};
 

@@ -8,7 +8,7 @@ use bitllama_formats::{hf, output};
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::export::{self, FORMATS, Format, Options, Source, Summary};
+use crate::export::{self, Format, Options, Source, Summary};
 use crate::models;
 use crate::monitor::progress::tell;
 
@@ -24,8 +24,8 @@ pub struct Args {
     output: PathBuf,
     /// Format to write
     #[arg(long, alias = "layout", value_name = "FORMAT", default_value = "artifact", help = format!(
-        "Format to write: {FORMATS}. GGUF files take for each matrix the type of the fewest bits that holds it without loss, or TYPE \
-         where that does"
+        "Format to write: {}. GGUF files take for each matrix the type of the fewest bits that holds it without loss, or TYPE \
+         where that does", export::names()
     ))]
     to: Format,
     /// Number format of weights that are not packed [default: for hf f32, for GGUF the smallest that keeps every number]
@@ -62,10 +62,7 @@ impl From<Dtype> for hf::Dtype {
 /// A model that is missing or damaged, or that the format cannot hold; an output that cannot be written, or holds what this program
 /// did not write.
 pub fn run(args: Args) -> Result<()> {
-    ensure!(
-        args.dtype.is_none() || matches!(args.to, Format::Hf | Format::Gguf(_)),
-        "--dtype is of use with --to hf and --to gguf only"
-    );
+    ensure!(args.dtype.is_none() || args.to.takes_dtype(), "--dtype is of no use with --to artifact and --to v2");
     output::apart(&args.output, [("--from", Path::new(&args.from))])?;
     let _claim = export::claim(args.to, &args.output)?;
     let model = models::open(&args.from, false)?;
@@ -85,7 +82,7 @@ pub fn run(args: Args) -> Result<()> {
         provenance,
     };
     let options = Options { dtype: args.dtype.map(hf::Dtype::from), exact: args.exact };
-    if !model.activations.is_empty() && matches!(args.to, Format::Hf | Format::Gguf(_)) {
+    if !model.activations.is_empty() && !args.to.is_ours() {
         tell(
             "the student was trained with rounded activations; other programs round theirs in their own way, or not at all",
         );
@@ -103,7 +100,7 @@ pub fn print(output: &Path, summary: &Summary, seconds: Option<f64>, as_json: bo
             .iter()
             .map(|tensor| {
                 json!({
-                    "tensor": tensor.tensor, "type": tensor.format.name(), "bytes": tensor.bytes, "error": tensor.error,
+                    "tensor": tensor.tensor, "type": tensor.dtype, "bytes": tensor.bytes, "error": tensor.error,
                     "remark": tensor.remark,
                 })
             })
@@ -132,12 +129,12 @@ fn by_type(summary: &Summary) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut seen = Vec::new();
     for tensor in &summary.tensors {
-        if !seen.contains(&tensor.format) {
-            seen.push(tensor.format);
-            let same: Vec<_> = summary.tensors.iter().filter(|other| other.format == tensor.format).collect();
+        if !seen.contains(&&tensor.dtype) {
+            seen.push(&tensor.dtype);
+            let same: Vec<_> = summary.tensors.iter().filter(|other| other.dtype == tensor.dtype).collect();
             let bytes: usize = same.iter().map(|tensor| tensor.bytes).sum();
             let exact = same.iter().filter(|tensor| tensor.error == 0.0).count();
-            let name = tensor.format.name();
+            let name = &tensor.dtype;
             lines.push(format!("{name:<7} {:>4} tensors, {exact} of them exact, {bytes} bytes", same.len()));
         }
     }
@@ -147,7 +144,7 @@ fn by_type(summary: &Summary) -> Vec<String> {
                 0.0 => "exact".to_string(),
                 error => format!("relative error {error:.1e}"),
             };
-            lines.push(format!("{} ({}, {error}): {remark}", tensor.tensor, tensor.format.name()));
+            lines.push(format!("{} ({}, {error}): {remark}", tensor.tensor, tensor.dtype));
         }
     }
     lines

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::export::print;
-use crate::export::{self, FORMATS, Format, Options, Source};
+use crate::export::{self, Format, Options, Source};
 use crate::models::{self, ResolvedPlan};
 use crate::monitor::progress::tell;
 use crate::ptq::reconstruct::{self, Report};
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     output: PathBuf,
     /// Format to write
-    #[arg(long, value_name = "FORMAT", default_value = "artifact", help = format!("Format to write: {FORMATS}"))]
+    #[arg(long, value_name = "FORMAT", default_value = "artifact", help = format!("Format to write: {}", export::names()))]
     to: Format,
     /// Refuse weights that the format cannot hold to the bit
     #[arg(long)]

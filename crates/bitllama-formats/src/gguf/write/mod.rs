@@ -29,7 +29,8 @@ use bitllama_core::{ModelConfig, PackedMatrix};
 use serde_json::Value as Json;
 
 use super::{BlockFormat, Value};
-use crate::{Error, Result, StoredWeight, TokenizerFiles, atomic, finite};
+use crate::exports::{self, Written};
+use crate::{Error, Result, StoredWeight, TokenizerFiles, atomic};
 use container::{ALIGNMENT, Tensor};
 use tensors::Encoded;
 
@@ -49,21 +50,6 @@ pub struct Options {
     pub name: String,
     /// Origin of the model, under `bitllama.provenance`.
     pub provenance: Json,
-}
-
-/// A tensor of a file that was written.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Written {
-    /// Name in the file.
-    pub tensor: String,
-    /// Type.
-    pub format: BlockFormat,
-    /// Bytes of its data.
-    pub bytes: usize,
-    /// Root of the mean squared error over the root of the mean square: 0 where every number is kept to the bit.
-    pub error: f64,
-    /// Reason why it takes more bits than its codes have, or loses something.
-    pub remark: Option<String>,
 }
 
 /// Writes a model into the file `path`, whole or not at all, and gives its tensors. `weights` yields every weight of `config`, in
@@ -93,6 +79,7 @@ pub fn write<'a>(
     let of_weights = order.iter().map(|place| plain(&place.tensor, &place.shape));
     let mut tensors: Vec<Tensor> = of_rope.chain(of_weights).collect();
     let mut written: Vec<Written> = Vec::with_capacity(tensors.len());
+    let mut formats: Vec<BlockFormat> = Vec::with_capacity(tensors.len());
     let fill = |file: &mut BufWriter<File>| -> Result<()> {
         let io = |e: io::Error| Error::io(path)(e);
         // The formats of tensors are found on the way; the header has the same length whatever they are.
@@ -100,12 +87,14 @@ pub fn write<'a>(
         for (name, factors) in &rope {
             let encoded = tensors::floats(factors, BlockFormat::F32);
             let encoded = encoded.ok_or_else(|| invalid(format!("{name} has a divisor that is not finite")))?;
-            written.push(put(file, name, encoded, None).map_err(io)?);
+            put(file, &encoded).map_err(io)?;
+            formats.push(encoded.format);
+            written.push(entry(name, &encoded, None));
         }
         let mut parts: HashMap<String, Vec<(WeightSpec, StoredWeight)>> = HashMap::new();
         let mut next = order.iter();
         for (expected, weight) in weights::specs(config).into_iter().zip(weights) {
-            let (spec, weight) = checked(path, &expected, weight?)?;
+            let (spec, weight) = exports::checked(path, &expected, weight?)?;
             let Some(place) = gguf_place(config, &spec) else { continue };
             let of_tensor = parts.entry(place.tensor.clone()).or_default();
             of_tensor.push((spec, weight));
@@ -117,20 +106,18 @@ pub fn write<'a>(
             let (encoded, remark) = encode(config, family.paired_rows, &parts, options);
             let encoded =
                 encoded.ok_or_else(|| invalid(format!("{} has a number too large for its type", place.tensor)))?;
-            if options.exact && encoded.error > 0.0 {
-                let (format, error) = (encoded.format.name(), encoded.error);
-                let why = remark.map(|remark| format!(": {remark}")).unwrap_or_default();
-                let name = &place.tensor;
-                return Err(invalid(format!(
-                    "{name} would not be exact in {format} (relative error {error:.1e}){why}"
-                )));
+            formats.push(encoded.format);
+            let found = entry(&place.tensor, &encoded, remark);
+            if options.exact {
+                exports::refuse_loss(path, &found)?;
             }
-            written.push(put(file, &place.tensor, encoded, remark).map_err(io)?);
+            put(file, &encoded).map_err(io)?;
+            written.push(found);
         }
         if let Some(missing) = tensors.get(written.len()) {
             return Err(invalid(format!("the weights of {} were not given", missing.name)));
         }
-        tensors.iter_mut().zip(&written).for_each(|(tensor, written)| tensor.format = written.format);
+        tensors.iter_mut().zip(&formats).for_each(|(tensor, format)| tensor.format = *format);
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         file.write_all(&container::header(&keys, &tensors)).map_err(io)
     };
@@ -165,36 +152,6 @@ fn order(config: &ModelConfig) -> std::result::Result<Vec<Place>, String> {
         }
     }
     Ok(places)
-}
-
-/// A weight that is the expected one, and finite.
-fn checked(
-    path: &Path,
-    expected: &WeightSpec,
-    (spec, weight): (WeightSpec, StoredWeight),
-) -> Result<(WeightSpec, StoredWeight)> {
-    let shape = match &weight {
-        StoredWeight::Packed(matrix) => vec![matrix.rows(), matrix.columns()],
-        StoredWeight::Rows(rows) => vec![rows.rows(), rows.columns()],
-        StoredWeight::Full(values) if values.len() == expected.len() => expected.shape.clone(),
-        StoredWeight::Full(values) => vec![values.len()],
-    };
-    let invalid = |reason: String| Err(Error::invalid(path, reason));
-    if spec != *expected || shape != expected.shape {
-        let (found, wanted) = (&spec.name, &expected.name);
-        return invalid(format!("weight {found} {shape:?} was given, {wanted} {:?} expected", expected.shape));
-    }
-    let fault = match &weight {
-        StoredWeight::Full(values) => finite::fault(&spec.shape, values),
-        StoredWeight::Packed(matrix) if matrix.scales().iter().any(|scale| !scale.is_finite()) => {
-            Some("has a scale that is not finite".into())
-        }
-        _ => None,
-    };
-    match fault {
-        Some(fault) => invalid(format!("weight {} {fault}", spec.name)),
-        None => Ok((spec, weight)),
-    }
 }
 
 /// The bytes of a tensor that consists of `parts`, and a remark about its type; none if a number is too large.
@@ -233,7 +190,7 @@ fn encode(
     }
     let vector = parts.iter().all(|(spec, _)| spec.kind.is_vector());
     let values: Vec<f32> =
-        parts.iter().flat_map(|(spec, weight)| reordered(tensors::values(weight), spec, rows(spec))).collect();
+        parts.iter().flat_map(|(spec, weight)| reordered(exports::values(weight), spec, rows(spec))).collect();
     // llama.cpp computes with vectors in single precision only.
     let forced = if vector { Some(BlockFormat::F32) } else { options.full };
     (tensors::floats(&values, tensors::float_format(&values, forced)), remark)
@@ -258,11 +215,15 @@ fn reordered(values: Vec<f32>, spec: &WeightSpec, rows: impl Iterator<Item = usi
 }
 
 /// Writes the data of a tensor, and zeros up to the next one.
-fn put(file: &mut BufWriter<File>, name: &str, encoded: Encoded, remark: Option<String>) -> io::Result<Written> {
+fn put(file: &mut BufWriter<File>, encoded: &Encoded) -> io::Result<()> {
     let bytes = encoded.bytes.len();
     file.write_all(&encoded.bytes)?;
-    file.write_all(&[0; ALIGNMENT][..bytes.next_multiple_of(ALIGNMENT) - bytes])?;
-    Ok(Written { tensor: name.into(), format: encoded.format, bytes, error: encoded.error, remark })
+    file.write_all(&[0; ALIGNMENT][..bytes.next_multiple_of(ALIGNMENT) - bytes])
+}
+
+fn entry(tensor: &str, encoded: &Encoded, remark: Option<String>) -> Written {
+    let Encoded { format, bytes, error } = encoded;
+    Written { tensor: tensor.into(), dtype: format.name().into(), bytes: bytes.len(), error: *error, remark }
 }
 
 /// Opens what was written and compares it with what it is of.

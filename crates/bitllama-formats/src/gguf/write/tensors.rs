@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::super::BlockFormat::{self, Bf16, F16, F32};
 use super::super::blocks::encode;
-use crate::StoredWeight;
+use crate::exports::Loss;
 
 /// The bytes of a tensor and what they lose.
 #[derive(Debug)]
@@ -173,35 +173,6 @@ pub(super) fn floats(values: &[f32], format: BlockFormat) -> Option<Encoded> {
         loss.add(values, found);
     }
     Some(Encoded { format, bytes, error: loss.relative() })
-}
-
-/// Squared error and squared size of numbers.
-#[derive(Default)]
-struct Loss {
-    error: f64,
-    size: f64,
-}
-
-impl Loss {
-    fn add(&mut self, expected: &[f32], found: &[f32]) {
-        for (expected, found) in expected.iter().zip(found) {
-            self.error += f64::from(expected - found).powi(2);
-            self.size += f64::from(*expected).powi(2);
-        }
-    }
-
-    fn relative(&self) -> f64 {
-        if self.error == 0.0 { 0.0 } else { (self.error / self.size.max(f64::MIN_POSITIVE)).sqrt() }
-    }
-}
-
-/// All numbers of a weight that is not packed.
-pub(super) fn values(weight: &StoredWeight) -> Vec<f32> {
-    match weight {
-        StoredWeight::Packed(matrix) => matrix.dequantize().data,
-        StoredWeight::Full(values) => values.clone(),
-        StoredWeight::Rows(rows) => rows.to_f32(),
-    }
 }
 
 /// The reason why no type holds the codes of a matrix.
