@@ -39,8 +39,13 @@ fn logits(path: &Path) -> Vec<f32> {
 #[test]
 fn a_student_trained_on_a_grid_of_gguf_is_the_same_from_the_artifact_and_from_the_file() {
     let folder = tempfile::tempdir().unwrap();
-    for (target, method, expected) in [("q4_0", "lsq", "Q4_0"), ("iq4_nl", "lsq", "IQ4_NL"), ("q5_0", "minmax", "Q5_0")]
-    {
+    for (target, method, expected) in [
+        ("q4_0", "lsq", "Q4_0"),
+        ("iq4_nl", "lsq", "IQ4_NL"),
+        ("q5_0", "minmax", "Q5_0"),
+        ("q4_1", "lsq", "Q4_1"),
+        ("q5_1", "minmax", "Q5_1"),
+    ] {
         let run = folder.path().join(target);
         let bits = format!("bits.layers.*={{ scheme = \"gguf:{target}\", method = \"{method}\" }}");
         run_json(&short_run(&run, &[&bits, "bits.embed_tokens=gguf:q8_0"]));

@@ -113,13 +113,13 @@ pub fn round_rows<M: RowMatrix>(activation: Activation, x: M) -> Quantized<M> {
     if activation == Activation::Sign {
         let scales = magnitude.row_mean();
         let codes = x.add_rows(scales.clone().scale(NEAR_ZERO)).sign_or_one();
-        return Quantized { codes, scales, zero_points: None, double: None };
+        return Quantized { codes, scales, offsets: None, parts: None };
     }
     let code = activation.largest_code();
     // Codes of a row of zeros are 0, whatever it is divided by.
     let largest = magnitude.row_max().one_where_zero();
     let inverse = largest.clone().scale(0.0).shift(code).div_rows(largest.clone());
-    Quantized { codes: x.mul_rows(inverse).round(), scales: largest.divide(code), zero_points: None, double: None }
+    Quantized { codes: x.mul_rows(inverse).round(), scales: largest.divide(code), offsets: None, parts: None }
 }
 
 /// How a model reads activations: what a student was trained with.

@@ -48,10 +48,9 @@ impl BitPlan {
         Self::new([("layers.*", rule)]).unwrap_or_else(|_| Self { rules: Vec::new() })
     }
 
-    /// The quantizer of one weight, or `None` for full precision.
-    pub fn quantizer_of(&self, weight: &WeightSpec) -> Option<Quantizer> {
-        let &[rows, columns] = &weight.shape[..] else { return None };
-        self.rule_of(weight)?.quantizer([rows, columns])
+    /// The quantizer of one weight of a model, or `None` for full precision.
+    pub fn quantizer_of(&self, config: &ModelConfig, weight: &WeightSpec) -> Option<Quantizer> {
+        self.rule_of(weight)?.quantizer(config, weight)
     }
 
     /// The last rule that matches a matrix.
@@ -69,10 +68,13 @@ impl BitPlan {
             else {
                 continue;
             };
+            let target = target.chosen(config, &weight);
             let own = target.quantizers[0];
-            let why = format!("rows of {columns} columns are no whole blocks of {}", own.group_len([rows, columns]));
+            let why = format!("rows of {columns} columns are no whole blocks of {}", own.block_len([rows, columns]));
             let remark = match target.quantizer(method, [rows, columns]) {
-                Some(quantizer) if quantizer.granularity == own.granularity => continue,
+                Some(quantizer) if quantizer.scheme == own.scheme && quantizer.granularity == own.granularity => {
+                    continue;
+                }
                 Some(quantizer) => format!("{}: {why}; matrices such as {} take {quantizer}", target.name, weight.name),
                 None => format!("{}: {why}; matrices such as {} stay in full precision", target.name, weight.name),
             };
@@ -101,7 +103,7 @@ impl BitPlan {
             }
         }
         let resolved = weights.into_iter().map(|weight| {
-            let quantizer = self.quantizer_of(&weight);
+            let quantizer = self.quantizer_of(config, &weight);
             if let (Some(quantizer), [rows, columns]) = (quantizer, &weight.shape[..]) {
                 let fits = quantizer.check_shape([*rows, *columns]);
                 fits.map_err(|e| Error::BitPlan(format!("{}: {e}", weight.name)))?;

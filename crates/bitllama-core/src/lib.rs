@@ -13,6 +13,7 @@
 //! | [`levels`] | tables of formats whose codes are not evenly spaced |
 //! | [`quantizer`] | a scheme with the source and the sharing of its scales |
 //! | [`targets`] | formats of other programs as schemes |
+//! | [`mixes`] | mixes of them, by the place of a matrix in the model |
 //! | [`rule`] | a rule of a bit plan, as recipes have it |
 //! | [`rounding`] | the one rounding function of each quantizer |
 //! | [`dense`] | a matrix in memory, for it to work on |
@@ -23,6 +24,7 @@
 //! | [`packed`] | codes packed into bits |
 //! | [`stored`] | matrices that stay as their file has them |
 //! | [`blocks`] | the same in panels: small groups of columns with scales and minimums of their own |
+//! | [`rounded`] | a matrix after rounding, in panels or in blocks |
 //! | [`panel`] | where each bit of a packed matrix lies |
 //! | [`bit_plan`] | which weight is stored in which scheme |
 //! | [`size`] | true bits per weight |
@@ -41,11 +43,13 @@ pub mod excerpt;
 pub mod families;
 pub mod hidden_act;
 pub mod levels;
+pub mod mixes;
 pub mod names;
 pub mod packed;
 pub mod panel;
 pub mod quantizer;
 pub mod rope;
+pub mod rounded;
 pub mod rounding;
 pub mod rule;
 pub mod scales;
@@ -67,8 +71,9 @@ pub use excerpt::excerpt;
 pub use families::Family;
 pub use hidden_act::HiddenAct;
 pub use packed::PackedMatrix;
-pub use quantizer::{Granularity, Method, Quantizer};
+pub use quantizer::{Granularity, Method, Offset, Quantizer};
 pub use rope::{Rope, RopeScaling};
+pub use rounded::RoundedMatrix;
 pub use rounding::{Quantized, RowMatrix, quantize};
 pub use rule::Rule;
 pub use scales::ScaleFormat;

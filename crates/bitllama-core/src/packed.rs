@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::panel::{self, COLUMN_UNIT, PANEL_ROWS};
-use crate::rounding::{DoubleQuantized, Quantized, Scales, quantize};
+use crate::rounding::{DoubleQuantized, Offsets, Quantized, ScaleParts, Scales, quantize};
 use crate::scales::{DOUBLE_BLOCK, DoubleScales, PackedScales};
 use crate::{DenseMatrix, Error, Quantizer, ScaleFormat, Scheme};
 
@@ -79,10 +79,14 @@ impl PackedMatrix {
         if codes.len() != rows * columns {
             return Err(Error::Packed(format!("{} codes are no {rows} rows of {columns}", codes.len())));
         }
-        let scales = pack_scales(quantizer, quantizer.per_row(quantized.scales.data, rows), quantized.double)?;
-        let zero_points: Option<Vec<i32>> = quantized
-            .zero_points
-            .map(|points| quantizer.per_row(points.data, rows).into_iter().map(|point| point as i32).collect());
+        let scales = pack_scales(quantizer, quantizer.per_row(quantized.scales.data, rows), quantized.parts)?;
+        let zero_points: Option<Vec<i32>> = match quantized.offsets {
+            None => None,
+            Some(Offsets::ZeroPoints(points)) => {
+                Some(quantizer.per_row(points.data, rows).into_iter().map(|point| point as i32).collect())
+            }
+            Some(Offsets::Minimums(_)) => return Err(in_blocks(quantizer)),
+        };
         let is_field = zero_points.is_some();
         Self::from_fields(scheme, [rows, columns], scales, zero_points, |row, out| {
             for (field, code) in out.iter_mut().zip(&codes[row * columns..]) {
@@ -249,19 +253,20 @@ impl PackedMatrix {
     }
 }
 
+fn in_blocks(quantizer: &Quantizer) -> Error {
+    Error::Packed(format!("{quantizer} is stored in blocks, not in panels"))
+}
+
 /// Scales of a packed matrix that `quantizer` rounded, as it stores them.
-///
-/// # Errors
-/// [`Error::Packed`] if they are not rounded so.
-pub fn pack_scales(
+fn pack_scales(
     quantizer: &Quantizer,
     scales: Vec<f32>,
-    double: Option<DoubleQuantized<DenseMatrix>>,
+    parts: Option<ScaleParts<DenseMatrix>>,
 ) -> Result<PackedScales, Error> {
-    match (quantizer.scales, double) {
+    match (quantizer.scales, parts) {
         (ScaleFormat::F32, _) => Ok(scales.into()),
         (ScaleFormat::F16, _) => PackedScales::f16(&scales),
-        (ScaleFormat::Double, Some(DoubleQuantized { codes, steps, mean })) => {
+        (ScaleFormat::Double, Some(ScaleParts::Double(DoubleQuantized { codes, steps, mean }))) => {
             if !scales.iter().all(|scale| scale.is_finite()) {
                 return Err(Error::Packed("a weight is not finite".into()));
             }
@@ -269,7 +274,8 @@ pub fn pack_scales(
             let mean = mean.data.first().copied().unwrap_or_default();
             Ok(PackedScales::Double(DoubleScales { codes, steps: steps.data, mean }))
         }
-        (ScaleFormat::Double, None) => Err(Error::Packed("the scales were not double-quantized".into())),
+        (ScaleFormat::Double, _) => Err(Error::Packed("the scales were not double-quantized".into())),
+        (ScaleFormat::Nested(_), _) => Err(in_blocks(quantizer)),
     }
 }
 
@@ -296,7 +302,7 @@ mod tests {
 
     fn codes(data: Vec<f32>, columns: usize, scales: Vec<f32>) -> Quantized<DenseMatrix> {
         let (codes, scales) = (DenseMatrix { data, columns }, DenseMatrix { data: scales, columns: 1 });
-        Quantized { codes, scales, zero_points: None, double: None }
+        Quantized { codes, scales, offsets: None, parts: None }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::panel::COLUMN_UNIT;
+use crate::scales::Nesting;
 use crate::{Error, ScaleFormat, Scheme};
 
 /// Where the scales of a quantizer come from, and with them its gradient.
@@ -43,6 +44,18 @@ pub enum Granularity {
     Group(usize),
 }
 
+/// The number beside a scale that moves the codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Offset {
+    /// None: codes of 0 are weights of 0 (symmetric quantization).
+    #[default]
+    None,
+    /// A zero point, the field that stands for 0: `(field - zero_point) * scale` (asymmetric quantization).
+    ZeroPoint,
+    /// A minimum, as blocks of ggml have it: `scale * field - minimum`. It is stored in the format of the scales.
+    Minimum,
+}
+
 /// A number format with its scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quantizer {
@@ -52,8 +65,8 @@ pub struct Quantizer {
     pub method: Method,
     /// Which weights share a scale.
     pub granularity: Granularity,
-    /// Whether each scale has a zero point beside it (asymmetric quantization).
-    pub zero_point: bool,
+    /// What each scale has beside it.
+    pub offset: Offset,
     /// Which numbers scales can be.
     pub scales: ScaleFormat,
 }
@@ -94,7 +107,7 @@ impl From<Scheme> for Quantizer {
         let description = scheme.description();
         let method = description.methods[0];
         let granularity = description.group_size.map_or(Granularity::Row, Granularity::Group);
-        Self { scheme, method, granularity, zero_point: false, scales: ScaleFormat::F32 }
+        Self { scheme, method, granularity, offset: Offset::None, scales: ScaleFormat::F32 }
     }
 }
 
@@ -111,7 +124,36 @@ impl Quantizer {
 
     /// This quantizer with zero points.
     pub fn with_zero_point(self) -> Self {
-        Self { zero_point: true, ..self }
+        Self { offset: Offset::ZeroPoint, ..self }
+    }
+
+    /// Whether there are zero points.
+    pub fn has_zero_points(&self) -> bool {
+        self.offset == Offset::ZeroPoint
+    }
+
+    /// Whether matrices are stored in blocks of ggml, which have minimums or scales of scales, and not in panels.
+    pub fn is_of_blocks(&self) -> bool {
+        self.offset == Offset::Minimum || matches!(self.scales, ScaleFormat::Nested(_))
+    }
+
+    /// Weights of a matrix `[rows, columns]` whose scales are rounded together: those of [`Quantizer::group_len`], or a block of
+    /// groups with nested scales.
+    pub fn block_len(&self, shape: [usize; 2]) -> usize {
+        self.unit(self.group_len(shape))
+    }
+
+    /// Columns that a scale reaches, with those whose scales are multiples of the same factor.
+    fn unit(&self, size: usize) -> usize {
+        size * self.nested_groups()
+    }
+
+    /// Groups whose scales are multiples of the same factor; 1 for scales that are not nested.
+    pub fn nested_groups(&self) -> usize {
+        match self.scales {
+            ScaleFormat::Nested(Nesting { groups, .. }) => groups,
+            _ => 1,
+        }
     }
 
     /// This quantizer with scales in another format.
@@ -125,7 +167,7 @@ impl Quantizer {
     /// [`Error::Quantizer`] for a method that the scheme has not, groups of a size that cannot be packed, zero points of a
     /// scheme without, or double quantization of scales that are few or have zero points.
     pub fn check(&self) -> Result<(), Error> {
-        let Self { scheme, method, granularity, zero_point, scales } = *self;
+        let Self { scheme, method, granularity, offset, scales } = *self;
         if !method.takes(scheme) {
             let names = scheme.description().methods.iter().map(|method| format!("`{}`", method.name()));
             let names = names.collect::<Vec<_>>().join(", ");
@@ -133,16 +175,20 @@ impl Quantizer {
             return Err(Error::Quantizer(message));
         }
         if let Granularity::Group(size) = granularity
-            && (size == 0 || !size.is_multiple_of(COLUMN_UNIT))
+            && (size == 0 || !self.unit(size).is_multiple_of(COLUMN_UNIT))
         {
             return Err(Error::Quantizer(format!("group_size = {size} is no multiple of {COLUMN_UNIT}")));
         }
-        if zero_point && !(scheme.has_zero_points() && matches!(method, Method::Minmax | Method::Lsq)) {
+        if offset != Offset::None && !(scheme.has_zero_points() && matches!(method, Method::Minmax | Method::Lsq)) {
             let message = format!("`{scheme}` with `{}` has no zero_point", method.name());
             return Err(Error::Quantizer(message));
         }
-        if scales == ScaleFormat::Double && (zero_point || !matches!(granularity, Granularity::Group(_))) {
+        let grouped = matches!(granularity, Granularity::Group(_));
+        if scales == ScaleFormat::Double && (offset != Offset::None || !grouped) {
             return Err(Error::Quantizer("double_quant needs a group_size and excludes zero_point".into()));
+        }
+        if self.is_of_blocks() && (!grouped || offset == Offset::ZeroPoint || scales == ScaleFormat::F32) {
+            return Err(Error::Quantizer("blocks have groups, no zero_point, and scales in half precision".into()));
         }
         Ok(())
     }
@@ -153,8 +199,9 @@ impl Quantizer {
     /// [`Error::Quantizer`] if the columns are no whole number of groups.
     pub fn check_shape(&self, [rows, columns]: [usize; 2]) -> Result<(), Error> {
         match self.granularity {
-            Granularity::Group(size) if !columns.is_multiple_of(size) => {
-                Err(Error::Quantizer(format!("a matrix of {rows} x {columns} has no whole groups of {size} columns")))
+            Granularity::Group(size) if !columns.is_multiple_of(self.unit(size)) => {
+                let unit = self.unit(size);
+                Err(Error::Quantizer(format!("a matrix of {rows} x {columns} has no whole groups of {unit} columns")))
             }
             _ => Ok(()),
         }
@@ -199,13 +246,16 @@ impl fmt::Display for Quantizer {
             Granularity::Row => {}
             Granularity::Group(size) => write!(f, " groups of {size}")?,
         }
-        if self.zero_point {
-            write!(f, " with zero points")?;
+        match self.offset {
+            Offset::None => {}
+            Offset::ZeroPoint => write!(f, " with zero points")?,
+            Offset::Minimum => write!(f, " with minimums")?,
         }
         match self.scales {
             ScaleFormat::F32 => Ok(()),
             ScaleFormat::F16 => write!(f, ", f16 scales"),
             ScaleFormat::Double => write!(f, ", double quantization"),
+            ScaleFormat::Nested(Nesting { groups, bits, .. }) => write!(f, ", {bits}-bit scales in blocks of {groups}"),
         }
     }
 }
@@ -214,16 +264,16 @@ impl fmt::Display for Quantizer {
 pub(crate) mod tests {
     use super::*;
 
-    /// Every quantizer that passes its check, with two sizes of groups.
+    /// Every quantizer in panels that passes its check, with two sizes of groups.
     pub(crate) fn all() -> Vec<Quantizer> {
         let granularities = [Granularity::Tensor, Granularity::Row, Granularity::Group(32), Granularity::Group(64)];
         let mut all = Vec::new();
         for scheme in Scheme::ALL {
             for method in Method::ALL {
                 for granularity in granularities {
-                    for zero_point in [false, true] {
+                    for offset in [Offset::None, Offset::ZeroPoint] {
                         for scales in [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Double] {
-                            all.push(Quantizer { scheme, method, granularity, zero_point, scales });
+                            all.push(Quantizer { scheme, method, granularity, offset, scales });
                         }
                     }
                 }

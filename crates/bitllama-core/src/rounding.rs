@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 
-use crate::quantizer::Method;
-use crate::scales::{DOUBLE_BLOCK, LARGEST_F16, SMALLEST_F16};
+use crate::quantizer::{Method, Offset};
+use crate::scales::{DOUBLE_BLOCK, LARGEST_F16, Nesting, SMALLEST_F16};
 use crate::{DenseMatrix, Quantizer, ScaleFormat, Scheme};
 
 /// A matrix of rows that share a scale, or one number a row (`[rows, 1]`), on some device.
@@ -67,30 +67,94 @@ pub trait RowMatrix: Clone {
     fn out_of_blocks(self, numbers: &Self) -> Self;
 }
 
-/// Scales and zero points, one per row (`[rows, 1]`).
+/// Scales and offsets, one per row (`[rows, 1]`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scales<M> {
     /// The value of a code of 1; for [`Method::Seq`] the largest magnitude alpha, of which levels are fractions.
     pub scales: M,
-    /// The field that stands for 0, as a whole number, where the quantizer has zero points.
-    pub zero_points: Option<M>,
+    /// Offsets, where the quantizer has some.
+    pub offsets: Option<Offsets<M>>,
+}
+
+/// Zero points or minimums, one per row (`[rows, 1]`); see [`Offset`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Offsets<M> {
+    /// The field that stands for 0, as a whole number.
+    ZeroPoints(M),
+    /// The number that is subtracted from `scale * field`, at least 0.
+    Minimums(M),
+}
+
+impl<M> Offsets<M> {
+    /// Numbers of the kind that `offset` says, of which there are some.
+    pub fn of(offset: Offset, numbers: M) -> Self {
+        match offset {
+            Offset::Minimum => Self::Minimums(numbers),
+            Offset::None | Offset::ZeroPoint => Self::ZeroPoints(numbers),
+        }
+    }
+
+    /// The same kind of offsets, of other numbers.
+    pub fn map<N>(self, f: impl FnOnce(M) -> N) -> Offsets<N> {
+        match self {
+            Self::ZeroPoints(numbers) => Offsets::ZeroPoints(f(numbers)),
+            Self::Minimums(numbers) => Offsets::Minimums(f(numbers)),
+        }
+    }
+
+    /// The numbers, whatever they are.
+    pub fn numbers(&self) -> &M {
+        match self {
+            Self::ZeroPoints(numbers) | Self::Minimums(numbers) => numbers,
+        }
+    }
+
+    /// The numbers, whatever they are.
+    pub fn into_numbers(self) -> M {
+        match self {
+            Self::ZeroPoints(numbers) | Self::Minimums(numbers) => numbers,
+        }
+    }
 }
 
 /// Trained scales by the names of their weights: one number for each group of weights, row-major as in
 /// [`PackedMatrix`](crate::PackedMatrix), or one in all for a scale of the whole matrix.
 pub type StoredScales = HashMap<String, Scales<DenseMatrix>>;
 
-/// A matrix as codes and scales: `weight = (code - zero_point) * scale[row]`.
+/// A matrix as codes and scales: `weight = (code - zero_point) * scale[row]`, or `code * scale[row] - minimum`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized<M> {
-    /// `[rows, columns]`: codes of the scheme ([`Scheme::code_of`]), or fields where there are zero points.
+    /// `[rows, columns]`: codes of the scheme ([`Scheme::code_of`]), or fields where there are offsets.
     pub codes: M,
-    /// `[rows, 1]`; of weights 0 only where double quantization says so.
+    /// `[rows, 1]`; 0 only where scales are rounded together.
     pub scales: M,
     /// `[rows, 1]`.
-    pub zero_points: Option<M>,
-    /// The parts of `scales` in [`ScaleFormat::Double`].
-    pub double: Option<DoubleQuantized<M>>,
+    pub offsets: Option<Offsets<M>>,
+    /// The parts that `scales` are made of, where they are rounded together.
+    pub parts: Option<ScaleParts<M>>,
+}
+
+/// Scales in the form in which files hold them, where they are rounded together.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ScaleParts<M> {
+    /// Those of [`ScaleFormat::Double`].
+    Double(DoubleQuantized<M>),
+    /// Those of [`ScaleFormat::Nested`].
+    Nested {
+        /// Parts of scales.
+        scales: Multiples<M>,
+        /// Parts of minimums.
+        minimums: Option<Multiples<M>>,
+    },
+}
+
+/// Numbers `factor * step`, see [`Nesting`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Multiples<M> {
+    /// `[blocks, 1]`, numbers in half precision.
+    pub factors: M,
+    /// `[blocks, groups]`, whole numbers.
+    pub steps: M,
 }
 
 /// Scales quantized themselves: `code * step + mean`, see [`ScaleFormat::Double`].
@@ -107,11 +171,12 @@ pub struct DoubleQuantized<M> {
 impl<M: RowMatrix> Quantized<M> {
     /// The weights that codes and scales stand for.
     pub fn dequantize(self) -> M {
-        let codes = match self.zero_points {
-            Some(points) => self.codes.add_rows(points.scale(-1.0)),
-            None => self.codes,
-        };
-        codes.mul_rows(self.scales)
+        match self.offsets {
+            None => self.codes.mul_rows(self.scales),
+            Some(Offsets::ZeroPoints(points)) => self.codes.add_rows(points.scale(-1.0)).mul_rows(self.scales),
+            // The product is rounded, then the difference, as in ggml.
+            Some(Offsets::Minimums(minimums)) => self.codes.mul_rows(self.scales).add_rows(minimums.scale(-1.0)),
+        }
     }
 }
 
@@ -123,51 +188,86 @@ impl<M: RowMatrix> Quantized<M> {
 ///
 /// - `absmean`: mean |w|;
 /// - `twn`: mean of those |w| that are at least half the mean |w|, the others have the code 0;
-/// - `minmax`: max |w| / ((largest code - smallest code) / 2); with zero points (max(w, 0) - min(w, 0)) / (levels - 1),
-///   and round(-min / scale);
+/// - `minmax`: max |w| / ((largest code - smallest code) / 2); with zero points or minimums (max(w, 0) - min(w, 0)) / (levels - 1),
+///   with the zero point round(-min / scale) or the minimum -min;
 /// - `learned`, `elastic`: mean |w| at the start;
-/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with zero points or a table, as `minmax`;
+/// - `lsq`: 2 mean |w| / sqrt(largest code) at the start; with offsets or a table, as `minmax`;
 /// - `seq`: alpha = max |w| at the start; levels -3/4, -1/4, 1/4, 3/4 of it in two bits, -2/3, 0, 2/3 in `ternary`.
 ///
-/// Scales are rounded to the quantizer's [`ScaleFormat`] before codes are chosen.
+/// Scales and minimums are rounded to the quantizer's [`ScaleFormat`] before codes are chosen.
 pub fn quantize<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Quantized<M> {
     let scheme = quantizer.scheme;
-    let Scales { scales, zero_points } = trained.unwrap_or_else(|| start_scales(quantizer, weight.clone()));
-    let (scales, double) = round_scales(quantizer.scales, code_scales(quantizer, scales));
-    let divisors = match double {
+    let Scales { scales, offsets } = trained.unwrap_or_else(|| start_scales(quantizer, weight.clone()));
+    let (Scales { scales, offsets }, parts) =
+        round_scales(quantizer.scales, Scales { scales: code_scales(quantizer, scales), offsets });
+    let divisors = match parts {
         Some(_) => scales.clone().one_where_zero(),
         None => scales.clone(),
     };
-    let codes = match (scheme, &zero_points) {
+    let highest = (scheme.levels() - 1) as f32;
+    let codes = match (scheme, &offsets) {
         (Scheme::Binary, _) => weight.sign_or_one(),
         _ if quantizer.method == Method::Twn => {
             let magnitude = weight.clone().abs();
             let threshold = magnitude.clone().row_mean().scale(0.5).one_where_zero();
             weight.sign_or_one().mul(magnitude.at_least_rows(threshold))
         }
-        (_, Some(points)) => {
-            let highest = (scheme.levels() - 1) as f32;
+        (_, Some(Offsets::ZeroPoints(points))) => {
             weight.div_rows(divisors).round().add_rows(points.clone()).clamp(0.0, highest)
+        }
+        (_, Some(Offsets::Minimums(minimums))) => {
+            weight.add_rows(minimums.clone()).div_rows(divisors).round().clamp(0.0, highest)
         }
         (_, None) => nearest_code(scheme, weight.div_rows(divisors)),
     };
-    Quantized { codes, scales, zero_points, double }
+    Quantized { codes, scales, offsets, parts }
 }
 
-/// The scales of a matrix as `format` can hold them. Those that are to be double-quantized may be 0.
-pub fn round_scales<M: RowMatrix>(format: ScaleFormat, scales: M) -> (M, Option<DoubleQuantized<M>>) {
+/// Scales and minimums of a matrix, or of whole blocks of nested ones, as `format` can hold them. Those that are rounded together
+/// may be 0.
+pub fn round_scales<M: RowMatrix>(format: ScaleFormat, scales: Scales<M>) -> (Scales<M>, Option<ScaleParts<M>>) {
+    let Scales { scales, offsets } = scales;
     match format {
-        ScaleFormat::F32 => (scales, None),
-        ScaleFormat::F16 => (scales.clamp(SMALLEST_F16, LARGEST_F16).round_f16(), None),
+        ScaleFormat::F32 => (Scales { scales, offsets }, None),
+        ScaleFormat::F16 => {
+            let offsets = offsets.map(|offsets| match offsets {
+                Offsets::Minimums(minimums) => Offsets::Minimums(minimums.clamp(0.0, LARGEST_F16).round_f16()),
+                points => points,
+            });
+            (Scales { scales: scales.clamp(SMALLEST_F16, LARGEST_F16).round_f16(), offsets }, None)
+        }
+        ScaleFormat::Nested(nesting) => {
+            let (scales, parts) = multiples(nesting, scales);
+            let unsigned = Nesting { signed: false, ..nesting };
+            let (offsets, minimums) = match offsets {
+                Some(Offsets::Minimums(minimums)) => {
+                    let (minimums, parts) = multiples(unsigned, minimums);
+                    (Some(Offsets::Minimums(minimums)), Some(parts))
+                }
+                others => (others, None),
+            };
+            (Scales { scales, offsets }, Some(ScaleParts::Nested { scales: parts, minimums }))
+        }
         ScaleFormat::Double => {
             let mean = scales.clone().all_mean();
             let blocks = scales.clone().add_all(mean.clone().scale(-1.0)).in_blocks(DOUBLE_BLOCK);
             let steps = blocks.clone().abs().row_max().scale(1.0 / 128.0);
             let codes = blocks.div_rows(steps.clone().one_where_zero()).round().clamp(-128.0, 127.0);
             let differences = codes.clone().mul_rows(steps.clone()).out_of_blocks(&scales);
-            (differences.add_all(mean.clone()), Some(DoubleQuantized { codes, steps, mean }))
+            let scales = differences.add_all(mean.clone());
+            (Scales { scales, offsets }, Some(ScaleParts::Double(DoubleQuantized { codes, steps, mean })))
         }
     }
+}
+
+/// Numbers as multiples of factors, of which blocks of `nesting.groups` share one: the largest magnitude is the largest step.
+fn multiples<M: RowMatrix>(nesting: Nesting, numbers: M) -> (M, Multiples<M>) {
+    let (low, top) = (f32::from(nesting.low()), f32::from(nesting.top()));
+    let blocks = numbers.clone().in_blocks(nesting.groups);
+    let factors = blocks.clone().abs().row_max().divide(top).clamp(0.0, LARGEST_F16).round_f16();
+    let steps = blocks.div_rows(factors.clone().one_where_zero()).round().clamp(low, top);
+    let rounded = steps.clone().mul_rows(factors.clone()).out_of_blocks(&numbers);
+    (rounded, Multiples { factors, steps })
 }
 
 /// The values of one code, before rounding, of `scales` as a method trains them or starts from them.
@@ -211,13 +311,19 @@ fn nearest_code<M: RowMatrix>(scheme: Scheme, x: M) -> M {
 pub fn start_scales<M: RowMatrix>(quantizer: &Quantizer, weight: M) -> Scales<M> {
     let scheme = quantizer.scheme;
     let steps = (scheme.levels() - 1) as f32;
-    if quantizer.zero_point {
+    if quantizer.offset != Offset::None {
         // No range excludes 0, so that 0 has a field.
         let low = weight.clone().row_min().clamp(f32::MIN, 0.0);
         let high = weight.row_max().clamp(0.0, f32::MAX);
-        let scales = high.add_rows(low.clone().scale(-1.0)).divide(steps).one_where_zero();
+        let scales = high.add_rows(low.clone().scale(-1.0)).divide(steps);
+        if quantizer.offset == Offset::Minimum {
+            // A block of zeros has scales of 0 where these are rounded together.
+            let scales = if together(quantizer.scales) { scales } else { scales.one_where_zero() };
+            return Scales { scales, offsets: Some(Offsets::Minimums(low.scale(-1.0))) };
+        }
+        let scales = scales.one_where_zero();
         let points = low.div_rows(scales.clone()).scale(-1.0).round().clamp(0.0, steps);
-        return Scales { scales, zero_points: Some(points) };
+        return Scales { scales, offsets: Some(Offsets::ZeroPoints(points)) };
     }
     let magnitude = weight.abs();
     let (low, high) = scheme.code_range();
@@ -233,9 +339,14 @@ pub fn start_scales<M: RowMatrix>(quantizer: &Quantizer, weight: M) -> Scales<M>
         Method::Minmax | Method::Lsq => magnitude.row_max().divide((high - low) / 2.0),
         Method::Seq => magnitude.row_max(),
     };
-    // A group of zeros has the scale 1, but for double quantization, where that would be far from the others.
-    let scales = if quantizer.scales == ScaleFormat::Double { scales } else { scales.one_where_zero() };
-    Scales { scales, zero_points: None }
+    // A group of zeros has the scale 1, but where that would be far from the others that it is rounded with.
+    let scales = if together(quantizer.scales) { scales } else { scales.one_where_zero() };
+    Scales { scales, offsets: None }
+}
+
+/// Whether several scales are rounded together.
+fn together(format: ScaleFormat) -> bool {
+    matches!(format, ScaleFormat::Double | ScaleFormat::Nested(_))
 }
 
 #[cfg(test)]
@@ -255,6 +366,12 @@ mod tests {
 
     fn by(scheme: Scheme, method: Method, data: &[f32], columns: usize) -> Quantized<DenseMatrix> {
         quantize(&Quantizer::from(scheme).with_method(method), dense(data, columns), None)
+    }
+
+    /// Rows that share a scale, by the grid of a target.
+    fn by_target(name: &str, rows: &[[f32; 4]]) -> Quantized<DenseMatrix> {
+        let quantizer = crate::Target::named(name).unwrap().quantizers[0];
+        quantize(&quantizer, dense(rows.as_flattened(), 4), None)
     }
 
     #[test]
@@ -319,7 +436,7 @@ mod tests {
         let rows = [[1.0; 32], [2.0; 32], [-3.0; 32], [0.0; 32]];
         let quantizer = Quantizer::from(Scheme::Nf4).with_granularity(crate::Granularity::Group(32));
         let q = quantize(&quantizer.with_scales(ScaleFormat::Double), dense(rows.as_flattened(), 32), None);
-        let double = q.double.clone().unwrap();
+        let Some(ScaleParts::Double(double)) = q.parts.clone() else { panic!("scales are double-quantized") };
         let step = 1.5 / 128.0;
         assert_eq!((double.mean.data, double.steps.data), (vec![1.5], vec![step]));
         assert_eq!(double.codes.data[..5], [-43.0, 43.0, 127.0, -128.0, 0.0]);
@@ -332,9 +449,42 @@ mod tests {
     fn zero_points_move_the_range() {
         let asymmetric = Quantizer::from(Scheme::Int2).with_zero_point();
         let q = quantize(&asymmetric, dense(&[-1.0, 0.0, 0.9, 2.0, 1.0, 2.0, 3.0, 3.0], 4), None);
-        assert_eq!(q.zero_points.as_ref().unwrap().data, [1.0, 0.0]);
+        assert_eq!(q.offsets.as_ref().unwrap().numbers().data, [1.0, 0.0]);
         assert_eq!(q.codes.data, [0.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 3.0]);
         assert_eq!(q.dequantize().data, [-1.0, 0.0, 1.0, 2.0, 1.0, 2.0, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn minimums_are_subtracted() {
+        let q = by_target("gguf:q4_1", &[[-3.0, 12.0, 0.0, 4.4], [0.0, 30.0, 1.0, 2.9], [-1e-9, 0.0, 0.0, 0.0]]);
+        assert_eq!(q.scales.data, [1.0, 2.0, SMALLEST_F16]);
+        assert_eq!(q.offsets.clone().unwrap().into_numbers().data, [3.0, 0.0, 0.0]);
+        // Ties go to the even field; a scale that is too small for half precision is the smallest.
+        assert_eq!(q.codes.data, [0.0, 15.0, 3.0, 7.0, 0.0, 15.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(q.dequantize().data, [-3.0, 12.0, 0.0, 4.0, 0.0, 30.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn nested_scales_are_multiples_of_their_largest() {
+        // Eight groups of a block: scales 63, 20.4, 0 and five of 1; minimums 126, 0, 10, ...
+        let mut rows = [[0.0, 15.0, 0.0, 0.0]; 8];
+        rows[0] = [-126.0, 63.0 * 15.0 - 126.0, 0.0, 63.0];
+        rows[1] = [0.0, 20.4 * 15.0, 0.0, 0.0];
+        rows[2] = [0.0; 4];
+        rows[3] = [-10.0, 5.0, 0.0, 0.0];
+        let q = by_target("gguf:q4_k", &rows);
+        assert_eq!(q.scales.data, [63.0, 20.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(q.offsets.clone().unwrap().into_numbers().data, [126.0, 0.0, 0.0, 10.0, 0.0, 0.0, 0.0, 0.0]);
+        let Some(ScaleParts::Nested { scales, minimums: Some(minimums) }) = &q.parts else { panic!("{:?}", q.parts) };
+        assert_eq!((&scales.factors.data[..], scales.steps.columns), (&[1.0][..], 8));
+        assert_eq!((minimums.factors.data[0], minimums.steps.data[3]), (2.0, 5.0));
+        assert_eq!(q.codes.data[..8], [0.0, 15.0, 2.0, 3.0, 0.0, 15.0, 0.0, 0.0]);
+        // A group whose scale is 0 is its minimum, whatever its codes.
+        assert_eq!(q.dequantize().data[..12], [-126.0, 819.0, 0.0, 63.0, 0.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        // Steps of formats without minimums have a sign, and codes both.
+        let q = by_target("gguf:q6_k", &[[31.5, -31.5, 1.0, 0.0]; 16]);
+        let scale = f16::from_f32(1.0 / 127.0).to_f32() * 127.0;
+        assert_eq!((q.scales.data[0], &q.codes.data[..4]), (scale, &[31.0, -32.0, 1.0, 0.0][..]));
     }
 
     proptest! {
@@ -350,7 +500,7 @@ mod tests {
             prop_assert!(scale > 0.0 || quantizer.scales == ScaleFormat::Double);
             let rounded = q.clone().dequantize().data;
             for ((code, w), rounded) in q.codes.data.iter().zip(&data).zip(rounded) {
-                let field = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
+                let field = if quantizer.has_zero_points() { scheme.whole_field(*code) } else { scheme.field_of(*code) };
                 prop_assert!(field.is_some(), "{} {}", quantizer, code);
                 if quantizer.method == Method::Minmax && quantizer.scales == ScaleFormat::F32 {
                     let codes = (0..scheme.levels()).map(|field| scheme.code_of(field as u8));

@@ -20,8 +20,10 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::quantizer::Offset;
 use crate::targets::{self, Target};
-use crate::{Error, Granularity, Method, Quantizer, ScaleFormat, Scheme, scheme};
+use crate::weights::WeightSpec;
+use crate::{Error, Granularity, Method, ModelConfig, Quantizer, ScaleFormat, Scheme, scheme};
 
 /// The value of a glob in a bit plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,13 +52,13 @@ impl From<&'static Target> for Rule {
 }
 
 impl Rule {
-    /// The quantizer of a matrix `[rows, columns]`; `None` for full precision, which a target also leaves to matrices that it does not
-    /// fit.
-    pub fn quantizer(self, shape: [usize; 2]) -> Option<Quantizer> {
+    /// The quantizer of a matrix of a model; `None` for full precision, which a target also leaves to matrices that it does not fit.
+    pub fn quantizer(self, config: &ModelConfig, weight: &WeightSpec) -> Option<Quantizer> {
+        let &[rows, columns] = &weight.shape[..] else { return None };
         match self {
             Rule::Full => None,
             Rule::Quantizer(quantizer) => Some(quantizer),
-            Rule::Target(target, method) => target.quantizer(method, shape),
+            Rule::Target(target, method) => target.chosen(config, weight).quantizer(method, [rows, columns]),
         }
     }
 
@@ -177,7 +179,8 @@ impl Serialize for Rule {
                 scale_dtype: None,
                 double_quant: false,
             },
-            Rule::Quantizer(Quantizer { scheme, method, granularity, zero_point, scales }) => {
+            Rule::Quantizer(Quantizer { scheme, method, granularity, offset, scales }) => {
+                let zero_point = offset == Offset::ZeroPoint;
                 let (granularity, group_size) = match granularity {
                     plain if plain == Quantizer::from(scheme).granularity => (None, None),
                     Granularity::Row => (Some(Word::Row), None),
@@ -247,7 +250,8 @@ impl Table {
             (scales, false) => scales.unwrap_or_default(),
             (Some(_), true) => return invalid("`scale_dtype` and `double_quant` exclude each other".into()),
         };
-        let quantizer = Quantizer { method, granularity, zero_point: self.zero_point, scales, ..plain };
+        let offset = if self.zero_point { Offset::ZeroPoint } else { Offset::None };
+        let quantizer = Quantizer { method, granularity, offset, scales, ..plain };
         quantizer.check()?;
         Ok(Rule::Quantizer(quantizer))
     }
@@ -278,7 +282,9 @@ pub fn names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::tiny;
     use crate::quantizer::tests::all;
+    use crate::weights::Kind;
 
     #[test]
     fn rules_read_back() {
@@ -288,7 +294,10 @@ mod tests {
         }
         assert_eq!(serde_json::to_string(&Rule::Quantizer(Scheme::Int4.into())).unwrap(), "\"int4\"");
         assert_eq!(serde_json::from_str::<Rule>("\"f32\"").unwrap(), Rule::Full);
-        let read = |json: &str| serde_json::from_str::<Rule>(json).unwrap().quantizer([64, 64]).unwrap();
+        let read = |json: &str| match serde_json::from_str::<Rule>(json).unwrap() {
+            Rule::Quantizer(quantizer) => quantizer,
+            other => panic!("{other}"),
+        };
         let nf4 = read("\"nf4\"");
         assert_eq!(nf4, read(r#"{"scheme":"nf4","method":"absmax","group_size":64}"#));
         assert_eq!((nf4.method, nf4.granularity), (Method::Minmax, Granularity::Group(64)));
@@ -307,7 +316,8 @@ mod tests {
             }
         }
         assert_eq!(serde_json::to_string(&"gguf:q4_0".parse::<Rule>().unwrap()).unwrap(), "\"gguf:q4_0\"");
-        let q4_0 = "gguf:q4_0".parse::<Rule>().unwrap().quantizer([8, 64]).unwrap();
+        let weight = WeightSpec { name: "embed_tokens.weight".into(), shape: vec![8, 64], kind: Kind::Embedding };
+        let q4_0 = "gguf:q4_0".parse::<Rule>().unwrap().quantizer(&tiny(), &weight).unwrap();
         assert_eq!(q4_0.to_string(), "int4 minmax groups of 32, f16 scales");
     }
 

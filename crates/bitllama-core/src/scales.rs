@@ -27,6 +27,34 @@ pub enum ScaleFormat {
     /// train with a scale that differs in its last bit from the one in the file.
     #[serde(skip)]
     Double,
+    /// Whole multiples of a factor in f16 that neighbouring groups share, as in the K-quants of ggml. Minimums have factors of
+    /// their own.
+    #[serde(skip)]
+    Nested(Nesting),
+}
+
+/// Scales that are whole multiples of a factor: `factor * step`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Nesting {
+    /// Groups that share a factor.
+    pub groups: usize,
+    /// Bits that a step takes in a file.
+    pub bits: usize,
+    /// Whether steps can be negative. Those of minimums cannot.
+    pub signed: bool,
+}
+
+impl Nesting {
+    /// The largest step.
+    pub const fn top(self) -> i8 {
+        let bits = if self.signed { self.bits - 1 } else { self.bits };
+        ((1 << bits) - 1) as i8
+    }
+
+    /// The smallest step.
+    pub const fn low(self) -> i8 {
+        if self.signed { -self.top() - 1 } else { 0 }
+    }
 }
 
 /// Neighbouring scales, row after row, that share a step in double quantization: QLoRA's 256.
@@ -45,18 +73,27 @@ impl ScaleFormat {
             ScaleFormat::F32 => 4 * scales,
             ScaleFormat::F16 => 2 * scales,
             ScaleFormat::Double => scales + 4 * scales.div_ceil(DOUBLE_BLOCK) + 4,
+            ScaleFormat::Nested(Nesting { groups, bits, .. }) => scales * bits / 8 + 2 * (scales / groups),
         }
     }
 
-    /// A single scale as the format can hold it, of either sign. Double quantization needs all scales of a matrix at once
-    /// and leaves this one as it is.
+    /// A single scale as the format can hold it, of either sign. Formats that round several scales together leave this one as it
+    /// is.
     pub fn round(self, scale: f32) -> f32 {
         match self {
             ScaleFormat::F16 => {
                 let magnitude = f16::from_f32(scale.abs().clamp(SMALLEST_F16, LARGEST_F16)).to_f32();
                 magnitude.copysign(scale)
             }
-            ScaleFormat::F32 | ScaleFormat::Double => scale,
+            ScaleFormat::F32 | ScaleFormat::Double | ScaleFormat::Nested(_) => scale,
+        }
+    }
+
+    /// A minimum as the format can hold it; see [`ScaleFormat::round`].
+    pub fn round_offset(self, minimum: f32) -> f32 {
+        match self {
+            ScaleFormat::F16 => f16::from_f32(minimum.clamp(0.0, LARGEST_F16)).to_f32(),
+            ScaleFormat::F32 | ScaleFormat::Double | ScaleFormat::Nested(_) => minimum,
         }
     }
 }

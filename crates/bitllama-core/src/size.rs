@@ -2,6 +2,7 @@
 //! that a matrix lacks to whole panels.
 
 use crate::Quantizer;
+use crate::quantizer::Offset;
 use crate::weights::WeightSpec;
 
 /// Stored size of a model.
@@ -32,8 +33,16 @@ fn weight_bytes(weight: &WeightSpec, quantizer: Option<Quantizer>) -> usize {
     match (quantizer, weight.shape.as_slice()) {
         (Some(quantizer), [rows, columns]) => {
             let scales = rows * quantizer.scales_a_row(*columns);
-            let points = if quantizer.zero_point { scales * size_of::<i32>() } else { 0 };
-            let constants = quantizer.scales.bytes(scales) + points;
+            let offsets = match quantizer.offset {
+                Offset::None => 0,
+                Offset::ZeroPoint => scales * size_of::<i32>(),
+                Offset::Minimum => quantizer.scales.bytes(scales),
+            };
+            let constants = quantizer.scales.bytes(scales) + offsets;
+            if quantizer.is_of_blocks() {
+                // Rows stand one after the other, not in panels.
+                return weight.len() * quantizer.scheme.code_bits() as usize / 8 + constants;
+            }
             quantizer.scheme.packed_bytes([*rows, *columns]).map_or(usize::MAX, |codes| codes + constants)
         }
         _ => weight.len() * size_of::<f32>(),

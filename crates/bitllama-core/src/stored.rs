@@ -21,6 +21,15 @@ pub trait StoredRows: fmt::Debug + Send + Sync {
     /// If `out` is no whole number of rows, or the matrix has not so many from `first` on.
     fn rows_into(&self, first: usize, out: &mut [f32]);
 
+    /// The bytes of one row as they are stored, and the name that ggml has for their type; `None` where that is no type of ggml.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    fn stored_row(&self, row: usize) -> Option<(&'static str, &[u8])> {
+        let _ = row;
+        None
+    }
+
     /// The same numbers in panels, for products with codes: made anew by each call, on the threads of rayon's pool. `None` for
     /// formats without whole codes, such as those of 16 bits.
     fn panels(&self) -> Option<BlockMatrix> {

@@ -3,39 +3,81 @@
 //!
 //! A target is a list of quantizers. The first one is the format's own grid; the others are for matrices whose columns are no
 //! whole number of its blocks, and have types of their own in the same file. A matrix that none fits stays in full precision.
+//!
+//! Targets such as `gguf:q4_k_m` are [mixes](crate::mixes) of others: which one a matrix gets depends on its place in the model.
 
+use crate::mixes::{self, Mix};
 use crate::quantizer::Method;
-use crate::{Granularity, Quantizer, ScaleFormat, Scheme};
+use crate::scales::Nesting;
+use crate::weights::WeightSpec;
+use crate::{Granularity, ModelConfig, Offset, Quantizer, ScaleFormat, Scheme};
 
 /// A format of other programs.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Target {
     /// Name in recipes and on command lines.
     pub name: &'static str,
-    /// Its grid, then grids for matrices that it does not fit, each with the default method.
+    /// Its grid, then grids for matrices that it does not fit, each with the default method. Those of most matrices, for a mix.
     pub quantizers: &'static [Quantizer],
+    /// The choice of another target for some matrices, for a mix.
+    pub mix: Option<Mix>,
 }
 
-/// The types of GGUF files that have a scale in half precision per block and nothing else.
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// Types of GGUF files, and mixes of them.
 ///
 /// Blocks and codes are those of ggml's `ggml-common.h` and `ggml-quants.c`. `gguf:q2_0` has the codes -1 to 2; with scales of the
-/// opposite sign these are the codes of `int2`.
-pub static ALL: [Target; 8] = [
-    Target {
-        name: "gguf:q1_0",
-        quantizers: &[grid(Scheme::Binary, 128), grid(Scheme::Int2, 64), grid(Scheme::Int4, 32)],
-    },
-    Target { name: "gguf:tq1_0", quantizers: TERNARY },
-    Target { name: "gguf:tq2_0", quantizers: TERNARY },
-    Target { name: "gguf:q2_0", quantizers: &[grid(Scheme::Int2, 64), grid(Scheme::Int4, 32)] },
-    Target { name: "gguf:q4_0", quantizers: &[grid(Scheme::Int4, 32)] },
-    Target { name: "gguf:iq4_nl", quantizers: &[grid(Scheme::Iq4, 32)] },
-    Target { name: "gguf:q5_0", quantizers: &[grid(Scheme::Int5, 32)] },
-    Target { name: "gguf:q8_0", quantizers: &[grid(Scheme::Int8, 32)] },
+/// opposite sign these are the codes of `int2`. Types for columns that are no whole blocks are those of llama.cpp's
+/// `llama-quant.cpp`.
+pub static ALL: [Target; 23] = [
+    of("gguf:q1_0", &[grid(Scheme::Binary, 128), grid(Scheme::Int2, 64), grid(Scheme::Int4, 32)]),
+    of("gguf:tq1_0", TERNARY),
+    of("gguf:tq2_0", TERNARY),
+    of("gguf:q2_0", &[grid(Scheme::Int2, 64), grid(Scheme::Int4, 32)]),
+    of("gguf:q4_0", &[grid(Scheme::Int4, 32)]),
+    of("gguf:q4_1", &[Q4_1]),
+    of("gguf:iq4_nl", &[grid(Scheme::Iq4, 32)]),
+    of("gguf:q5_0", &[grid(Scheme::Int5, 32)]),
+    of("gguf:q5_1", &[Q5_1]),
+    of("gguf:q8_0", &[grid(Scheme::Int8, 32)]),
+    of("gguf:q2_k", Q2_K),
+    of("gguf:q3_k", Q3_K),
+    of("gguf:q4_k", Q4_K),
+    of("gguf:q5_k", Q5_K),
+    of("gguf:q6_k", Q6_K),
+    mix("gguf:q2_k_s", Q2_K, mixes::q2_k_s),
+    mix("gguf:q3_k_s", Q3_K, mixes::q3_k_s),
+    mix("gguf:q3_k_m", Q3_K, mixes::q3_k_m),
+    mix("gguf:q3_k_l", Q3_K, mixes::q3_k_l),
+    mix("gguf:q4_k_s", Q4_K, mixes::q4_k_s),
+    mix("gguf:q4_k_m", Q4_K, mixes::q4_k_m),
+    mix("gguf:q5_k_s", Q5_K, mixes::q5_k_s),
+    mix("gguf:q5_k_m", Q5_K, mixes::q5_k_m),
 ];
 
 /// Ternary blocks of 256 columns, else in `Q2_0` or `Q4_0`, which hold the same codes.
 const TERNARY: &[Quantizer] = &[grid(Scheme::Ternary, 256), grid(Scheme::Ternary, 64), grid(Scheme::Ternary, 32)];
+
+const Q4_1: Quantizer = Quantizer { offset: Offset::Minimum, ..grid(Scheme::Int4, 32) };
+const Q5_1: Quantizer = Quantizer { offset: Offset::Minimum, ..grid(Scheme::Int5, 32) };
+const Q2_K: &[Quantizer] = &[nested(Scheme::Int2, 16, 4, Offset::Minimum), grid(Scheme::Iq4, 32)];
+const Q3_K: &[Quantizer] = &[nested(Scheme::Int3, 16, 6, Offset::None), grid(Scheme::Iq4, 32)];
+const Q4_K: &[Quantizer] = &[nested(Scheme::Int4, 32, 6, Offset::Minimum), grid(Scheme::Int5, 32)];
+const Q5_K: &[Quantizer] = &[nested(Scheme::Int5, 32, 6, Offset::Minimum), Q5_1];
+const Q6_K: &[Quantizer] = &[nested(Scheme::Int6, 16, 8, Offset::None), grid(Scheme::Int8, 32)];
+
+const fn of(name: &'static str, quantizers: &'static [Quantizer]) -> Target {
+    Target { name, quantizers, mix: None }
+}
+
+const fn mix(name: &'static str, quantizers: &'static [Quantizer], mix: Mix) -> Target {
+    Target { name, quantizers, mix: Some(mix) }
+}
 
 /// Codes of a scheme with a scale in half precision for so many columns.
 const fn grid(scheme: Scheme, columns: usize) -> Quantizer {
@@ -43,9 +85,16 @@ const fn grid(scheme: Scheme, columns: usize) -> Quantizer {
         scheme,
         method: scheme.description().methods[0],
         granularity: Granularity::Group(columns),
-        zero_point: false,
+        offset: Offset::None,
         scales: ScaleFormat::F16,
     }
+}
+
+/// Codes of a scheme with scales of so many `bits` for so many columns, which are multiples of a factor per 256 columns. Scales
+/// without minimums have a sign.
+const fn nested(scheme: Scheme, columns: usize, bits: usize, offset: Offset) -> Quantizer {
+    let nesting = Nesting { groups: 256 / columns, bits, signed: matches!(offset, Offset::None) };
+    Quantizer { offset, scales: ScaleFormat::Nested(nesting), ..grid(scheme, columns) }
 }
 
 impl Target {
@@ -54,12 +103,19 @@ impl Target {
         ALL.iter().find(|target| target.name == name)
     }
 
+    /// The target of one matrix of a model: another one than this where it is a mix that chooses so.
+    pub fn chosen(&'static self, config: &ModelConfig, weight: &WeightSpec) -> &'static Target {
+        let name = self.mix.and_then(|mix| mixes::choice(mix, config, weight));
+        name.and_then(Target::named).unwrap_or(self)
+    }
+
     /// The quantizer of a matrix `[rows, columns]`: the first one whose groups divide its columns, if one does. A quantizer that does
     /// not support `method` takes its own: one that trains scales in place of such a one.
     pub fn quantizer(&self, method: Method, shape: [usize; 2]) -> Option<Quantizer> {
         let quantizer = *self.quantizers.iter().find(|quantizer| quantizer.check_shape(shape).is_ok())?;
-        Some(match (method.takes(quantizer.scheme), method.trains_scales()) {
-            (true, _) => quantizer.with_method(method),
+        let wished = quantizer.with_method(method);
+        Some(match (wished.check().is_ok(), method.trains_scales()) {
+            (true, _) => wished,
             (false, true) => quantizer.with_method(quantizer.scheme.description().trained_method),
             (false, false) => quantizer,
         })

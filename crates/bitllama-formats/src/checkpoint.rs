@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use bitllama_core::bit_plan::ResolvedPlan;
-use bitllama_core::rounding::StoredScales;
-use bitllama_core::{ActivationRules, BitPlan, ModelConfig, Rule, Scheme};
+use bitllama_core::rounding::{Offsets, StoredScales};
+use bitllama_core::{ActivationRules, BitPlan, ModelConfig, Offset, Rule, Scheme};
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -203,10 +203,13 @@ pub fn read_scales_of(folder: &Path, plan: &ResolvedPlan) -> Result<StoredScales
     let stored = scales::read(&path)?;
     for (spec, quantizer) in trained {
         let expected = spec.len() / quantizer.group_len([spec.shape[0], spec.shape[1]]);
-        let found = stored
-            .get(&spec.name)
-            .map(|scales| (scales.scales.data.len(), scales.zero_points.as_ref().map(|points| points.data.len())));
-        if found != Some((expected, quantizer.zero_point.then_some(expected))) {
+        let found = stored.get(&spec.name).map(|scales| {
+            (scales.scales.data.len(), scales.offsets.as_ref().map(|offsets| offsets.numbers().data.len()))
+        });
+        let minimums =
+            stored.get(&spec.name).is_some_and(|scales| matches!(scales.offsets, Some(Offsets::Minimums(_))));
+        let offsets = (quantizer.offset != Offset::None).then_some(expected);
+        if found != Some((expected, offsets)) || minimums != (quantizer.offset == Offset::Minimum) {
             return Err(Error::invalid(&path, format!("the scales of {} are not those of the bit plan", spec.name)));
         }
     }

@@ -1,16 +1,17 @@
 //! Trained scales beside the latent weights of a checkpoint: a safetensors file of f32 vectors `NAME.scales` and, where
-//! the weight `NAME` has them, `NAME.zero_points`.
+//! the weight `NAME` has them, `NAME.zero_points` or `NAME.minimums`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use bitllama_core::rounding::{Scales, StoredScales};
+use bitllama_core::rounding::{Offsets, Scales, StoredScales};
 use bitllama_core::{DenseMatrix, excerpt};
 
 use crate::{Error, Result, vectors};
 
 const SCALES: &str = ".scales";
 const ZERO_POINTS: &str = ".zero_points";
+const MINIMUMS: &str = ".minimums";
 
 /// Writes `scales` to `path`, whole or not at all.
 ///
@@ -22,9 +23,15 @@ pub fn write(path: &Path, scales: &StoredScales) -> Result<()> {
 
 /// The vectors of `scales` by the names that they have in files.
 pub fn named(scales: &StoredScales) -> impl Iterator<Item = (String, &[f32])> {
-    scales.iter().flat_map(|(name, Scales { scales, zero_points })| {
-        let points = zero_points.as_ref().map(|points| (format!("{name}{ZERO_POINTS}"), &points.data[..]));
-        [(format!("{name}{SCALES}"), &scales.data[..])].into_iter().chain(points)
+    scales.iter().flat_map(|(name, Scales { scales, offsets })| {
+        let offsets = offsets.as_ref().map(|offsets| {
+            let key = match offsets {
+                Offsets::ZeroPoints(_) => ZERO_POINTS,
+                Offsets::Minimums(_) => MINIMUMS,
+            };
+            (format!("{name}{key}"), &offsets.numbers().data[..])
+        });
+        [(format!("{name}{SCALES}"), &scales.data[..])].into_iter().chain(offsets)
     })
 }
 
@@ -47,8 +54,10 @@ pub fn taken(vectors: &mut BTreeMap<String, Vec<f32>>) -> StoredScales {
     let names: Vec<String> = vectors.keys().filter_map(|key| Some(key.strip_suffix(SCALES)?.to_string())).collect();
     let of = |name: String| {
         let scales = numbers(vectors.remove(&format!("{name}{SCALES}"))?);
-        let zero_points = vectors.remove(&format!("{name}{ZERO_POINTS}")).map(numbers);
-        Some((name, Scales { scales, zero_points }))
+        let mut offsets = |key: &str| vectors.remove(&format!("{name}{key}")).map(numbers);
+        let zero_points = offsets(ZERO_POINTS).map(Offsets::ZeroPoints);
+        let offsets = zero_points.or_else(|| offsets(MINIMUMS).map(Offsets::Minimums));
+        Some((name, Scales { scales, offsets }))
     };
     names.into_iter().filter_map(of).collect()
 }
@@ -67,9 +76,12 @@ mod tests {
         let mut scales = StoredScales::new();
         write(&path, &scales).unwrap();
         assert_eq!(read(&path).unwrap(), scales);
-        scales.insert("a.weight".into(), Scales { scales: vector(&[0.5, 1.5]), zero_points: None });
-        let zero_points = Some(vector(&[3.0]));
-        scales.insert("b.weight".into(), Scales { scales: vector(&[2.0]), zero_points });
+        scales.insert("a.weight".into(), Scales { scales: vector(&[0.5, 1.5]), offsets: None });
+        for (name, offsets) in
+            [("b.weight", Offsets::ZeroPoints(vector(&[3.0]))), ("c.weight", Offsets::Minimums(vector(&[0.5])))]
+        {
+            scales.insert(name.into(), Scales { scales: vector(&[2.0]), offsets: Some(offsets) });
+        }
         write(&path, &scales).unwrap();
         assert_eq!(read(&path).unwrap(), scales);
         fs::write(&path, b"garbage").unwrap();

@@ -1,22 +1,22 @@
-//! Matrices that stay in their memory-mapped file, in 16 bits or in blocks of ggml: rows become f32 when they are read, so that a
-//! model opens without 4 bytes a weight.
+//! Matrices that stay in 16 bits or in blocks of ggml, in their memory-mapped file or in memory: rows become f32 when they are read,
+//! so that a model opens without 4 bytes per weight.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitllama_core::{BlockMatrix, StoredRows};
+use bitllama_core::{BlockMatrix, RoundedMatrix, StoredRows};
+use bytes::Bytes;
 use memmap2::Mmap;
 
-use crate::finite;
 use crate::gguf::{self, BlockFormat};
+use crate::{StoredWeight, finite};
 
-/// A matrix in a mapped file. It keeps the map; what has been read can be given back to the system meanwhile.
+/// A matrix whose rows follow each other in bytes. Where these are a mapped file's, it keeps the map; what has been read can be given
+/// back to the system meanwhile.
 #[derive(Clone)]
-pub(crate) struct MappedRows {
-    map: Arc<Mmap>,
-    /// Offset of its first row in bytes.
-    start: usize,
+pub(crate) struct TypedRows {
+    bytes: Bytes,
     format: BlockFormat,
     rows: usize,
     columns: usize,
@@ -24,17 +24,21 @@ pub(crate) struct MappedRows {
     head_dim: Option<usize>,
 }
 
-impl MappedRows {
-    /// The `[rows, columns]` in the `bytes` of a file; `None` where they are not as many as the shape takes, or are not within
+impl TypedRows {
+    /// The `[rows, columns]` in the bytes `range` of a file; `None` where they are not as many as the shape takes, or are not within
     /// the file.
-    pub fn new(map: &Arc<Mmap>, bytes: Range<usize>, format: BlockFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
+    pub fn mapped(map: &Arc<Mmap>, range: Range<usize>, format: BlockFormat, shape: [usize; 2]) -> Option<Self> {
+        map.get(range.clone())?;
+        Self::new(Bytes::from_owner(Map(Arc::clone(map))).slice(range), format, shape)
+    }
+
+    /// The `[rows, columns]` in `bytes`; `None` where they are not as many as the shape takes.
+    pub fn new(bytes: Bytes, format: BlockFormat, [rows, columns]: [usize; 2]) -> Option<Self> {
         let row_bytes = columns / format.block_len() * format.block_bytes();
         let fits = columns > 0
             && columns.is_multiple_of(format.block_len())
-            && row_bytes.checked_mul(rows) == Some(bytes.len())
-            && map.get(bytes.clone()).is_some();
-        let map = Arc::clone(map);
-        fits.then_some(MappedRows { map, start: bytes.start, format, rows, columns, head_dim: None })
+            && row_bytes.checked_mul(rows) == Some(bytes.len());
+        fits.then_some(TypedRows { bytes, format, rows, columns, head_dim: None })
     }
 
     /// The same rows in Hugging Face's order: llama.cpp turns neighbouring rows of a head together (`2i`, `2i + 1`), Hugging
@@ -65,7 +69,7 @@ impl MappedRows {
     /// The bytes of rows that follow each other in the file.
     fn run(&self, first: usize, count: usize) -> &[u8] {
         let row_bytes = self.columns / self.format.block_len() * self.format.block_bytes();
-        &self.map[self.start + first * row_bytes..][..count * row_bytes]
+        &self.bytes[first * row_bytes..][..count * row_bytes]
     }
 
     /// The place in the file of a row.
@@ -80,7 +84,34 @@ impl MappedRows {
 /// Numbers that are looked at in one go.
 const TILE: usize = 1 << 14;
 
-impl StoredRows for MappedRows {
+/// A shared map as bytes.
+struct Map(Arc<Mmap>);
+
+impl AsRef<[u8]> for Map {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A rounded matrix as artifacts and GGUF files hold it: blocks become rows of the type of ggml that has their form.
+impl From<RoundedMatrix> for StoredWeight {
+    fn from(matrix: RoundedMatrix) -> Self {
+        match matrix {
+            RoundedMatrix::Packed(matrix) => Self::Packed(matrix),
+            RoundedMatrix::Blocks(matrix) => {
+                let shape = [matrix.rows(), matrix.columns()];
+                let typed = gguf::put_matrix(&matrix);
+                match typed.and_then(|(format, bytes)| TypedRows::new(bytes.into(), format, shape)) {
+                    Some(rows) => Self::Rows(Arc::new(rows)),
+                    // Unreachable for the quantizers of targets, whose forms are those of types.
+                    None => Self::Full(RoundedMatrix::Blocks(matrix).dequantize().data),
+                }
+            }
+        }
+    }
+}
+
+impl StoredRows for TypedRows {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -107,12 +138,16 @@ impl StoredRows for MappedRows {
         }
     }
 
+    fn stored_row(&self, row: usize) -> Option<(&'static str, &[u8])> {
+        Some((self.format.name(), self.run(self.place(row), 1)))
+    }
+
     fn panels(&self) -> Option<BlockMatrix> {
         gguf::panels(self.format, [self.rows, self.columns], |row| self.run(self.place(row), 1))
     }
 }
 
-impl fmt::Debug for MappedRows {
+impl fmt::Debug for TypedRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}, {}] of {}", self.rows, self.columns, self.format.name())
     }
@@ -137,22 +172,22 @@ mod tests {
     #[test]
     fn any_rows_are_read_alone() {
         let (_file, map, bytes) = mapped(5, |_| ());
-        let matrix = MappedRows::new(&map, bytes.clone(), BlockFormat::F16, [5, 4]).unwrap();
+        let matrix = TypedRows::mapped(&map, bytes.clone(), BlockFormat::F16, [5, 4]).unwrap();
         let mut out = [0.0; 8];
         matrix.rows_into(3, &mut out);
         assert_eq!(out, [30.0, 31.0, 32.0, 33.0, 40.0, 41.0, 42.0, 43.0]);
         assert_eq!((matrix.rows(), matrix.columns(), matrix.bytes()), (5, 4, 40));
         for shape in [[4, 4], [5, 3], [0, 4], [5, 0], [usize::MAX, 4]] {
-            assert!(MappedRows::new(&map, bytes.clone(), BlockFormat::F16, shape).is_none(), "{shape:?}");
+            assert!(TypedRows::mapped(&map, bytes.clone(), BlockFormat::F16, shape).is_none(), "{shape:?}");
         }
-        assert!(MappedRows::new(&map, 8..bytes.end + 2, BlockFormat::F16, [5, 4]).is_none());
-        assert!(MappedRows::new(&map, bytes, BlockFormat::Q8_0, [5, 4]).is_none());
+        assert!(TypedRows::mapped(&map, 8..bytes.end + 2, BlockFormat::F16, [5, 4]).is_none());
+        assert!(TypedRows::mapped(&map, bytes, BlockFormat::Q8_0, [5, 4]).is_none());
     }
 
     #[test]
     fn rows_of_a_head_come_in_half_rotation_order() {
         let (_file, map, bytes) = mapped(8, |_| ());
-        let matrix = MappedRows::new(&map, bytes, BlockFormat::F16, [8, 4]).unwrap().of_half_rotation(4);
+        let matrix = TypedRows::mapped(&map, bytes, BlockFormat::F16, [8, 4]).unwrap().of_half_rotation(4);
         let first: Vec<f32> = (&matrix as &dyn StoredRows).to_f32().iter().step_by(4).copied().collect();
         assert_eq!(first, [0.0, 20.0, 10.0, 30.0, 40.0, 60.0, 50.0, 70.0]);
         let mut row = [0.0; 4];
@@ -168,8 +203,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         let map = Arc::new(crate::map::open(file.path()).unwrap());
-        let of =
-            |format, columns| MappedRows::new(&map, 0..map.len(), format, [rows, columns]).unwrap().of_half_rotation(8);
+        let of = |format, columns| {
+            TypedRows::mapped(&map, 0..map.len(), format, [rows, columns]).unwrap().of_half_rotation(8)
+        };
         let matrix = of(BlockFormat::Q8_0, columns);
         let panels = matrix.panels().unwrap();
         let (mut found, mut expected) = (vec![0.0; columns], vec![0.0; columns]);
@@ -190,9 +226,9 @@ mod tests {
             numbers.iter_mut().for_each(|x| *x = 1.0);
             numbers[last] = f32::NAN;
         });
-        let matrix = MappedRows::new(&map, bytes, BlockFormat::F16, [rows, 4]).unwrap();
+        let matrix = TypedRows::mapped(&map, bytes, BlockFormat::F16, [rows, 4]).unwrap();
         assert!(matrix.fault().unwrap().starts_with(&format!("holds NaN at [{}, 2];", rows - 1)));
         let (_file, map, bytes) = mapped(5, |_| ());
-        assert_eq!(MappedRows::new(&map, bytes, BlockFormat::F16, [5, 4]).unwrap().fault(), None);
+        assert_eq!(TypedRows::mapped(&map, bytes, BlockFormat::F16, [5, 4]).unwrap().fault(), None);
     }
 }

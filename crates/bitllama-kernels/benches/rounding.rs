@@ -59,7 +59,7 @@ impl Matrix {
         for_each_block(cut, inputs, &mut [&mut self.out], |_, parts, mut out| {
             let width = if inner > 1 { parts[0].width() } else { 1 };
             let weight = Rows::new(parts[0], n, width, isa);
-            let trained = trained.then(|| Scales { scales: Rows::new(parts[1], 1, width, isa), zero_points: None });
+            let trained = trained.then(|| Scales { scales: Rows::new(parts[1], 1, width, isa), offsets: None });
             quantize(quantizer, weight, trained).dequantize().write(&mut out[0]);
         });
     }
@@ -75,7 +75,7 @@ impl Matrix {
             let width = if inner > 1 { parts[0].width() } else { 1 };
             let rows = |i: usize, n| Rows::new(parts[i], n, width, isa);
             let (weight, scales, gradient) = (rows(0, n), rows(1, 1), rows(2, n));
-            let trained = Scales { scales: scales.clone(), zero_points: None };
+            let trained = Scales { scales: scales.clone(), offsets: None };
             let codes = quantize(quantizer, weight.clone(), Some(trained)).codes;
             let v = weight.div_rows(scales.clamp(f32::MIN_POSITIVE, f32::MAX));
             let inside = v.clone().within(low, high);

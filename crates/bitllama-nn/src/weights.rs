@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, FINAL_NORM, HEAD, Kind, QK_NORMS, WeightSpec, specs};
-use bitllama_core::{Error, ModelConfig, PackedMatrix};
+use bitllama_core::{Error, ModelConfig, RoundedMatrix};
 use bitllama_kernels::gemm::Precision;
 use bitllama_kernels::training::halves::{exact_bf16, exact_f16, rounded_f16};
 use burn::module::{Param, ParamId};
@@ -193,10 +193,10 @@ pub fn read(param: &Param<Tensor<2>>, kind: Kind) -> Vec<f32> {
 ///
 /// # Errors
 /// [`Error::Packed`] if a weight is not finite: it has no code.
-pub fn pack(param: &Param<Tensor<2>>) -> Result<Option<PackedMatrix>, Error> {
+pub fn pack(param: &Param<Tensor<2>>) -> Result<Option<RoundedMatrix>, Error> {
     let Some(fake) = param.reparameterization::<FakeQuant>() else { return Ok(None) };
     let (view, rounded) = fake.codes_and_scales(param.base());
-    PackedMatrix::pack(&fake.quantizer(), view.matrix_shape(), view.quantized(rounded)).map(Some)
+    RoundedMatrix::pack(&fake.quantizer(), view.matrix_shape(), view.quantized(rounded)).map(Some)
 }
 
 /// The dimension of a Burn parameter along which the inputs of one output row lie.
@@ -258,7 +258,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`pack`].
-    pub fn pack(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>, Error> {
+    pub fn pack(&self, spec: &WeightSpec) -> Result<Option<RoundedMatrix>, Error> {
         self.matrices.get(&spec.name).map_or(Ok(None), |param| pack(param))
     }
 

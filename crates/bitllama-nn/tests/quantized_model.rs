@@ -6,7 +6,7 @@ use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::weights::specs;
-use bitllama_core::{BitPlan, Method, ModelConfig, PackedMatrix, Quantizer, Scheme};
+use bitllama_core::{BitPlan, Method, ModelConfig, Quantizer, RoundedMatrix, Scheme};
 use bitllama_nn::fake_quant::quantize;
 use bitllama_nn::ops::composed;
 use bitllama_nn::weights::{Storage, Weights, build, build_as};
@@ -83,7 +83,11 @@ fn a_model_rounds_its_weights_and_keeps_what_it_was_given() {
     for (spec, quantizer) in &plan {
         assert_eq!(weights.read(spec), values(spec), "the stored weight stays as it is");
         let packed = weights.pack(spec).unwrap();
-        assert_eq!(packed.as_ref().map(PackedMatrix::scheme), quantizer.map(|quantizer| quantizer.scheme));
+        let scheme = packed.as_ref().map(|packed| match packed {
+            RoundedMatrix::Packed(matrix) => matrix.scheme(),
+            RoundedMatrix::Blocks(matrix) => panic!("{matrix:?} is no matrix of panels"),
+        });
+        assert_eq!(scheme, quantizer.map(|quantizer| quantizer.scheme));
         let value = match spec.name.as_str() {
             "embed_tokens.weight" => quantized.embed_tokens.weight.val(),
             "layers.1.mlp.down_proj.weight" => quantized.layers[1].mlp.down_proj.weight.val().transpose(),

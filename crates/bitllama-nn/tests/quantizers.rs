@@ -3,10 +3,13 @@
 
 mod common;
 
-use bitllama_core::rounding::{Scales, StoredScales};
+use bitllama_core::rounding::{Offsets, Scales, StoredScales};
 use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{Kind, WeightSpec};
-use bitllama_core::{DenseMatrix, Granularity, Method, PackedMatrix, Quantizer, RowMatrix, ScaleFormat, Scheme};
+use bitllama_core::{
+    DenseMatrix, Granularity, Method, Offset, PackedMatrix, Quantizer, RoundedMatrix, RowMatrix, ScaleFormat, Scheme,
+    targets,
+};
 use bitllama_nn::fake_quant::matrix::TensorMatrix;
 use bitllama_nn::fake_quant::{FakeQuant, quantize};
 use burn::module::{Module, Param};
@@ -51,7 +54,8 @@ impl Case {
             None => Granularity::Tensor,
         };
         let Case { scheme, method, zero_point, .. } = *self;
-        Quantizer { scheme, method, granularity, zero_point, scales: ScaleFormat::F32 }
+        let offset = if zero_point { Offset::ZeroPoint } else { Offset::None };
+        Quantizer { scheme, method, granularity, offset, scales: ScaleFormat::F32 }
     }
 }
 
@@ -110,12 +114,12 @@ fn values_and_gradients_are_pytorchs() {
                 let fresh = module(&golden, quantizer, kind, &StoredScales::new(), &device);
                 let scales = fake_quant(&fresh).stored_scales(fresh.weight.base().dims()).unwrap();
                 close(&scales.scales.data, start, &format!("{what}: start"));
-                assert_eq!(scales.zero_points.map(|points| points.data), case.zero_points, "{what}");
+                assert_eq!(scales.offsets.map(|points| points.into_numbers().data), case.zero_points, "{what}");
             }
             let mut stored = StoredScales::new();
             if let Some(scale) = &case.scale {
-                let zero_points = case.zero_points.as_deref().map(numbers);
-                stored.insert("weight".into(), Scales { scales: numbers(scale), zero_points });
+                let offsets = case.zero_points.as_deref().map(numbers).map(Offsets::ZeroPoints);
+                stored.insert("weight".into(), Scales { scales: numbers(scale), offsets });
             }
             let module = module(&golden, quantizer, kind, &stored, &device);
             let value = module.weight.val();
@@ -143,8 +147,8 @@ fn the_golden_file_has_every_quantizer() {
     for scheme in Scheme::ALL {
         for method in Method::ALL {
             for granularity in [Granularity::Row, Granularity::Tensor, Granularity::Group(32)] {
-                for zero_point in [false, true] {
-                    let quantizer = Quantizer { scheme, method, granularity, zero_point, scales: ScaleFormat::F32 };
+                for offset in [Offset::None, Offset::ZeroPoint] {
+                    let quantizer = Quantizer { scheme, method, granularity, offset, scales: ScaleFormat::F32 };
                     assert_eq!(there.contains(&quantizer), quantizer.check().is_ok(), "{quantizer}");
                 }
             }
@@ -206,5 +210,96 @@ fn many_scales_are_double_quantized_alike_in_tensors_and_files() {
             let plain = PackedMatrix::quantize(&quantizer, shape, golden.weight.clone()).unwrap();
             close(plain.scales(), packed.scales(), &format!("{quantizer}: plain"));
         }
+    }
+}
+
+/// Every grid of blocks, with all methods that it supports.
+fn of_blocks() -> Vec<Quantizer> {
+    let grids = targets::ALL.iter().filter(|target| target.mix.is_none()).map(|target| target.quantizers[0]);
+    let with_methods = |grid: Quantizer| Method::ALL.map(|method| grid.with_method(method));
+    grids.filter(Quantizer::is_of_blocks).flat_map(with_methods).filter(|grid| grid.check().is_ok()).collect()
+}
+
+/// Two blocks of 256 columns in 40 rows that differ in size, one of them zero.
+fn blocks_of_weights() -> Golden {
+    let number = |i: usize| ((i * 2_654_435_761) % 2001) as f32 / 1000.0 - 1.0;
+    let weight = (0..40 * 512).map(|i| number(i) * (i / 512) as f32 * 0.01).collect();
+    let c = (0..40 * 512).map(|i| number(i + 77)).collect();
+    Golden { weight, c, shape: [40, 512], cases: Vec::new() }
+}
+
+#[test]
+fn blocks_are_fake_quantized_to_the_bit() {
+    let golden = blocks_of_weights();
+    assert_eq!(of_blocks().len(), 14);
+    for quantizer in of_blocks() {
+        for (device, kind) in
+            [(device(), Kind::Linear), (device().autodiff(), Kind::Linear), (device(), Kind::Embedding)]
+        {
+            let module = module(&golden, quantizer, kind, &StoredScales::new(), &device);
+            let (view, rounded) = fake_quant(&module).codes_and_scales(module.weight.base());
+            let packed = RoundedMatrix::pack(&quantizer, golden.shape, view.quantized(rounded)).unwrap();
+            assert!(packed.dequantize().data == row_major(module.weight.val(), kind), "{quantizer} {kind:?}");
+            let stored = fake_quant(&module).stored_scales(module.weight.base().dims());
+            let plain = RoundedMatrix::quantize(&quantizer, golden.shape, golden.weight.clone(), stored).unwrap();
+            assert!(plain == packed, "{quantizer} {kind:?}");
+        }
+    }
+}
+
+/// LSQ on a grid with minimums: equation 3 of the paper with `(w + minimum) / scale` in the place of `w / scale`.
+#[test]
+fn gradients_with_minimums_are_those_of_lsq() {
+    let golden = blocks_of_weights();
+    for quantizer in of_blocks().into_iter().filter(|q| q.method == Method::Lsq && q.offset == Offset::Minimum) {
+        let module = module(&golden, quantizer, Kind::Embedding, &StoredScales::new(), &device().autodiff());
+        let mut stored = fake_quant(&module).stored_scales(module.weight.base().dims()).unwrap();
+        // Ranges that leave some weights out, above and below.
+        stored.scales.data.iter_mut().for_each(|scale| *scale *= 0.7);
+        stored.offsets = stored.offsets.map(|offsets| offsets.map(|numbers| numbers.scale(0.8)));
+        let Granularity::Group(size) = quantizer.granularity else { panic!("{quantizer} has groups") };
+        let top = (quantizer.scheme.levels() - 1) as f32;
+        let packed =
+            RoundedMatrix::quantize(&quantizer, golden.shape, golden.weight.clone(), Some(stored.clone())).unwrap();
+        let minimums = packed.scales().offsets.unwrap().into_numbers().data;
+        let (mut of_weights, mut of_scales) = (Vec::new(), Vec::new());
+        let rounded = packed.dequantize().data;
+        let groups = golden.weight.chunks(size).zip(golden.c.chunks(size)).zip(rounded.chunks(size));
+        for (group, ((weights, c), rounded)) in groups.enumerate() {
+            let (trained, used, minimum) =
+                (stored.scales.data[group].max(1e-5), packed.scales().scales.data[group], minimums[group]);
+            let mut sum = 0.0f64;
+            for ((w, c), rounded) in weights.iter().zip(c).zip(rounded) {
+                let v = (w + minimum) / trained.max(f32::MIN_POSITIVE);
+                let level = if used == 0.0 { f32::NAN } else { ((rounded + minimum) / used).round() };
+                let inside = (0.0..=top).contains(&v);
+                of_weights.push(if inside { *c } else { 0.0 });
+                sum += f64::from(c * (level - if inside { v } else { 0.0 }));
+            }
+            of_scales.push(sum as f32 / (size as f32 * top).sqrt());
+        }
+        let module = self::module(
+            &golden,
+            quantizer,
+            Kind::Embedding,
+            &StoredScales::from([("weight".into(), stored)]),
+            &device().autodiff(),
+        );
+        let value = module.weight.val();
+        let c = tensor(&golden.c, golden.shape, Kind::Embedding, &device().autodiff());
+        let grads = GradientsParams::from_grads((value * c).sum().backward(), &module);
+        let found = floats(grads.get::<2>(module.weight.id).unwrap());
+        assert!(found == of_weights, "{quantizer}: gradients of weights");
+        let found = floats(grads.get::<3>(fake_quant(&module).scales_id().unwrap()).unwrap());
+        for (group, (found, expected)) in found.iter().zip(&of_scales).enumerate() {
+            // Rows of zeros, and groups whose scale is rounded to 0, have codes that no weight tells.
+            let known = expected.is_finite();
+            assert!(
+                !known || (found - expected).abs() < 1e-3 * expected.abs().max(1.0),
+                "{quantizer} {group}: {found} {expected}"
+            );
+        }
+        assert!(of_scales.iter().filter(|x| x.is_finite()).count() > of_scales.len() * 9 / 10);
+        assert!(of_weights.contains(&0.0));
     }
 }

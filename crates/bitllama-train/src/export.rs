@@ -205,7 +205,7 @@ pub fn student(
     let stored = Weights::of(llama);
     let weights = plan.iter().map(|(spec, _)| {
         let packed = stored.pack(spec).map_err(|e| Error::invalid(path, format!("{}: {e}", spec.name)))?;
-        Ok((spec.clone(), packed.map_or_else(|| StoredWeight::Full(stored.read(spec)), StoredWeight::Packed)))
+        Ok((spec.clone(), packed.map_or_else(|| StoredWeight::Full(stored.read(spec)), StoredWeight::from)))
     });
     let source = Source { config: &llama.config, activations: &plan_of(llama), tokenizer, provenance };
     write(format, path, source, weights, Options::default())

@@ -37,6 +37,9 @@ pub(super) const STEPS: &str = "_steps";
 /// The same: f32, one number.
 pub(super) const MEAN: &str = "_mean";
 
+/// Suffix of a matrix in blocks of ggml: u8 `[out, bytes of a row]`. The manifest says of which type.
+pub(super) const GGML: &str = "_ggml";
+
 /// Suffix of a weight in full precision.
 pub(super) const FULL: &str = "_fp32";
 

@@ -11,7 +11,7 @@ use bitllama_core::{
 };
 use serde_json::{Map, Value, json};
 
-use super::forms::{Cells, FULL, Form, MEAN, STEPS};
+use super::forms::{Cells, FULL, Form, GGML, MEAN, STEPS};
 use super::{Layout, WEIGHTS_FILE, WeightInfo};
 
 /// Newest version of `manifest.json` that is read. A model that differs from a Llama has it, so that older programs, which would
@@ -24,6 +24,8 @@ const LLAMA_VERSION: u32 = 2;
 /// Of the entry of a matrix: how its inputs were rounded in training. In `quantization`: that of all matrices of the
 /// blocks, `mixed` where they differ. Inputs that were not rounded are [`NOT_ROUNDED`].
 pub(super) const ACTIVATION: &str = "activation_dtype";
+/// Of the entry of a matrix in blocks of ggml: their type, by ggml's name.
+pub(super) const GGML_TYPE: &str = "ggml_type";
 /// In `quantization`: how keys and values were.
 pub(super) const KV_CACHE: &str = "kv_cache_dtype";
 /// The name for what is in full precision.
@@ -95,6 +97,18 @@ pub(super) fn packed_entry(
     entry
 }
 
+/// The entry of a matrix in blocks of ggml that stands under `name`. `packed_format` names the type, whose blocks are those of
+/// `ggml-common.h`; rows follow each other.
+pub(super) fn ggml_entry(name: &str, ggml_type: &str, shape: [usize; 2]) -> Value {
+    json!({
+        "scheme": ggml_type,
+        "npz_key": format!("{name}{GGML}"),
+        "shape": shape,
+        "packed_format": format!("ggml({ggml_type})"),
+        (GGML_TYPE): ggml_type,
+    })
+}
+
 /// How the scales of `matrix` are stored: the older tools know f32 only.
 pub(super) fn written_format(layout: Layout, matrix: &PackedMatrix) -> ScaleFormat {
     match layout {
@@ -107,7 +121,8 @@ fn dtype_name(format: ScaleFormat) -> &'static str {
     match format {
         ScaleFormat::F32 => "float32",
         ScaleFormat::F16 => "float16",
-        ScaleFormat::Double => "int8",
+        // Nested scales stand in blocks of ggml, whose entries have no type of scales.
+        ScaleFormat::Double | ScaleFormat::Nested(_) => "int8",
     }
 }
 
@@ -236,7 +251,8 @@ fn quantization(config: &ModelConfig, layout: Layout, infos: &[WeightInfo], acti
     inputs.dedup();
     let mut schemes: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
     for info in infos {
-        let sum = schemes.entry(info.scheme.map_or("f32", Scheme::name)).or_default();
+        let name = info.ggml_type.or(info.scheme.map(Scheme::name)).unwrap_or("f32");
+        let sum = schemes.entry(name).or_default();
         let parameters: usize = info.shape.iter().product();
         *sum = (sum.0 + 1, sum.1 + parameters, sum.2 + info.bytes);
     }

@@ -49,14 +49,14 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// The tokenizer of an artifact, as the `tokenizers` library writes it.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// One weight as a file holds it; artifacts have the first two.
+/// One weight as a file holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredWeight {
     /// Low-bit codes with their scales.
     Packed(PackedMatrix),
     /// f32, row-major.
     Full(Vec<f32>),
-    /// 16 bits or blocks in the file, made f32 when they are read.
+    /// 16 bits or blocks of ggml, made f32 when they are read. Artifacts have blocks only.
     Rows(Arc<dyn StoredRows>),
 }
 
@@ -88,8 +88,10 @@ pub struct WeightInfo {
     pub name: String,
     /// `[out_features, in_features]`, or `[hidden_size]` for a norm.
     pub shape: Vec<usize>,
-    /// Number format; `None` is f32.
+    /// Number format; `None` is f32, or a type of ggml.
     pub scheme: Option<Scheme>,
+    /// Type of a matrix in blocks of ggml, by ggml's name.
+    pub ggml_type: Option<&'static str>,
     /// Columns that share a scale; `None` is one scale a row.
     pub group_size: Option<usize>,
     /// How scales are stored, where there are any.
@@ -102,7 +104,7 @@ pub struct WeightInfo {
 impl WeightInfo {
     /// A weight in full precision, of no bytes yet.
     fn new(name: String, shape: &[usize]) -> Self {
-        Self { name, shape: shape.to_vec(), scheme: None, group_size: None, scales: None, bytes: 0 }
+        Self { name, shape: shape.to_vec(), scheme: None, ggml_type: None, group_size: None, scales: None, bytes: 0 }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use bitllama_core::weights::{self, FINAL_NORM, WeightSpec};
 use bitllama_core::{Activation, ActivationPlan, ModelConfig, excerpt};
@@ -12,13 +13,15 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
-use super::forms::{Cells, FORMS, FULL, Form, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
-use super::manifest::{ACTIVATION, KV_CACHE, NOT_ROUNDED};
+use super::forms::{Cells, FORMS, FULL, Form, GGML, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
+use super::manifest::{ACTIVATION, GGML_TYPE, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
 use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::companions::END_NAMES;
+use crate::gguf::BlockFormat;
 use crate::model::beyond;
 use crate::npz::{Dtype, Npz};
+use crate::stored::TypedRows;
 use crate::{Companions, Error, Result, finite, hf};
 
 /// Where a weight is and what it is.
@@ -34,6 +37,8 @@ enum Place {
         scales: Box<Scales>,
         zero_points: Option<Vec<i32>>,
     },
+    /// Blocks of ggml.
+    Blocks(Part, BlockFormat),
     Full(Part),
     /// Left out by the older tools.
     Ones,
@@ -182,6 +187,9 @@ impl Files {
             return Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason));
         }
         // Codes come first wherever they are: in full precision there may be a dequantized copy of them.
+        if let Some(blocks) = self.blocks(&name, spec)? {
+            return Ok(blocks);
+        }
         let found = match self.stated(&name)? {
             Some(stated) => Some(stated),
             None => match self.loose_codes(&name, spec)? {
@@ -239,6 +247,22 @@ impl Files {
             _ => full,
         };
         Ok(Located { info, place })
+    }
+
+    /// A matrix in blocks of ggml, if the manifest says that it is one.
+    fn blocks(&self, name: &str, spec: &WeightSpec) -> Result<Option<Located>> {
+        let stated = self.entry(name).and_then(|entry| entry[GGML_TYPE].as_str());
+        let (Some(stated), &[rows, columns]) = (stated, &spec.shape[..]) else { return Ok(None) };
+        let part = Part::Member(format!("{name}{GGML}"));
+        let format = BlockFormat::named(stated).filter(|format| columns.is_multiple_of(format.block_len()));
+        let format = format.ok_or_else(|| {
+            self.damaged(&part, format!("blocks of {} do not hold rows of {columns} columns", excerpt(stated)))
+        })?;
+        let bytes = columns / format.block_len() * format.block_bytes();
+        self.expect(&part, &self.header(&part)?, &[Dtype::U8], &[rows, bytes])?;
+        let plain = WeightInfo::new(spec.name.clone(), &spec.shape);
+        let info = WeightInfo { ggml_type: Some(format.name()), bytes: rows * bytes, ..plain };
+        Ok(Some(Located { info, place: Place::Blocks(part, format) }))
     }
 
     /// What the manifest says that the NPZ holds for a weight, which may stand there in several forms: the codes of a
@@ -374,6 +398,14 @@ impl Files {
                 codes::pack((form.scheme, form.cells), [rows, columns], data, scales, zero_points.clone())
                     .map(StoredWeight::Packed)
                     .map_err(|e| self.damaged(codes, e))
+            }
+            (Place::Blocks(part, format), &[rows, columns]) => {
+                let matrix = TypedRows::new(self.array(part)?.data, *format, [rows, columns]);
+                let matrix = matrix.ok_or_else(|| self.damaged(part, "other bytes than the shape takes"))?;
+                match matrix.fault() {
+                    Some(fault) => Err(self.damaged(part, fault)),
+                    None => Ok(StoredWeight::Rows(Arc::new(matrix))),
+                }
             }
             (Place::Full(part), _) => match self.array(part)?.to_f32() {
                 Some(values) => match finite::fault(shape, &values) {

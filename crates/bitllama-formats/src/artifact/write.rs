@@ -7,11 +7,12 @@ use std::path::Path;
 
 use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat};
+use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, StoredRows};
 use serde_json::{Map, Value};
 
-use super::forms::{Cells, FULL, Form, MEAN, STEPS, artifact_name};
+use super::forms::{Cells, FULL, Form, GGML, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
+use crate::gguf::BlockFormat;
 use crate::npz::{self, Dtype, NpzWriter};
 use crate::output::Kind;
 use crate::{Error, Result, TokenizerFiles, atomic, finite};
@@ -152,7 +153,17 @@ impl<W: Write + io::Seek> Writer<'_, W> {
         let name = artifact_name(&spec.name);
         let full = WeightInfo::new(spec.name.clone(), &spec.shape);
         match weight {
-            StoredWeight::Rows(rows) => self.weight(spec, &StoredWeight::Full(rows.to_f32())),
+            StoredWeight::Rows(rows) => match self.ggml_type(&**rows) {
+                Some(ggml_type) => {
+                    let shape = [rows.rows(), rows.columns()];
+                    let row = |index| rows.stored_row(index).map_or(&[][..], |(_, bytes)| bytes);
+                    let fill = |out: &mut dyn Write| (0..shape[0]).try_for_each(|index| out.write_all(row(index)));
+                    self.both(&name, GGML, Dtype::U8, &[shape[0], row(0).len()], &fill)?;
+                    let info = WeightInfo { ggml_type: Some(ggml_type), bytes: rows.bytes(), ..full };
+                    Ok((info, manifest::ggml_entry(&name, ggml_type, shape)))
+                }
+                None => self.weight(spec, &StoredWeight::Full(rows.to_f32())),
+            },
             StoredWeight::Full(values) => {
                 let bytes = bytemuck::cast_slice(values);
                 self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;
@@ -181,6 +192,13 @@ impl<W: Write + io::Seek> Writer<'_, W> {
                 Ok((info, entry))
             }
         }
+    }
+
+    /// The type of a matrix in blocks of ggml. The older tools have no place for one.
+    fn ggml_type(&self, rows: &dyn StoredRows) -> Option<&'static str> {
+        let (name, _) = rows.stored_row(0)?;
+        let blocks = BlockFormat::named(name).is_some_and(|format| format.block_len() > 1);
+        (blocks && self.layout == Layout::Packed).then_some(name)
     }
 
     fn matrix(&mut self, name: &str, form: &Form, matrix: &PackedMatrix) -> Result<()> {

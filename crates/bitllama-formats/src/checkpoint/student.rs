@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bitllama_core::rounding::StoredScales;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::WeightSpec;
-use bitllama_core::{PackedMatrix, Quantizer};
+use bitllama_core::{Quantizer, RoundedMatrix};
 
 use super::{CheckpointState, STATE, plan, read_scales};
 use crate::model::Role;
@@ -42,11 +42,7 @@ struct Rounded {
 
 impl WeightSource for Rounded {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
-        Ok(match self.stored(spec)? {
-            StoredWeight::Packed(packed) => packed.dequantize().data,
-            StoredWeight::Full(values) => values,
-            StoredWeight::Rows(rows) => rows.to_f32(),
-        })
+        self.stored(spec).map(StoredWeight::into_values)
     }
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
@@ -55,9 +51,9 @@ impl WeightSource for Rounded {
             return Ok(StoredWeight::Full(data));
         };
         let trained = self.scales.get(&spec.name).cloned();
-        let packed = PackedMatrix::quantize_by(quantizer, [rows, columns], data, trained);
-        packed
-            .map(StoredWeight::Packed)
+        let rounded = RoundedMatrix::quantize(quantizer, [rows, columns], data, trained);
+        rounded
+            .map(StoredWeight::from)
             .map_err(|e| Error::invalid(&self.path, format!("the latent weights {}: {e}", spec.name)))
     }
 

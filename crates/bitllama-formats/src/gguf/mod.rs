@@ -19,6 +19,7 @@ use std::path::Path;
 
 pub use blocks::BlockFormat;
 pub(crate) use blocks::codes::{are_finite, panels};
+pub(crate) use blocks::encode::put_matrix;
 pub use reader::{Array, Gguf, TensorInfo, Value};
 pub use split::part_names;
 pub use write::{OURS, Options, write};

@@ -11,7 +11,7 @@ use bitllama_core::excerpt;
 use memmap2::Mmap;
 
 use super::{BlockFormat, split};
-use crate::stored::MappedRows;
+use crate::stored::TypedRows;
 use crate::{Error, Result};
 
 /// A memory-mapped GGUF, in one file or split into parts.
@@ -148,11 +148,11 @@ impl Gguf {
 
     /// The matrix of `shape` that the rows of a tensor from `first` on are, as it lies in the file; `None` for another number of
     /// dimensions, and a format that is not read.
-    pub(super) fn rows(&self, tensor: &TensorInfo, first: usize, shape: &[usize]) -> Option<MappedRows> {
+    pub(super) fn rows(&self, tensor: &TensorInfo, first: usize, shape: &[usize]) -> Option<TypedRows> {
         let (format, &[rows, columns]) = (BlockFormat::from_id(tensor.format_id)?, shape) else { return None };
         let row = tensor.bytes.len().checked_div(tensor.shape[0])?;
         let start = tensor.bytes.start + first * row;
-        MappedRows::new(&self.files.get(tensor.file)?.map, start..start + rows * row, format, [rows, columns])
+        TypedRows::mapped(&self.files.get(tensor.file)?.map, start..start + rows * row, format, [rows, columns])
     }
 
     /// A whole number.

@@ -72,8 +72,8 @@ pub(super) fn unpack(spec: &WeightSpec, bytes: &[u8], scale: f32, divides: bool)
     let quantized = Quantized {
         codes: DenseMatrix { data: codes, columns: rows * columns },
         scales: DenseMatrix { data: vec![scale], columns: 1 },
-        zero_points: None,
-        double: None,
+        offsets: None,
+        parts: None,
     };
     PackedMatrix::pack(&quantizer(), [rows, columns], quantized).map_err(|e| format!("{}: {e}", spec.name))
 }

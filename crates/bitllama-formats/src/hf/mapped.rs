@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, Metadata};
 
 use super::CONFIG;
 use crate::gguf::BlockFormat;
-use crate::stored::MappedRows;
+use crate::stored::TypedRows;
 use crate::vectors::MAX_HEADER;
 use crate::{Error, Result};
 
@@ -130,9 +130,9 @@ impl<'a> Tensor<'a> {
     }
 
     /// The matrix as it lies in the file, where it is one of 16 bits.
-    pub fn rows(&self, shape: &[usize]) -> Option<MappedRows> {
+    pub fn rows(&self, shape: &[usize]) -> Option<TypedRows> {
         let (format, &[rows, columns]) = (self.halves()?, shape) else { return None };
-        MappedRows::new(self.map, self.range.clone(), format, [rows, columns])
+        TypedRows::mapped(self.map, self.range.clone(), format, [rows, columns])
     }
 
     fn halves(&self) -> Option<BlockFormat> {

@@ -104,6 +104,11 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Row-major `[rows, columns]` as row-major `[columns, rows]`.
+fn turned(numbers: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..numbers.len()).map(|i| numbers[i % rows * columns + i / rows]).collect()
+}
+
 impl RowMatrix for Rows<'_> {
     fn abs(self) -> Self {
         self.each(Each::Abs)
@@ -174,18 +179,25 @@ impl RowMatrix for Rows<'_> {
         let [term] = number.to_vec()[..] else { panic!("one number for all") };
         self.shift(term)
     }
-    fn in_blocks(self, _: usize) -> Self {
-        panic!("scales of a block are not all scales of their matrix")
+    fn in_blocks(self, size: usize) -> Self {
+        let Shape { outer, inner, .. } = self.shape;
+        let mut numbers = turned(&self.to_vec(), outer, inner);
+        numbers.resize(numbers.len().next_multiple_of(size), 0.0);
+        let shape = Shape { outer: numbers.len() / size, n: size, inner: 1 };
+        Rows { numbers: Rc::new(Numbers::Computed(numbers)), shape, ..self }
     }
-    fn out_of_blocks(self, _: &Self) -> Self {
-        panic!("scales of a block are not all scales of their matrix")
+    fn out_of_blocks(self, numbers: &Self) -> Self {
+        let Shape { outer, inner, .. } = numbers.shape;
+        let blocks = self.to_vec();
+        let numbers = turned(&blocks[..outer * inner], inner, outer);
+        Rows { numbers: Rc::new(Numbers::Computed(numbers)), shape: Shape { outer, n: 1, inner }, ..self }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bitllama_core::rounding::{Quantized, Scales, quantize};
-    use bitllama_core::{DenseMatrix, Granularity, Method, Quantizer, ScaleFormat, Scheme};
+    use bitllama_core::rounding::{Offsets, Quantized, Scales, quantize};
+    use bitllama_core::{DenseMatrix, Granularity, Method, Offset, Quantizer, ScaleFormat, Scheme, Target};
 
     use super::*;
     use crate::training::blocks::{Cut, for_each_block};
@@ -220,20 +232,22 @@ mod tests {
     /// Codes, scales, zero points if there are any, and rounded weights.
     fn all<M: RowMatrix>(quantizer: &Quantizer, weight: M, trained: Option<Scales<M>>) -> Vec<M> {
         let rounded = quantize(quantizer, weight, trained);
-        let Quantized { codes, scales, zero_points, .. } = rounded.clone();
-        [codes, scales].into_iter().chain(zero_points).chain([rounded.dequantize()]).collect()
+        let Quantized { codes, scales, offsets, .. } = rounded.clone();
+        let offsets = offsets.map(Offsets::into_numbers);
+        [codes, scales].into_iter().chain(offsets).chain([rounded.dequantize()]).collect()
     }
 
     fn quantizers() -> Vec<Quantizer> {
-        let formats = [(false, ScaleFormat::F32), (true, ScaleFormat::F32), (false, ScaleFormat::F16)];
+        let plain = [Offset::None, Offset::ZeroPoint].map(|offset| (offset, ScaleFormat::F32));
+        let formats = [plain[0], plain[1], (Offset::None, ScaleFormat::F16), (Offset::Minimum, ScaleFormat::F16)];
         let mut all = Vec::new();
         for scheme in Scheme::ALL {
             for method in Method::ALL {
-                let with = |(zero_point, scales)| Quantizer {
+                let with = |(offset, scales)| Quantizer {
                     scheme,
                     method,
-                    granularity: Granularity::Row,
-                    zero_point,
+                    granularity: Granularity::Group(32),
+                    offset,
                     scales,
                 };
                 all.extend(formats.map(with).into_iter().filter(|quantizer| quantizer.check().is_ok()));
@@ -259,8 +273,9 @@ mod tests {
                         continue;
                     }
                     let dense = |data: &[f32], columns| DenseMatrix { data: data.to_vec(), columns };
-                    let of = Scales { scales: dense(&scales, 1), zero_points: None };
-                    let of = Scales { zero_points: quantizer.zero_point.then(|| dense(&points, 1)), ..of };
+                    let offset = quantizer.offset;
+                    let offsets = |points| (offset != Offset::None).then(|| Offsets::of(offset, dense(points, 1)));
+                    let of = Scales { scales: dense(&scales, 1), offsets: offsets(&points) };
                     let expected = all(&quantizer, dense(&data, n), trained.then_some(of));
                     for isa in Isa::available() {
                         let whole = |data, width| Part::whole(data, width);
@@ -268,8 +283,8 @@ mod tests {
                         let cases = [(whole(&data, n), 1), (whole(&columns, rows), rows), (inside, rows)];
                         for (part, inner) in cases {
                             let numbers = |data| Rows::new(Part::whole(data, inner), 1, inner, isa);
-                            let of = Scales { scales: numbers(&scales), zero_points: None };
-                            let of = Scales { zero_points: quantizer.zero_point.then(|| numbers(&points)), ..of };
+                            let offsets = (offset != Offset::None).then(|| Offsets::of(offset, numbers(&points)));
+                            let of = Scales { scales: numbers(&scales), offsets };
                             let got = all(&quantizer, Rows::new(part, n, inner, isa), trained.then_some(of));
                             for (got, expected) in got.iter().zip(&expected) {
                                 let got = got.to_vec();
@@ -299,6 +314,28 @@ mod tests {
             let got = quantize(&quantizer, standing, None).dequantize().to_vec();
             let got: Vec<f32> = got.chunks(n * inner).flat_map(|group| transposed(group, inner)).collect();
             assert!(same(&got, &expected), "{isa}");
+        }
+    }
+
+    /// Groups whose scales are multiples of a factor, along rows and along columns.
+    #[test]
+    fn nested_scales_are_rounded_with_their_neighbours() {
+        for name in ["gguf:q2_k", "gguf:q3_k", "gguf:q4_k", "gguf:q6_k"] {
+            let quantizer = Target::named(name).unwrap().quantizers[0];
+            let Granularity::Group(n) = quantizer.granularity else { panic!("{name} has groups") };
+            let rows = 21;
+            let data: Vec<f32> = weights(rows, 512).into_iter().map(|w| if w.is_finite() { w } else { 0.5 }).collect();
+            let expected = all(&quantizer, DenseMatrix { data: data.clone(), columns: n }, None);
+            let columns = transposed(&data, 512);
+            for isa in Isa::available() {
+                let lying = all(&quantizer, Rows::new(Part::whole(&data, 512), n, 1, isa), None);
+                let standing = all(&quantizer, Rows::new(Part::whole(&columns, rows), n, rows, isa), None);
+                for ((lying, standing), expected) in lying.iter().zip(&standing).zip(&expected) {
+                    assert!(same(&lying.to_vec(), &expected.data), "{isa} {name}");
+                    let standing = standing.to_vec();
+                    assert!(same(&transposed(&standing, rows), &expected.data), "{isa} {name} in columns");
+                }
+            }
         }
     }
 

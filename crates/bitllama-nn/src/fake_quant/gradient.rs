@@ -9,7 +9,7 @@
 //! | `absmean`, `twn`, `minmax` | 1 | none: the scale counts as a constant |
 //! | `learned` | 1 | q |
 //! | `elastic` | 1 where \|v\| <= 1, else 0 | q / sqrt(n) |
-//! | `lsq` | 1 within the codes, else 0 | (q - v within the codes, else q) / sqrt(n Qp) |
+//! | `lsq` | 1 within the codes, else 0 | (q - v within the codes, else q) / sqrt(n Qp); with minimums, v = (w + minimum) / scale |
 //! | `seq` | 1 where \|v\| <= 0.99, else 0 | (q - v there, else q, or sign(v) in ternary) / sqrt(n) |
 //!
 //! `n` is the number of weights that share the scale, `Qp` the largest code. Sources: LSQ,
@@ -17,7 +17,7 @@
 //! its code for `elastic` and `seq`, where `n` is the size of the matrix: for the optimizers here, which are indifferent
 //! to the length of a gradient, that is the same.
 
-use bitllama_core::rounding::{Quantized, Scales, alpha_codes};
+use bitllama_core::rounding::{Offsets, Quantized, Scales, alpha_codes};
 use bitllama_core::{Method, Quantizer, RowMatrix, Scheme};
 
 /// The part of a stretched range in which weights have a gradient: ParetoQ's `clip_val`.
@@ -40,18 +40,26 @@ pub fn factors<M: RowMatrix>(
     trained: Option<Scales<M>>,
     rounded: Quantized<M>,
 ) -> Factors<M> {
-    let Some(Scales { scales, zero_points }) = trained.filter(|_| quantizer.method.trains_scales()) else {
+    let Some(Scales { scales, offsets }) = trained.filter(|_| quantizer.method.trains_scales()) else {
         return Factors { weight: None, scale: None };
     };
     let scheme = quantizer.scheme;
-    let (low, high) = match &zero_points {
+    let (low, high) = match &offsets {
         Some(_) => (0.0, (scheme.levels() - 1) as f32),
         None => scheme.code_range(),
     };
-    let v = weight.div_rows(scales.clamp(f32::MIN_POSITIVE, f32::MAX));
+    // A minimum is a constant: what is scaled is the distance from it.
+    let scaled = match &rounded.offsets {
+        Some(Offsets::Minimums(minimums)) => weight.add_rows(minimums.clone()),
+        _ => weight,
+    };
+    let v = scaled.div_rows(scales.clamp(f32::MIN_POSITIVE, f32::MAX));
     // In codes or fields, and the level in units of the trained scale.
-    let (position, level) = match zero_points {
-        Some(points) => (v.clone().add_rows(points.clone()), rounded.codes.add_rows(points.scale(-1.0))),
+    let (position, level) = match offsets {
+        Some(Offsets::ZeroPoints(points)) => {
+            (v.clone().add_rows(points.clone()), rounded.codes.add_rows(points.scale(-1.0)))
+        }
+        Some(Offsets::Minimums(_)) => (v.clone(), rounded.codes),
         None => (v.clone(), rounded.codes.scale(1.0 / alpha_codes(quantizer))),
     };
     let less = |a: M, b: M| a.add(b.scale(-1.0));

@@ -1,6 +1,6 @@
 //! Burn parameters as the rows that share a scale, for the rounding functions of `bitllama-core`.
 
-use bitllama_core::rounding::{DoubleQuantized, Quantized, Scales};
+use bitllama_core::rounding::{DoubleQuantized, Multiples, Quantized, ScaleParts, Scales};
 use bitllama_core::weights::Kind;
 use bitllama_core::{DenseMatrix, Granularity, Quantizer, RowMatrix};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData, f16};
@@ -77,27 +77,35 @@ impl View {
         Tensor::from_data(TensorData::new(data, [outer, 1, inner]), (device, DType::F32))
     }
 
-    /// Codes and scales on the host, as [`PackedMatrix::pack`](bitllama_core::PackedMatrix::pack) takes them.
+    /// Codes and scales on the host, as [`RoundedMatrix::pack`](bitllama_core::RoundedMatrix::pack) takes them.
     pub fn quantized(&self, rounded: Quantized<TensorMatrix>) -> Quantized<DenseMatrix> {
         let [_, columns] = self.matrix_shape();
-        let double = rounded.double.map(|double| {
-            let plain = |numbers: TensorMatrix, columns| DenseMatrix { data: floats(numbers.0), columns };
-            let DoubleQuantized { codes, steps, mean } = double;
-            let size = codes.0.dims()[1];
-            DoubleQuantized { codes: plain(codes, size), steps: plain(steps, 1), mean: plain(mean, 1) }
+        // Parts are in the order of a packed matrix already.
+        let plain = |numbers: TensorMatrix| {
+            let [_, columns, _] = numbers.0.dims();
+            DenseMatrix { data: floats(numbers.0), columns }
+        };
+        let multiples = |of: Multiples<TensorMatrix>| Multiples { factors: plain(of.factors), steps: plain(of.steps) };
+        let parts = rounded.parts.map(|parts| match parts {
+            ScaleParts::Double(DoubleQuantized { codes, steps, mean }) => {
+                ScaleParts::Double(DoubleQuantized { codes: plain(codes), steps: plain(steps), mean: plain(mean) })
+            }
+            ScaleParts::Nested { scales, minimums } => {
+                ScaleParts::Nested { scales: multiples(scales), minimums: minimums.map(multiples) }
+            }
         });
         Quantized {
             codes: DenseMatrix { data: self.elements(rounded.codes), columns },
             scales: self.numbers(rounded.scales),
-            zero_points: rounded.zero_points.map(|points| self.numbers(points)),
-            double,
+            offsets: rounded.offsets.map(|offsets| offsets.map(|numbers| self.numbers(numbers))),
+            parts,
         }
     }
 
-    /// Scales and zero points on the host.
+    /// Scales and offsets on the host.
     pub fn scales(&self, scales: Scales<TensorMatrix>) -> Scales<DenseMatrix> {
-        let zero_points = scales.zero_points.map(|points| self.numbers(points));
-        Scales { scales: self.numbers(scales.scales), zero_points }
+        let offsets = scales.offsets.map(|offsets| offsets.map(|numbers| self.numbers(numbers)));
+        Scales { scales: self.numbers(scales.scales), offsets }
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use bitllama_core::rounding::{Quantized, Scales, StoredScales, quantize as round, start_scales};
+use bitllama_core::rounding::{Offsets, Quantized, Scales, StoredScales, quantize as round, start_scales};
 use bitllama_core::weights::{Kind, WeightSpec};
 use bitllama_core::{DenseMatrix, Quantizer};
 use burn::module::{Module, Param, ParamId, Reparameterization, Reparameterizer};
@@ -27,8 +27,8 @@ pub mod matrix;
 pub struct FakeQuant {
     /// Where the method trains them, `[outer, 1, inner]` of [`TensorMatrix`].
     scales: Option<Param<Tensor<3>>>,
-    /// Beside trained scales, whole numbers; not trained.
-    zero_points: Option<Param<Tensor<3>>>,
+    /// Zero points or minimums beside trained scales; not trained.
+    offsets: Option<Param<Tensor<3>>>,
     /// How much of the rounding is in force, lambda of `w + lambda (q(w) - w)`, 0 to 1.
     #[module(skip)]
     strength: SharedNumber,
@@ -43,8 +43,8 @@ impl FakeQuant {
     /// The scales as they are trained, without a gradient.
     fn trained(&self) -> Option<Scales<TensorMatrix>> {
         let plain = |param: &Param<Tensor<3>>| TensorMatrix(param.val().inner());
-        let zero_points = self.zero_points.as_ref().map(plain);
-        self.scales.as_ref().map(|scales| Scales { scales: plain(scales), zero_points })
+        let offsets = self.offsets.as_ref().map(|offsets| Offsets::of(self.quantizer.offset, plain(offsets)));
+        self.scales.as_ref().map(|scales| Scales { scales: plain(scales), offsets })
     }
 
     fn view(&self, shape: [usize; 2]) -> View {
@@ -55,7 +55,9 @@ impl FakeQuant {
     pub fn codes_and_scales(&self, base: Tensor<2>) -> (View, Quantized<TensorMatrix>) {
         let view = self.view(base.dims());
         let (weight, trained) = (TensorMatrix(view.rows_of(base.inner())), self.trained());
-        let quantized = match blocks::covers(&self.quantizer, &weight.0.device()) {
+        // The parts of nested scales are whole tensors.
+        let nested = self.quantizer.nested_groups() > 1;
+        let quantized = match blocks::covers(&self.quantizer, &weight.0.device()) && !nested {
             true => blocks::quantized(&self.quantizer, weight, trained),
             false => round(&self.quantizer, weight, trained),
         };
@@ -91,8 +93,8 @@ impl Reparameterization for FakeQuant {
         let view = self.view([shape[0], shape.num_elements() / shape[0]]);
         if blocks::covers(&self.quantizer, &base.device()) {
             let scales = self.scales.as_ref().map(Param::val);
-            let zero_points = self.zero_points.as_ref().map(Param::val);
-            return blocks::rounded(&view, base, scales, zero_points, lambda);
+            let offsets = self.offsets.as_ref().map(Param::val);
+            return blocks::rounded(&view, base, scales, offsets, lambda);
         }
         let weight = TensorMatrix(view.rows_of(base.clone().inner()));
         let trained = self.trained();
@@ -162,7 +164,7 @@ impl Reparameterizer for Attach<'_> {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<FakeQuant>) {
         let Some((kind, quantizer)) = self.rules.get(path).copied() else { return (param, None) };
-        let mut fake = FakeQuant { scales: None, zero_points: None, strength: self.strength.clone(), quantizer, kind };
+        let mut fake = FakeQuant { scales: None, offsets: None, strength: self.strength.clone(), quantizer, kind };
         if quantizer.method.trains_scales() {
             let base = param.base();
             let (device, shape) = (base.device(), base.shape());
@@ -177,10 +179,10 @@ impl Reparameterizer for Attach<'_> {
             // Ids beside those of the weights, so that the optimizer's state finds its parameters again.
             let id = |offset: u64| ParamId::from(param.id.val() + offset);
             fake.scales = Some(Param::initialized(id(SCALES), trained));
-            fake.zero_points = scales
-                .zero_points
+            fake.offsets = scales
+                .offsets
                 .as_ref()
-                .map(|points| Param::initialized(id(ZERO_POINTS), tensor(points)).set_require_grad(false));
+                .map(|offsets| Param::initialized(id(OFFSETS), tensor(offsets.numbers())).set_require_grad(false));
         }
         (param, Some(fake))
     }
@@ -188,4 +190,4 @@ impl Reparameterizer for Attach<'_> {
 
 /// What is added to the id of a weight for that of its scales. No model has so many weights.
 const SCALES: u64 = 1 << 32;
-const ZERO_POINTS: u64 = 2 << 32;
+const OFFSETS: u64 = 2 << 32;

@@ -1,11 +1,10 @@
 //! Models with random weights, to be timed: their text is nonsense, their speed is that of trained ones.
 
-use bitllama_core::packed::pack_scales;
 use bitllama_core::panel::aligned_bytes;
 use bitllama_core::scales::{DOUBLE_BLOCK, DoubleScales, PackedScales};
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::WeightSpec;
-use bitllama_core::{BitPlan, ModelConfig, PackedMatrix, Quantizer, ScaleFormat, Scheme};
+use bitllama_core::{BitPlan, ModelConfig, PackedMatrix, Quantizer, RoundedMatrix, ScaleFormat, Scheme};
 use bitllama_formats::StoredWeight;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,7 +20,7 @@ pub fn random_decoder(config: &ModelConfig, plan: &BitPlan) -> Result<Decoder> {
     config.validate()?;
     let resolved = plan.resolve(config)?;
     memory::ensure(StoredSize::of(&resolved).bytes as u128, 1)?;
-    decoder_of(config, |spec, shape, seed| random_weight(plan.quantizer_of(spec), shape, seed))
+    decoder_of(config, |spec, shape, seed| random_weight(plan.quantizer_of(config, spec), shape, seed))
 }
 
 /// A decoder of `config` with the matrices that `matrix` gives for a weight, its shape and a seed; norms and biases do
@@ -59,6 +58,10 @@ pub fn random_weight(quantizer: Option<Quantizer>, shape: [usize; 2], seed: u64)
     quantizer.check()?;
     quantizer.check_shape(shape)?;
     let scheme = quantizer.scheme;
+    if quantizer.is_of_blocks() {
+        let data = (0..rows * columns).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5);
+        return Ok(RoundedMatrix::quantize(&quantizer, shape, data.collect(), None)?.into());
+    }
     let bytes = aligned_bytes(scheme.packed_bytes(shape).unwrap_or(0), |bytes| {
         rng.fill_bytes(bytes);
         if scheme == Scheme::Ternary {
@@ -70,7 +73,8 @@ pub fn random_weight(quantizer: Option<Quantizer>, shape: [usize; 2], seed: u64)
     let scale = 1.0 / (scheme.levels() as f32 * (columns as f32).sqrt());
     let count = rows * quantizer.scales_a_row(columns);
     let middle = (scheme.levels() / 2) as i32;
-    let zero_points = quantizer.zero_point.then(|| (0..count).map(|_| middle - (rng.next_u32() & 1) as i32).collect());
+    let zero_points =
+        quantizer.has_zero_points().then(|| (0..count).map(|_| middle - (rng.next_u32() & 1) as i32).collect());
     let scales = constant_scales(&quantizer, scale, count)?;
     Ok(StoredWeight::Packed(PackedMatrix::new(scheme, shape, bytes, scales, zero_points)?))
 }
@@ -81,13 +85,14 @@ fn constant_scales(quantizer: &Quantizer, scale: f32, count: usize) -> Result<Pa
         let (codes, steps) = (vec![0; count], vec![scale; count.div_ceil(DOUBLE_BLOCK)]);
         return Ok(PackedScales::Double(DoubleScales { codes, steps, mean: scale }));
     }
-    Ok(pack_scales(quantizer, vec![quantizer.scales.round(scale); count], None)?)
+    let scales = vec![quantizer.scales.round(scale); count];
+    Ok(if quantizer.scales == ScaleFormat::F16 { PackedScales::f16(&scales)? } else { scales.into() })
 }
 
 #[cfg(test)]
 mod tests {
     use bitllama_core::weights::Kind;
-    use bitllama_core::{Granularity, Method, Rule};
+    use bitllama_core::{Granularity, Method, Offset, Rule};
 
     use super::*;
     use crate::LogitsOf;
@@ -103,8 +108,8 @@ mod tests {
         for scheme in Scheme::ALL {
             for granularity in [Granularity::Row, Granularity::Tensor, Granularity::Group(32), Granularity::Group(64)] {
                 for scales in [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::Double] {
-                    for zero_point in [false, true] {
-                        let plain = Quantizer { zero_point, ..Quantizer::from(scheme) };
+                    for offset in [Offset::None, Offset::ZeroPoint] {
+                        let plain = Quantizer { offset, ..Quantizer::from(scheme) };
                         let quantizer = plain.with_granularity(granularity).with_scales(scales);
                         if quantizer.check().is_err() {
                             assert!(random_weight(Some(quantizer), [20, 128], 1).is_err());
@@ -116,7 +121,7 @@ mod tests {
                         let spec = WeightSpec { name: "w".into(), shape: vec![20, 128], kind: Kind::Linear };
                         let size = StoredSize::of(&[(spec, Some(quantizer))]);
                         assert_eq!(packed.stored_bytes(), size.bytes, "{quantizer}");
-                        assert_eq!(packed.zero_points().is_some(), zero_point);
+                        assert_eq!(packed.zero_points().is_some(), offset == Offset::ZeroPoint);
                         let weights = packed.dequantize().data;
                         let mean = weights.iter().sum::<f32>() / weights.len() as f32;
                         let square = weights.iter().map(|weight| weight * weight).sum::<f32>() / weights.len() as f32;

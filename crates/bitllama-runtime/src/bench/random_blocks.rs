@@ -36,9 +36,8 @@ pub fn random_block_decoder(config: &ModelConfig, format: BlockFormat, head: Opt
     for spec in &specs {
         bytes += match (rule_of(spec), spec.shape.as_slice()) {
             (None, &[rows, columns]) => file_bytes(format, [rows, columns]) as u128,
-            (rule, shape) => {
-                let shape = shape.try_into().unwrap_or_default();
-                let quantizer = rule.and_then(|rule: Rule| rule.quantizer(shape));
+            (rule, _) => {
+                let quantizer = rule.and_then(|rule: Rule| rule.quantizer(config, spec));
                 StoredSize::of(&[(spec.clone(), quantizer)]).bytes as u128
             }
         };
@@ -62,7 +61,7 @@ pub fn random_block_decoder(config: &ModelConfig, format: BlockFormat, head: Opt
         )));
     }
     decoder_of(config, |spec, shape, seed| match rule_of(spec) {
-        Some(rule) => random_weight(rule.quantizer(shape), shape, seed),
+        Some(rule) => random_weight(rule.quantizer(config, spec), shape, seed),
         None => {
             let matrix = BlockMatrix::new(shape, form, |panels| fill(format, &form, shape, seed, panels))?;
             Ok(StoredWeight::Rows(Arc::new(RandomBlocks { format, matrix })))
@@ -204,8 +203,8 @@ mod tests {
             let [plain, mixed] =
                 [None, Some(rule)].map(|head| random_block_decoder(&untied, BlockFormat::Q4_K, head).unwrap().size());
             let spec = WeightSpec { name: "w".into(), shape: vec![258, 256], kind: Kind::Embedding };
-            let difference =
-                StoredSize::of(&[(spec, rule.quantizer([258, 256]))]).bytes - file_bytes(BlockFormat::Q4_K, [258, 256]);
+            let difference = StoredSize::of(&[(spec.clone(), rule.quantizer(&untied, &spec))]).bytes
+                - file_bytes(BlockFormat::Q4_K, [258, 256]);
             assert_eq!(mixed.bytes, plain.bytes + 2 * difference);
         }
     }

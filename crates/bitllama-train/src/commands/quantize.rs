@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bitllama_core::{
-    ActivationPlan, BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, Scheme, excerpt, rule,
+    ActivationPlan, BitPlan, Granularity, ModelConfig, Offset, Quantizer, Rule, ScaleFormat, Scheme, excerpt, rule,
 };
 use bitllama_formats::output;
 use bitllama_formats::{Error as FormatError, Model, StoredWeight};
@@ -197,14 +197,13 @@ pub fn run(args: Args) -> Result<()> {
     };
     let weights = plan.iter().map(|(spec, quantizer)| {
         if let Some(gptq::Rounded { packed, .. }) = rounded.remove(&spec.name) {
-            return Ok((spec.clone(), StoredWeight::Packed(packed)));
+            return Ok((spec.clone(), packed.into()));
         }
         let weight = model.weights.read(spec)?;
         let stored = match quantizer {
-            Some(quantizer) => StoredWeight::Packed(
-                ptq::round(args.method, quantizer, spec, weight)
-                    .map_err(|e| FormatError::invalid(&model.path, format!("{e:#}")))?,
-            ),
+            Some(quantizer) => ptq::round(args.method, quantizer, spec, weight)
+                .map_err(|e| FormatError::invalid(&model.path, format!("{e:#}")))?
+                .into(),
             None => StoredWeight::Full(weight),
         };
         Ok((spec.clone(), stored))
@@ -269,8 +268,9 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
         (false, ScaleDtype::F16) => ScaleFormat::F16,
         (false, ScaleDtype::F32) => ScaleFormat::F32,
     };
+    let offset = if args.zero_point { Offset::ZeroPoint } else { Offset::None };
     let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity).with_scales(scales);
-    let blocks = scheme.map(|quantizer| with_groups(Quantizer { zero_point: args.zero_point, ..quantizer }));
+    let blocks = scheme.map(|quantizer| with_groups(Quantizer { offset, ..quantizer }));
     if let Rule::Quantizer(quantizer) = blocks {
         quantizer.check()?;
     }

@@ -83,7 +83,7 @@ impl EventFile {
             let Some(packed) = weights.pack(spec)? else { continue };
             let name = spec.name.trim_end_matches(".weight");
             self.histogram(&format!("weights/{name}"), &weights.read(spec), step)?;
-            self.histogram(&format!("scales/{name}"), packed.scales(), step)?;
+            self.histogram(&format!("scales/{name}"), &packed.scales().scales.data, step)?;
         }
         Ok(())
     }

@@ -7,9 +7,8 @@
 //! is what scales are searched by.
 
 use anyhow::{Result, anyhow, ensure};
-use bitllama_core::packed::pack_scales;
-use bitllama_core::search::{Found, round_together, search};
-use bitllama_core::{Granularity, PackedMatrix, Quantizer, ScaleFormat};
+use bitllama_core::search::{Found, nested_parts, quantized, round_together, search};
+use bitllama_core::{Granularity, Quantizer, RoundedMatrix, ScaleFormat};
 use faer::linalg::solvers::DenseSolveCore;
 use faer::{Mat, Side};
 use rayon::prelude::*;
@@ -79,7 +78,7 @@ impl Hessian {
 #[derive(Debug, Clone)]
 pub struct Rounded {
     /// The result.
-    pub packed: PackedMatrix,
+    pub packed: RoundedMatrix,
     /// The weights as they were when they were rounded, row-major `[rows, columns]`: with the scales of `packed` they
     /// round to its codes.
     pub weight: Vec<f32>,
@@ -111,7 +110,7 @@ pub fn gptq(
 
     let groups = columns / group;
     let (mut weight, mut codes) = (weight.to_vec(), vec![0.0; rows * columns]);
-    let mut found = vec![Found { scale: 1.0, zero_point: None }; rows * groups];
+    let mut found = vec![Found { scale: 1.0, ..Found::default() }; rows * groups];
     let beforehand = options.act_order || quantizer.scales == ScaleFormat::Double;
     if beforehand {
         let rows = weight.par_chunks(columns).zip(found.par_chunks_mut(groups));
@@ -119,23 +118,15 @@ pub fn gptq(
             found.iter_mut().enumerate().for_each(|(group, found)| *found = task.scale(row, group));
         });
     }
-    let double = round_together(quantizer, &mut found);
+    let parts = if beforehand { round_together(quantizer, &mut found) } else { None };
     let chunks = weight.par_chunks_mut(ROWS * columns).zip(codes.par_chunks_mut(ROWS * columns));
     chunks
         .zip(found.par_chunks_mut(ROWS * groups))
         .for_each(|((weight, codes), found)| task.run(weight, codes, found, beforehand));
 
-    let scheme = quantizer.scheme;
-    let scales = pack_scales(quantizer, found.iter().map(|found| found.scale).collect(), double)?;
-    let zero_points = quantizer.zero_point.then(|| found.iter().map(|f| f.zero_point.unwrap_or(0.0) as i32).collect());
-    let packed = PackedMatrix::from_fields(scheme, shape, scales, zero_points, |row, fields| {
-        for (field, code) in fields.iter_mut().zip(&codes[row * columns..]) {
-            let found = if quantizer.zero_point { scheme.whole_field(*code) } else { scheme.field_of(*code) };
-            *field = found.ok_or_else(|| bitllama_core::Error::Packed("a weight is not finite".into()))?;
-        }
-        Ok::<_, bitllama_core::Error>(())
-    });
-    Ok(Rounded { packed: packed?, weight })
+    let parts = parts.or_else(|| nested_parts(quantizer, &found));
+    let packed = RoundedMatrix::pack(quantizer, shape, quantized(quantizer, codes, &found, parts))?;
+    Ok(Rounded { packed, weight })
 }
 
 /// What all rows share.
@@ -170,13 +161,17 @@ impl Task<'_> {
         }
         for (position, (column, factor)) in self.order.iter().zip(self.factor).enumerate() {
             let group = column / self.group;
-            if !beforehand && column % self.group == 0 {
+            // Columns whose scales are rounded together.
+            let unit = self.group * self.quantizer.nested_groups();
+            if !beforehand && column % unit == 0 {
                 // Columns are in their own order then, and these as the updates so far have left them.
                 for (row, ordered) in weight.chunks_exact_mut(columns).zip(ordered.chunks_exact(columns)) {
-                    row[*column..column + self.group].copy_from_slice(&ordered[position..position + self.group]);
+                    row[*column..column + unit].copy_from_slice(&ordered[position..position + unit]);
                 }
                 for (row, found) in weight.chunks_exact(columns).zip(found.chunks_exact_mut(groups)) {
-                    found[group] = self.scale(row, group);
+                    let found = &mut found[group..group + unit / self.group];
+                    (group..).zip(&mut *found).for_each(|(group, found)| *found = self.scale(row, group));
+                    round_together(self.quantizer, found);
                 }
             }
             for (row, ordered) in ordered.chunks_exact_mut(columns).enumerate() {
@@ -184,7 +179,7 @@ impl Task<'_> {
                 let code = self.quantizer.code_of(ordered[position], found);
                 codes[row * columns + column] = code;
                 weight[row * columns + column] = ordered[position];
-                let rounded = (code - found.zero_point.unwrap_or(0.0)) * found.scale;
+                let rounded = found.weight(self.quantizer.offset, code);
                 let error = (ordered[position] - rounded) / factor[0];
                 ordered[position + 1..].iter_mut().zip(&factor[1..]).for_each(|(w, l)| *w -= error * l);
             }
@@ -194,7 +189,7 @@ impl Task<'_> {
 
 #[cfg(test)]
 mod tests {
-    use bitllama_core::Scheme;
+    use bitllama_core::{Method, Offset, Scheme, Target};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -225,7 +220,7 @@ mod tests {
     }
 
     /// `sum over rows of (w - q) H (w - q)^T`.
-    fn loss(weight: &[f32], packed: &PackedMatrix, hessian: &Hessian) -> f64 {
+    fn loss(weight: &[f32], packed: &RoundedMatrix, hessian: &Hessian) -> f64 {
         let n = hessian.columns;
         let error: Vec<f64> = weight.iter().zip(packed.dequantize().data).map(|(w, q)| (w - q) as f64).collect();
         let of_row = |error: &[f64]| {
@@ -241,8 +236,8 @@ mod tests {
         let (weight, hessian) = example(20, 64);
         for scheme in Scheme::ALL {
             for granularity in [Granularity::Row, Granularity::Group(32), Granularity::Tensor] {
-                for zero_point in [false, true] {
-                    let quantizer = Quantizer { granularity, zero_point, ..scheme.into() };
+                for offset in [Offset::None, Offset::ZeroPoint] {
+                    let quantizer = Quantizer { granularity, offset, ..scheme.into() };
                     if quantizer.check().is_err() {
                         continue;
                     }
@@ -252,7 +247,7 @@ mod tests {
                         Ok(()) => double,
                         Err(_) => quantizer.with_scales(ScaleFormat::F16),
                     };
-                    let nearest = PackedMatrix::quantize(&quantizer, [20, 64], weight.clone()).unwrap();
+                    let nearest = RoundedMatrix::quantize(&quantizer, [20, 64], weight.clone(), None).unwrap();
                     let nearest = loss(&weight, &nearest, &hessian);
                     for act_order in [false, true] {
                         let options = Options { act_order, ..Options::default() };
@@ -263,6 +258,39 @@ mod tests {
                         assert!(found < 0.9 * nearest, "{quantizer} {act_order}: {found} {nearest}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn grids_of_blocks_are_better_than_rounding_to_nearest() {
+        let (weight, hessian) = example(20, 256);
+        for name in ["gguf:q4_1", "gguf:q2_k", "gguf:q3_k", "gguf:q4_k", "gguf:q6_k"] {
+            let quantizer = Target::named(name).unwrap().quantizers[0];
+            let nearest = RoundedMatrix::quantize(&quantizer, [20, 256], weight.clone(), None).unwrap();
+            let nearest = loss(&weight, &nearest, &hessian);
+            for act_order in [false, true] {
+                let options = Options { act_order, ..Options::default() };
+                let Rounded { packed, weight: latent } =
+                    gptq(&quantizer, [20, 256], &weight, &hessian, options).unwrap();
+                let found = loss(&weight, &packed, &hessian);
+                assert!(found < 0.8 * nearest, "{name} {act_order}: {found} {nearest}");
+                // The weights round to these codes by these scales.
+                let again = RoundedMatrix::quantize(
+                    &quantizer.with_method(Method::Lsq),
+                    [20, 256],
+                    latent,
+                    Some(packed.scales()),
+                );
+                let differ = again
+                    .unwrap()
+                    .dequantize()
+                    .data
+                    .iter()
+                    .zip(packed.dequantize().data)
+                    .filter(|(a, b)| **a != *b)
+                    .count();
+                assert!(differ < 20 * 256 / 100, "{name} {act_order}: {differ}");
             }
         }
     }
@@ -279,6 +307,7 @@ mod tests {
         for (row, weight) in weight.chunks_exact(32).enumerate() {
             let found = search(&quantizer, weight, None);
             let mut codes = vec![0.0; 32];
+            let RoundedMatrix::Packed(packed) = &packed else { panic!("{quantizer} has panels") };
             packed.codes_into(row, &mut codes);
             let nearest: Vec<f32> = weight.iter().map(|w| quantizer.code_of(*w, found)).collect();
             assert_eq!(codes, nearest);

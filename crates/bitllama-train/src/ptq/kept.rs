@@ -39,7 +39,7 @@ pub fn kept(path: &Path, find: impl FnOnce() -> Result<Found>) -> Result<Found> 
 #[cfg(test)]
 mod tests {
     use bitllama_core::DenseMatrix;
-    use bitllama_core::rounding::Scales;
+    use bitllama_core::rounding::{Offsets, Scales};
 
     use super::*;
 
@@ -49,8 +49,8 @@ mod tests {
         let path = folder.path().join("deep/start.safetensors");
         let numbers = |data: &[f32]| DenseMatrix { data: data.to_vec(), columns: 1 };
         let weights = HashMap::from([("a.weight".to_string(), vec![1.0, -2.0])]);
-        let zero_points = Some(numbers(&[3.0]));
-        let scales = StoredScales::from([("a.weight".to_string(), Scales { scales: numbers(&[0.5]), zero_points })]);
+        let offsets = Some(Offsets::ZeroPoints(numbers(&[3.0])));
+        let scales = StoredScales::from([("a.weight".to_string(), Scales { scales: numbers(&[0.5]), offsets })]);
         let found = (weights, scales);
         assert_eq!(kept(&path, || Ok(found.clone())).unwrap(), found);
         assert_eq!(kept(&path, || unreachable!()).unwrap(), found);

@@ -11,10 +11,10 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use bitllama_core::rounding::{Quantized, Scales, StoredScales, alpha_codes};
-use bitllama_core::search::{round_together, search};
+use bitllama_core::rounding::{Scales, StoredScales, alpha_codes};
+use bitllama_core::search::{quantized, round_together, search};
 use bitllama_core::weights::{BLOCK_MATRICES, WeightSpec};
-use bitllama_core::{DenseMatrix, Granularity, PackedMatrix, Quantizer};
+use bitllama_core::{DenseMatrix, Granularity, Quantizer, RoundedMatrix, RowMatrix};
 use bitllama_nn::Llama;
 use bitllama_nn::weights::{block_matrices, read, set_block_matrix};
 use burn::tensor::Device;
@@ -77,7 +77,7 @@ pub fn searched(
     shape: [usize; 2],
     weight: Vec<f32>,
     importance: Option<&[f32]>,
-) -> Result<PackedMatrix> {
+) -> Result<RoundedMatrix> {
     quantizer.check_shape(shape)?;
     let (columns, group) = (shape[1], quantizer.group_len(shape));
     let tiled = importance.filter(|_| group > columns).map(|importance| importance.repeat(shape[0]));
@@ -90,28 +90,21 @@ pub fn searched(
             search(quantizer, weights, importance.map(|importance| &importance[first..first + weights.len()]))
         })
         .collect();
-    let double = round_together(quantizer, &mut found);
+    let parts = round_together(quantizer, &mut found);
     let mut codes = weight;
     codes.par_chunks_mut(group).zip(&found).for_each(|(codes, found)| {
         codes.iter_mut().for_each(|code| *code = quantizer.code_of(*code, *found));
     });
-    let numbers = |data: Vec<f32>| DenseMatrix { data, columns: 1 };
-    let quantized = Quantized {
-        codes: DenseMatrix { data: codes, columns: group },
-        scales: numbers(found.iter().map(|found| found.scale).collect()),
-        zero_points: found.iter().map(|found| found.zero_point).collect::<Option<Vec<_>>>().map(numbers),
-        double,
-    };
-    Ok(PackedMatrix::pack(quantizer, shape, quantized)?)
+    Ok(RoundedMatrix::pack(quantizer, shape, quantized(quantizer, codes, &found, parts))?)
 }
 
 /// Rounds one weight of the plan without text.
 ///
 /// # Errors
 /// As [`searched`].
-pub fn round(method: Method, quantizer: &Quantizer, spec: &WeightSpec, weight: Vec<f32>) -> Result<PackedMatrix> {
+pub fn round(method: Method, quantizer: &Quantizer, spec: &WeightSpec, weight: Vec<f32>) -> Result<RoundedMatrix> {
     let packed = match method {
-        Method::Rtn => PackedMatrix::quantize(quantizer, shape_of(spec), weight).map_err(Into::into),
+        Method::Rtn => RoundedMatrix::quantize(quantizer, shape_of(spec), weight, None).map_err(Into::into),
         _ => searched(quantizer, shape_of(spec), weight, None),
     };
     packed.with_context(|| spec.name.clone())
@@ -193,17 +186,17 @@ pub fn calibrated(
     Ok(done)
 }
 
-/// The scales of a packed matrix as training has them.
-pub fn trained_scales(quantizer: &Quantizer, packed: &PackedMatrix) -> Scales<DenseMatrix> {
+/// The scales of a rounded matrix as training has them.
+pub fn trained_scales(quantizer: &Quantizer, rounded: &RoundedMatrix) -> Scales<DenseMatrix> {
     let codes = alpha_codes(quantizer);
-    let numbers = |mut data: Vec<f32>| {
+    let numbers = |mut numbers: DenseMatrix| {
         if quantizer.granularity == Granularity::Tensor {
-            data.truncate(1);
+            numbers.data.truncate(1);
         }
-        DenseMatrix { data, columns: 1 }
+        numbers
     };
-    let zero_points = packed.zero_points().map(|points| numbers(points.iter().map(|point| *point as f32).collect()));
-    Scales { scales: numbers(packed.scales().iter().map(|scale| scale * codes).collect()), zero_points }
+    let Scales { scales, offsets } = rounded.scales();
+    Scales { scales: numbers(scales).scale(codes), offsets: offsets.map(|offsets| offsets.map(numbers)) }
 }
 
 /// What a student starts from whose matrices were rounded so: trained scales, and other weights for some. Methods that

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bitllama_core::{Quantizer, Scheme};
+use bitllama_core::{Offset, Quantizer, Scheme};
 use serde::{Deserialize, Serialize};
 
 use crate::models::ResolvedPlan;
@@ -99,7 +99,7 @@ pub fn in_stage(plan: &ResolvedPlan, stage: Scheme) -> ResolvedPlan {
         let method = if own.method.takes(stage) { own.method } else { Quantizer::from(stage).method };
         let plain = Quantizer { method, granularity: own.granularity, ..Quantizer::from(stage) };
         let wished = Quantizer { scheme: stage, ..own }.with_method(method);
-        [wished, Quantizer { zero_point: false, ..wished }].into_iter().find(|q| q.check().is_ok()).unwrap_or(plain)
+        [wished, Quantizer { offset: Offset::None, ..wished }].into_iter().find(|q| q.check().is_ok()).unwrap_or(plain)
     };
     plan.iter().map(|(spec, quantizer)| (spec.clone(), quantizer.map(of))).collect()
 }
@@ -126,19 +126,19 @@ mod tests {
         let found: Vec<_> = (1..=4).map(|step| quant.stage(step)).collect();
         assert_eq!(found, [Some(Scheme::Int8), Some(Scheme::Int8), Some(Scheme::Int4), None]);
 
-        let own = |scheme, method, zero_point| {
+        let own = |scheme, method, offset| {
             let granularity = Granularity::Group(32);
-            Quantizer { method, granularity, zero_point, ..Quantizer::from(scheme) }
+            Quantizer { method, granularity, offset, ..Quantizer::from(scheme) }
         };
         let spec = WeightSpec { name: "w".into(), shape: vec![1, 32], kind: Kind::Linear };
         let int4 = |own| in_stage(&vec![(spec.clone(), own)], Scheme::Int4).remove(0).1;
-        let learned = own(Scheme::Int2, Method::Lsq, true);
-        assert_eq!(int4(Some(learned)), Some(own(Scheme::Int4, Method::Lsq, true)));
+        let learned = own(Scheme::Int2, Method::Lsq, Offset::ZeroPoint);
+        assert_eq!(int4(Some(learned)), Some(own(Scheme::Int4, Method::Lsq, Offset::ZeroPoint)));
         assert_eq!(
-            int4(Some(own(Scheme::Binary, Method::Elastic, false))),
-            Some(own(Scheme::Int4, Method::Minmax, false))
+            int4(Some(own(Scheme::Binary, Method::Elastic, Offset::None))),
+            Some(own(Scheme::Int4, Method::Minmax, Offset::None))
         );
-        let eight = own(Scheme::Int8, Method::Minmax, false);
+        let eight = own(Scheme::Int8, Method::Minmax, Offset::None);
         assert_eq!((int4(Some(eight)), int4(None)), (Some(eight), None));
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use bitllama_core::weights::{self, Kind, WeightSpec};
 use bitllama_core::{
-    Activation, ActivationPlan, Granularity, ModelConfig, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme,
+    Activation, ActivationPlan, Granularity, ModelConfig, PackedMatrix, Quantizer, RopeScaling, RoundedMatrix,
+    ScaleFormat, Scheme,
 };
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -318,6 +319,44 @@ fn scales_of_every_format_survive_and_are_checked() {
     assert!(refused("", npz::Dtype::I8, &[11, 3], &[0; 33]).contains("3 scales a row of 64 are no groups"));
     assert!(refused("", npz::Dtype::I32, &[11, 2], &[0; 88]).contains("[11, 2] of <i4 found"));
     assert!(refused("", npz::Dtype::F16, &[11, 2], &[0xff; 44]).contains("lm_head.weight_scales: holds NaN at [0, 0]"));
+}
+
+#[test]
+fn blocks_of_ggml_survive_and_are_checked() {
+    let config = ModelConfig { hidden_size: 256, intermediate_size: 512, num_attention_heads: 16, ..wide() };
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["gguf:q4_1", "gguf:q3_k", "gguf:q4_k"] {
+        let quantizer = bitllama_core::Target::named(name).unwrap().quantizers[0];
+        let of = |spec: &WeightSpec| match spec.shape[..] {
+            [rows, columns] => RoundedMatrix::quantize(&quantizer, [rows, columns], values(spec), None).unwrap().into(),
+            _ => StoredWeight::Full(values(spec)),
+        };
+        let path = folder.path().join(name.replace(':', "-"));
+        let weights = weights::specs(&config).into_iter().map(|spec| Ok((spec.clone(), of(&spec))));
+        write(&path, &config, weights, &tokenizer(11), Layout::Packed, Value::Null).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        artifact.verify().unwrap();
+        for spec in weights::specs(&config) {
+            assert!(artifact.weight(&spec).unwrap() == of(&spec), "{name} {}", spec.name);
+        }
+        let info = artifact.weights().find(|info| info.name == "layers.0.mlp.down_proj.weight").unwrap();
+        let ggml_type = name.trim_start_matches("gguf:").to_ascii_uppercase();
+        assert_eq!(info.ggml_type, Some(&*ggml_type));
+        // As many bytes as the plan says.
+        let plan: Vec<_> = weights::specs(&config)
+            .into_iter()
+            .map(|spec| (spec.clone(), (!spec.kind.is_vector()).then_some(quantizer)))
+            .collect();
+        assert_eq!(artifact.size(), StoredSize::of(&plan), "{name}");
+        // Another type in the manifest is refused: its rows take other bytes.
+        let manifest = path.join(MANIFEST_FILE);
+        let text = fs::read_to_string(&manifest)
+            .unwrap()
+            .replace(&format!("\"ggml_type\": \"{ggml_type}\""), "\"ggml_type\": \"Q5_0\"");
+        fs::write(&manifest, text).unwrap();
+        let error = Artifact::open(&path).err().unwrap().to_string();
+        assert!(error.contains("_ggml"), "{error}");
+    }
 }
 
 #[test]

@@ -11,12 +11,14 @@ use super::{basic, i_quants, k_quants, low_bit};
 
 /// Numbers of a block beside its fields. Steps stand for the parts of a block with scales of their own.
 #[derive(Default)]
-pub(super) struct Constants {
+pub(crate) struct Constants {
     /// Scale, or factor of the steps, in half precision.
     pub scale: u16,
     /// Minimum, or factor of its steps, in half precision.
     pub minimum: u16,
+    /// Steps of scales.
     pub steps: [i8; 16],
+    /// Steps of minimums.
     pub minimum_steps: [i8; 16],
 }
 

@@ -11,7 +11,7 @@
 //! | `low_bit.rs` | ternary ones, floats of 4 bits, Q1_0 and Q2_0 |
 //!
 //! Those whose values are `scale * code - minimum` are taken apart there into fields and constants; `codes.rs` makes values of
-//! these, or the panels that kernels multiply. `encode.rs` is the way back, for types that have a scale per block and nothing else.
+//! these, or the panels that kernels multiply. `encode.rs` is the way back.
 
 mod basic;
 pub(crate) mod codes;

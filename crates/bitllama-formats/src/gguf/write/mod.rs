@@ -179,14 +179,9 @@ fn encode(
         }
         remark = matrices.first().map(|matrix| tensors::no_fit(matrix));
     }
-    // Fewer bits than any floating-point type: another file's blocks, whose type is not known here.
-    let is_blocks = |(_, weight): &(WeightSpec, StoredWeight)| match weight {
-        StoredWeight::Rows(rows) => rows.bytes() < 2 * rows.rows() * rows.columns(),
-        _ => false,
-    };
-    if parts.iter().any(is_blocks) {
-        remark =
-            Some("blocks of a GGUF are written as the numbers that they stand for; `quantize` rounds them anew".into());
+    if let Some(format) = tensors::blocks(parts.iter().map(|(_, weight)| weight)) {
+        let encoded = parts.iter().map(|(spec, weight)| tensors::copied(weight, format, rows(spec)));
+        return (tensors::joined(encoded), None);
     }
     let vector = parts.iter().all(|(spec, _)| spec.kind.is_vector());
     let values: Vec<f32> =

@@ -5,7 +5,9 @@ use bitllama_core::{PackedMatrix, ScaleFormat};
 use half::{bf16, f16};
 
 use super::super::BlockFormat::{self, Bf16, F16, F32};
+use super::super::blocks::codes::Constants;
 use super::super::blocks::encode;
+use crate::StoredWeight;
 use crate::exports::Loss;
 
 /// The bytes of a tensor and what they lose.
@@ -29,9 +31,9 @@ pub(super) struct Fit {
 /// that is one. `None` if none does.
 pub(super) fn fit(matrices: &[&PackedMatrix], preferred: Option<BlockFormat>) -> Option<Fit> {
     let candidates =
-        preferred.into_iter().chain(encode::WRITTEN.into_iter().filter(|format| *format != BlockFormat::TQ1_0));
+        preferred.into_iter().chain(encode::with_scales_only().filter(|format| *format != BlockFormat::TQ1_0));
     let mut fits = candidates.filter_map(|format| {
-        let form = format.form()?;
+        let form = format.form().filter(|form| form.nested.is_none() && !form.has_minimums)?;
         let negated = |negated| Fit { format, negated };
         [negated(false), negated(true)].into_iter().find(|fit| matrices.iter().all(|matrix| fit.holds(&form, matrix)))
     });
@@ -92,12 +94,12 @@ pub(super) fn packed(matrix: &PackedMatrix, fit: Fit, rows: impl Iterator<Item =
         matrix.codes_into(row, &mut codes);
         codes.iter().zip(&mut fields).for_each(|(code, field)| *field = field_of.get(*code as i32));
         let of_row = &matrix.scales()[row * matrix.groups()..][..matrix.groups()];
-        let scales: Vec<f16> = (0..columns / format.block_len())
+        let scales: Vec<Constants> = (0..columns / format.block_len())
             .map(|block| {
                 let scale = ScaleFormat::F16.round(of_row[block * format.block_len() / size]);
                 // A scale of 0, of a group of zeros, stays 0.
                 let scale = if of_row[block * format.block_len() / size] == 0.0 { 0.0 } else { scale };
-                f16::from_f32(if fit.negated { -scale } else { scale })
+                Constants::scale(f16::from_f32(if fit.negated { -scale } else { scale }).to_bits())
             })
             .collect();
         let first = bytes.len();
@@ -107,6 +109,23 @@ pub(super) fn packed(matrix: &PackedMatrix, fit: Fit, rows: impl Iterator<Item =
         loss.add(&expected, &found);
     }
     Encoded { format, bytes, error: loss.relative() }
+}
+
+/// The type of weights that are blocks of ggml, all of one type.
+pub(super) fn blocks<'a>(mut weights: impl Iterator<Item = &'a StoredWeight>) -> Option<BlockFormat> {
+    let of = |weight: &StoredWeight| match weight {
+        StoredWeight::Rows(rows) => rows.stored_row(0).and_then(|(name, _)| BlockFormat::named(name)),
+        _ => None,
+    };
+    let format = of(weights.next()?).filter(|format| format.block_len() > 1)?;
+    weights.all(|weight| of(weight) == Some(format)).then_some(format)
+}
+
+/// Rows of blocks as they are, in the order of `rows`.
+pub(super) fn copied(weight: &StoredWeight, format: BlockFormat, rows: impl Iterator<Item = usize>) -> Encoded {
+    let StoredWeight::Rows(matrix) = weight else { unreachable!("weights of blocks are rows") };
+    let bytes = rows.flat_map(|row| matrix.stored_row(row).map_or(&[][..], |(_, bytes)| bytes)).copied().collect();
+    Encoded { format, bytes, error: 0.0 }
 }
 
 /// Parts of a tensor one behind the other.
@@ -181,7 +200,7 @@ pub(super) fn no_fit(matrix: &PackedMatrix) -> String {
     if code_range(matrix).is_none() {
         return format!("no type has the levels of {scheme}");
     }
-    let blocks = encode::WRITTEN.iter().any(|format| columns.is_multiple_of(format.block_len()));
+    let blocks = encode::with_scales_only().any(|format| columns.is_multiple_of(format.block_len()));
     match blocks {
         false => format!("rows of {columns} columns are no whole blocks of 32"),
         true => format!("no type has the codes of {scheme} in groups of {size} columns"),

@@ -3,7 +3,7 @@
 use bitllama_core::families;
 use bitllama_core::rounding::Scales;
 use bitllama_core::weights::specs;
-use bitllama_core::{DenseMatrix, Granularity, Quantizer, RopeScaling, ScaleFormat, Scheme};
+use bitllama_core::{DenseMatrix, Granularity, Quantizer, RopeScaling, RoundedMatrix, ScaleFormat, Scheme};
 use tokenizers::Tokenizer;
 
 use super::super::testing;
@@ -36,7 +36,7 @@ fn model(config: &ModelConfig, quantizer: Option<Quantizer>) -> Vec<(WeightSpec,
     let stored = |spec: WeightSpec| {
         let weight = match (quantizer, &spec.shape[..]) {
             (Some(quantizer), &[rows, columns]) => {
-                StoredWeight::Packed(PackedMatrix::quantize(&quantizer, [rows, columns], values(&spec)).unwrap())
+                RoundedMatrix::quantize(&quantizer, [rows, columns], values(&spec), None).unwrap().into()
             }
             _ => StoredWeight::Full(values(&spec)),
         };
@@ -112,7 +112,9 @@ fn format_of(tensor: &Written) -> BlockFormat {
 
 #[test]
 fn every_target_of_a_plan_becomes_its_type() {
-    for target in bitllama_core::targets::ALL.iter().filter(|target| target.name.starts_with("gguf:")) {
+    let types =
+        bitllama_core::targets::ALL.iter().filter(|target| target.name.starts_with("gguf:") && target.mix.is_none());
+    for target in types {
         let preferred = BlockFormat::named(target.name.strip_prefix("gguf:").unwrap());
         let weights = model(&config(), Some(target.quantizers[0]));
         let options = Options { exact: true, preferred, ..Options::default() };
@@ -135,7 +137,7 @@ fn trained_scales_of_both_signs_survive() {
         let shape = [spec.shape[0], spec.shape[1]];
         let scales =
             (0..shape[0] * shape[1] / 64).map(|i| (i % 7) as f32 * 0.125 - 0.5).map(|s| if s == 0.0 { 1.0 } else { s });
-        let scales = Scales { scales: DenseMatrix { data: scales.collect(), columns: 1 }, zero_points: None };
+        let scales = Scales { scales: DenseMatrix { data: scales.collect(), columns: 1 }, offsets: None };
         *weight =
             StoredWeight::Packed(PackedMatrix::quantize_by(&quantizer, shape, values(spec), Some(scales)).unwrap());
     }
@@ -264,4 +266,38 @@ fn missing_and_foreign_weights_are_refused_and_leave_no_file() {
     let StoredWeight::Full(values) = &mut broken[3].1 else { panic!() };
     values[5] = f32::NAN;
     assert!(error(broken).contains("NaN"));
+}
+
+#[test]
+fn blocks_of_a_file_are_copied() {
+    // Every type that is read, those without whole codes among them; blocks of zeros are zeros in all of them.
+    let config = config();
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.block_len() > 1 && *format != BlockFormat::Q8_K) {
+        let mut weights = model(&config, None);
+        for (spec, weight) in weights.iter_mut().filter(|(spec, _)| !spec.kind.is_vector()) {
+            let shape = [spec.shape[0], spec.shape[1]];
+            let row_bytes = shape[1] / format.block_len() * format.block_bytes();
+            let mut bytes = vec![0; shape[0] * row_bytes];
+            // A byte of the codes of each row tells rows apart.
+            bytes.chunks_exact_mut(row_bytes).enumerate().for_each(|(row, bytes)| bytes[7] = row as u8 & 0x3f);
+            let rows = crate::stored::TypedRows::new(bytes.into(), format, shape).unwrap();
+            *weight = StoredWeight::Rows(std::sync::Arc::new(rows));
+        }
+        let (folder, tensors) = written(&config, &weights, &Options { exact: true, ..Options::default() }).unwrap();
+        let matrices = tensors.iter().filter(|tensor| !tensor.tensor.contains("norm"));
+        assert!(
+            matrices.clone().count() > 0 && matrices.clone().all(|tensor| format_of(tensor) == format),
+            "{tensors:?}"
+        );
+        let back = super::super::open(&folder.path().join("model.gguf")).unwrap();
+        for (spec, weight) in weights {
+            let (StoredWeight::Rows(weight), StoredWeight::Rows(found)) = (weight, back.weights.stored(&spec).unwrap())
+            else {
+                continue;
+            };
+            for row in 0..spec.shape[0] {
+                assert_eq!(found.stored_row(row), weight.stored_row(row), "{} {}", spec.name, format.name());
+            }
+        }
+    }
 }

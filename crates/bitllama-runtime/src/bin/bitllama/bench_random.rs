@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use bitllama_core::{BitPlan, Granularity, ModelConfig, Quantizer, Rule, ScaleFormat, excerpt, scheme};
+use bitllama_core::{BitPlan, Granularity, ModelConfig, Offset, Quantizer, Rule, ScaleFormat, excerpt, scheme};
 use bitllama_formats::gguf::BlockFormat;
 use bitllama_formats::hf;
 use bitllama_runtime::{Decoder, bench};
@@ -102,7 +102,7 @@ impl RandomPlan {
         let (mut layers, head) = (rule(self.scheme), self.embedding.map(rule));
         match &mut layers {
             Some(quantizer) => {
-                quantizer.zero_point = self.zero_point;
+                quantizer.offset = if self.zero_point { Offset::ZeroPoint } else { Offset::None };
                 quantizer.check()?;
             }
             None if self.zero_point => bail!("--zero-point: weights in f32 have none"),
@@ -118,7 +118,7 @@ fn described(quantizer: Quantizer) -> String {
     if let Granularity::Group(size) = quantizer.granularity {
         text += &format!(" in groups of {size}");
     }
-    if quantizer.zero_point {
+    if quantizer.has_zero_points() {
         text += " with zero points";
     }
     if quantizer.scales == ScaleFormat::F16 {

@@ -44,7 +44,7 @@ struct Report {
 /// The weights of one scheme.
 #[derive(Serialize)]
 struct SchemeReport {
-    /// Name of the scheme, or `f32`.
+    /// Name of the scheme, or `f32`, or ggml's name of the type of blocks.
     scheme: &'static str,
     weights: usize,
     parameters: usize,
@@ -102,18 +102,18 @@ struct Student<'a> {
 
 fn describe(student: Student, has_tokenizer: bool, notes: Vec<String>) -> anyhow::Result<Report> {
     let Student { path, config, activations, weights } = student;
-    // In the order of `Scheme`, full precision first.
-    let mut schemes = BTreeMap::<Option<Scheme>, SchemeReport>::new();
+    // In the order of `Scheme`, what has none first.
+    let mut schemes = BTreeMap::<(Option<Scheme>, &str), SchemeReport>::new();
     let mut counts = BTreeMap::<Scheme, Counts>::new();
     for spec in &specs(config) {
         let stored = weights.stored(spec)?;
-        let (scheme, bytes) = match &stored {
-            StoredWeight::Packed(packed) => (Some(packed.scheme()), packed.stored_bytes()),
-            StoredWeight::Full(values) => (None, size_of_val(values.as_slice())),
-            StoredWeight::Rows(rows) => (None, rows.bytes()),
+        let (scheme, name, bytes) = match &stored {
+            StoredWeight::Packed(packed) => (Some(packed.scheme()), packed.scheme().name(), packed.stored_bytes()),
+            StoredWeight::Full(values) => (None, "f32", size_of_val(values.as_slice())),
+            StoredWeight::Rows(rows) => (None, rows.stored_row(0).map_or("f32", |(name, _)| name), rows.bytes()),
         };
-        let entry = schemes.entry(scheme).or_insert_with(|| SchemeReport {
-            scheme: scheme.map_or("f32", Scheme::name),
+        let entry = schemes.entry((scheme, name)).or_insert_with(|| SchemeReport {
+            scheme: name,
             weights: 0,
             parameters: 0,
             bytes: 0,
@@ -127,7 +127,7 @@ fn describe(student: Student, has_tokenizer: bool, notes: Vec<String>) -> anyhow
             counts.entry(packed.scheme()).or_default().add(&packed);
         }
     }
-    for (scheme, entry) in &mut schemes {
+    for ((scheme, _), entry) in &mut schemes {
         entry.bits_per_weight = entry.bytes as f64 * 8.0 / entry.parameters as f64;
         entry.codes = scheme.and_then(|scheme| counts.remove(&scheme)).map(Counts::finish);
     }
