@@ -3,8 +3,8 @@
 
     gguf_exports.py MODEL --types q4_0 q8_0 --text ../../data/austen/persuasion.txt --work DIR
 
-MODEL is anything that `bitllama-train quantize --model` takes. For each type it is rounded to the scheme `gguf:TYPE`, exported with
-`--exact`, and then
+MODEL is anything that `bitllama-train quantize --model` takes. For each type (or mix: `--types q4_k_m`) it is rounded to the scheme
+`gguf:TYPE`, exported with `--exact`, and then
 
 - every tensor that ggml dequantizes is compared with the rounded weights (`export --to hf`), bit by bit, rows of
   `q_proj` and `k_proj` put back into Hugging Face's order where the file has llama.cpp's;
@@ -19,6 +19,7 @@ import ctypes
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -28,7 +29,8 @@ import numpy as np
 import llama_cpp_rows as rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TYPES = "q1_0 tq1_0 tq2_0 q2_0 q4_0 iq4_nl q5_0 q8_0".split()
+TYPES = "q1_0 tq1_0 tq2_0 q2_0 q2_k q3_k q4_0 iq4_nl q4_k q4_1 q5_0 q5_k q5_1 q6_k q8_0".split()
+MIXES = "q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m".split()
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
@@ -163,12 +165,13 @@ def ours(model, args, activations):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--types", nargs="+", default=TYPES, metavar="TYPE")
+    parser.add_argument("--types", nargs="+", default=TYPES, metavar="TYPE", help=f"also {chr(32).join(MIXES)}")
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--within", type=float, default=0.007, help="largest relative difference of perplexities (default: %(default)s)")
+    parser.add_argument("--keep", action="store_true", help="keep what was written")
     parser.add_argument("--bitllama", default=ROOT / "target/release/bitllama")
     parser.add_argument("--train", default=ROOT / "target/release/bitllama-train")
     args = parser.parse_args()
@@ -180,13 +183,18 @@ def main():
     for kind in args.types:
         artifact, file, folder = (args.work.resolve() / f"{kind}{suffix}" for suffix in ("", ".gguf", "-hf"))
         run(args.train, "quantize", "--model", args.model, "--scheme", f"gguf:{kind}", "--output", artifact)
-        run(args.train, "export", "--from", artifact, "--to", f"gguf:{kind}", "--exact", "--output", file)
+        to = "gguf" if kind in MIXES else f"gguf:{kind}"
+        run(args.train, "export", "--from", artifact, "--to", to, "--exact", "--output", file)
         run(args.train, "export", "--from", artifact, "--to", "hf", "--output", folder)
         wrong, bits, shares = differing(file, folder)
         exact, int8, theirs = ours(artifact, args, "f32"), ours(artifact, args, "int8"), llama_cpp_perplexity(file, args.text, args)
         apart = theirs / exact - 1, theirs / int8 - 1
         failed |= bool(wrong) or abs(apart[0]) > args.within
         print(f"| {kind} | {bits:.3f} | {shares} | {', '.join(wrong) or 0} | {exact:.4f} | {int8:.4f} | {theirs:.4f} | {apart[0]:+.3%} | {apart[1]:+.3%} |", flush=True)
+        if not args.keep:
+            file.unlink()
+            shutil.rmtree(artifact)
+            shutil.rmtree(folder)
     sys.exit(failed)
 
 

@@ -12,7 +12,8 @@ pub type ResolvedPlan = Vec<(WeightSpec, Option<Quantizer>)>;
 ///
 /// A glob is matched against the path with and without its final `.weight`; `*` also crosses dots. Embedding, norms
 /// and head stay in full precision unless a rule names them, that is, unless the glob without wildcards' help begins
-/// with their name (`embed_tokens*`, `lm_head`); norms are vectors and can never be quantized.
+/// with their name (`embed_tokens*`, `lm_head`), or it is a [mix](crate::mixes), which has a type for each of them; norms are
+/// vectors and can never be quantized.
 #[derive(Debug, Clone)]
 pub struct BitPlan {
     rules: Vec<Line>,
@@ -56,7 +57,7 @@ impl BitPlan {
     /// The last rule that matches a matrix.
     fn rule_of(&self, weight: &WeightSpec) -> Option<Rule> {
         let matrix = !weight.kind.is_vector();
-        self.rules.iter().rev().find(|line| matrix && line.glob.applies_to(weight)).map(|line| line.rule)
+        self.rules.iter().rev().find(|line| matrix && line.applies_to(weight)).map(|line| line.rule)
     }
 
     /// Matrices that do not get the grid of the target that a rule names for them, a line for each shape: which grid they get, or
@@ -94,7 +95,7 @@ impl BitPlan {
     pub fn resolve(&self, config: &ModelConfig) -> Result<ResolvedPlan, Error> {
         let weights = specs(config);
         for rule in &self.rules {
-            let reached = weights.iter().filter(|w| !w.kind.is_vector()).any(|w| rule.glob.applies_to(w));
+            let reached = weights.iter().filter(|w| !w.kind.is_vector()).any(|w| rule.applies_to(w));
             if !reached {
                 return Err(Error::BitPlan(format!(
                     "`{}` matches no matrix of the model; paths look like `layers.0.mlp.gate_proj` or `embed_tokens`",
@@ -114,6 +115,15 @@ impl BitPlan {
     }
 }
 
+impl Line {
+    fn applies_to(&self, weight: &WeightSpec) -> bool {
+        match self.rule {
+            Rule::Target(target, _) if target.mix.is_some() => self.glob.matches(weight),
+            _ => self.glob.applies_to(weight),
+        }
+    }
+}
+
 impl Glob {
     /// Compiles a pattern.
     ///
@@ -127,13 +137,22 @@ impl Glob {
 
     /// Whether it reaches a weight.
     pub fn applies_to(&self, weight: &WeightSpec) -> bool {
-        let path = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
         let named = match weight.kind {
-            Kind::Embedding | Kind::Head => self.text.starts_with(path),
+            Kind::Embedding | Kind::Head => self.text.starts_with(path_of(weight)),
             Kind::Linear | Kind::Norm | Kind::Bias => true,
         };
-        named && (self.matcher.is_match(path) || self.matcher.is_match(&weight.name))
+        named && self.matches(weight)
     }
+
+    /// Whether it matches the path of a weight, named or not.
+    fn matches(&self, weight: &WeightSpec) -> bool {
+        self.matcher.is_match(path_of(weight)) || self.matcher.is_match(&weight.name)
+    }
+}
+
+/// The path of a weight's parameter, without its final `.weight`.
+fn path_of(weight: &WeightSpec) -> &str {
+    weight.name.strip_suffix(".weight").unwrap_or(&weight.name)
 }
 
 #[cfg(test)]
@@ -171,6 +190,19 @@ mod tests {
         let plan = plan(&[("embed_tokens", "int8"), ("lm_head.weight", "int4")]).unwrap();
         assert_eq!(scheme(&plan, "embed_tokens.weight"), Some(Scheme::Int8));
         assert_eq!(scheme(&plan, "lm_head.weight"), Some(Scheme::Int4));
+    }
+
+    #[test]
+    fn a_mix_is_a_plan_for_all_matrices() {
+        let mut config = ModelConfig { hidden_size: 256, intermediate_size: 512, ..tiny() };
+        config.tie_word_embeddings = false;
+        let mix = plan(&[("*", "gguf:q4_k_m"), ("layers.1.*", "gguf:q8_0")]).unwrap().resolve(&config).unwrap();
+        let of =
+            |name: &str| mix.iter().find(|(spec, _)| spec.name == name).unwrap().1.map(|quantizer| quantizer.scheme);
+        assert_eq!(of("embed_tokens.weight"), Some(Scheme::Int4));
+        assert_eq!(of("lm_head.weight"), Some(Scheme::Int6));
+        assert_eq!(of("layers.0.mlp.up_proj.weight"), Some(Scheme::Int4));
+        assert_eq!(of("layers.1.mlp.up_proj.weight"), Some(Scheme::Int8));
     }
 
     #[test]

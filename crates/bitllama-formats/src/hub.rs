@@ -78,13 +78,16 @@ impl HubConfig {
         }
     }
 
-    /// A local path if one exists under `text`, else what [`HubConfig::fetch`] gives.
+    /// A local path if one exists under `text`, else what [`HubConfig::fetch`] gives for it, or for the id of a short name.
     ///
     /// # Errors
     /// [`Error::Hub`] if it is neither, and those of [`HubConfig::fetch`].
     pub fn resolve(&self, text: &str) -> Result<PathBuf> {
         if Path::new(text).exists() {
             return Ok(text.into());
+        }
+        if let Some(id) = id_of_short_name(text) {
+            return self.fetch(id);
         }
         let local = match text.split_once(['/', '\\']) {
             Some((folder, _)) if Path::new(folder).is_dir() => true,
@@ -107,6 +110,7 @@ impl HubConfig {
         if Path::new(text).is_dir() {
             return Ok(Some(Path::new(text).join(CONFIG)));
         }
+        let text = id_of_short_name(text).filter(|_| !Path::new(text).exists()).unwrap_or(text);
         match Id::parse(text) {
             Some(id) if !Path::new(text).exists() && id.file.is_none() => {
                 Session::new(self, &id)?.required(CONFIG, "").map(Some)
@@ -130,6 +134,29 @@ pub fn fetch(id: &str) -> Result<PathBuf> {
 /// Those of [`HubConfig::resolve`].
 pub fn resolve(text: &str) -> Result<PathBuf> {
     HubConfig::from_env().resolve(text)
+}
+
+/// Short names of models on the hub, which serve wherever a model is named.
+const SHORT_NAMES: [(&str, &str); 9] = [
+    ("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1"),
+    ("gemma-2b", "google/gemma-2b"),
+    ("llama-7b", "meta-llama/Llama-2-7b-hf"),
+    ("llama-3.2-1b", "meta-llama/Llama-3.2-1B"),
+    ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B"),
+    ("qwen2.5-coder-1.5b", "Qwen/Qwen2.5-Coder-1.5B-Instruct"),
+    ("gemma-3-270m", "google/gemma-3-270m"),
+    ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+];
+
+/// The hub id of a short name.
+pub fn id_of_short_name(name: &str) -> Option<&'static str> {
+    SHORT_NAMES.iter().find(|(short, _)| *short == name).map(|(_, id)| *id)
+}
+
+/// All short names, for help and error messages.
+pub fn short_names() -> String {
+    SHORT_NAMES.map(|(short, _)| short).join(", ")
 }
 
 /// Whether `text` has the form of a hub id; nothing is looked up.

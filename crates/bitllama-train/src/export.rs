@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 use bitllama_core::weights::{WeightSpec, specs};
-use bitllama_core::{ActivationPlan, ModelConfig};
+use bitllama_core::{ActivationPlan, ModelConfig, Rule, Target};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::output::{self, Claim, Kind};
@@ -44,6 +44,22 @@ impl Format {
     /// Whether only programs that keep activations as this one does read it: other programs round them in their own way.
     pub fn is_ours(self) -> bool {
         matches!(self, Format::Artifact | Format::V2)
+    }
+
+    /// The grid that a model is rounded to for this format where nobody says otherwise: that of its type, or the mix that most GGUF
+    /// files have. `None` for formats that hold any.
+    pub fn own_grid(self) -> Option<Rule> {
+        let name = match self {
+            Format::Artifact | Format::V2 | Format::Hf => return None,
+            Format::Gguf(None) => "gguf:q4_k_m".to_string(),
+            Format::Gguf(Some(kind)) => format!("gguf:{}", kind.name().to_ascii_lowercase()),
+        };
+        Target::named(&name).map(Rule::from)
+    }
+
+    /// The ending of a file's name in this format; none for folders.
+    pub fn extension(self) -> &'static str {
+        if matches!(self, Format::Gguf(_)) { ".gguf" } else { "" }
     }
 
     /// Whether weights in full precision can have one of several types.

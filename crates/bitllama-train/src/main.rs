@@ -8,7 +8,7 @@ use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::{console, one_line};
 use bitllama_train::commands::{
-    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, report, speed,
+    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, quick, report, speed,
 };
 use bitllama_train::grid::child::stop_with_stdin;
 use clap::{Parser, Subcommand};
@@ -31,6 +31,7 @@ enum Command {
     Eval(eval::Args),
     Export(export::Args),
     Quantize(quantize::Args),
+    Quick(quick::Args),
     CacheTeacher(cache_teacher::Args),
     GenerateData(generate_data::Args),
     BenchStep(bench_step::Args),
@@ -67,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Quick(args) => quick::run(args),
         Command::CacheTeacher(args) => cache_teacher::run(args),
         Command::GenerateData(args) => generate_data::run(args),
         Command::BenchStep(args) => bench_step::run(args),

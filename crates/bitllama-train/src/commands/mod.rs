@@ -13,6 +13,7 @@ pub mod outcome;
 mod outputs;
 mod prepare;
 pub mod quantize;
+pub mod quick;
 mod recipe_args;
 pub mod report;
 pub mod speed;

@@ -1,9 +1,11 @@
 //! `quantize`: a model to an artifact without training.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_core::weights::WeightSpec;
 use bitllama_core::{
     ActivationPlan, BitPlan, Granularity, ModelConfig, Offset, Quantizer, Rule, ScaleFormat, Scheme, excerpt, rule,
 };
@@ -65,9 +67,9 @@ pub struct Args {
     /// How codes and scales are found
     #[arg(long, value_enum, default_value = "search")]
     method: Method,
-    /// Scheme of the embedding and the head, with the same --group-size, or f32
-    #[arg(long, default_value = "int8", value_name = "SCHEME")]
-    embedding: Rule,
+    /// Scheme of the embedding and the head, with the same --group-size, or f32 [default: int8; for a mix of GGUF types its own]
+    #[arg(long, value_name = "SCHEME")]
+    embedding: Option<Rule>,
     /// Round the first N blocks only
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
@@ -120,7 +122,7 @@ enum ScaleDtype {
 }
 
 /// The scheme of `--bits`.
-fn of_bits(bits: &str) -> Result<Scheme, String> {
+pub(super) fn of_bits(bits: &str) -> Result<Scheme, String> {
     Scheme::of_bits_flag(bits).ok_or_else(|| {
         let known: Vec<_> = Scheme::ALL.into_iter().filter_map(|scheme| scheme.description().bits_flag).collect();
         format!("expected one of {}", known.join(", "))
@@ -163,7 +165,7 @@ pub fn run(args: Args) -> Result<()> {
     let _claim = export::claim(args.to, &args.output)?;
     let plan = plan(&args, &model.config)?;
 
-    let mut rounded = match args.method.calibrates() {
+    let rounded = match args.method.calibrates() {
         true => {
             let rows = calibration_rows(&args, &model)?;
             let bar = ProgressBar::new(model.config.num_hidden_layers as u64);
@@ -195,19 +197,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         false => Default::default(),
     };
-    let weights = plan.iter().map(|(spec, quantizer)| {
-        if let Some(gptq::Rounded { packed, .. }) = rounded.remove(&spec.name) {
-            return Ok((spec.clone(), packed.into()));
-        }
-        let weight = model.weights.read(spec)?;
-        let stored = match quantizer {
-            Some(quantizer) => ptq::round(args.method, quantizer, spec, weight)
-                .map_err(|e| FormatError::invalid(&model.path, format!("{e:#}")))?
-                .into(),
-            None => StoredWeight::Full(weight),
-        };
-        Ok((spec.clone(), stored))
-    });
+    let weights = weights(&model, &plan, args.method, rounded);
     let provenance = json!({
         "command": "quantize",
         "model": model.path,
@@ -238,6 +228,67 @@ pub fn run(args: Args) -> Result<()> {
 
 const GROUP_SIZE: usize = 64;
 
+/// The choices that a bit plan is made of.
+pub(super) struct Choices {
+    /// Scheme of the matrices of all blocks; a mix is that of embedding and head too.
+    pub scheme: Rule,
+    /// Columns that share a scale; by default 64 where that divides all matrices, else rows.
+    pub granularity: Option<Granularity>,
+    /// What scales have beside them, where the scheme leaves that open.
+    pub offset: Offset,
+    /// Format of scales, where the scheme leaves that open.
+    pub scales: ScaleFormat,
+    /// Scheme of embedding and head; by default int8, but for mixes.
+    pub embedding: Option<Rule>,
+    /// The first blocks that are rounded; all by default.
+    pub layers: Option<usize>,
+    /// Rules for some matrices.
+    pub more: Vec<(String, Rule)>,
+}
+
+impl Choices {
+    /// A scheme and the defaults for everything else.
+    pub fn of(scheme: Rule) -> Self {
+        let (offset, scales) = (Offset::None, ScaleFormat::F16);
+        Self { scheme, granularity: None, offset, scales, embedding: None, layers: None, more: Vec::new() }
+    }
+
+    /// The bit plan for a model, which is called `name` in errors.
+    ///
+    /// # Errors
+    /// Groups that do not fit the model, rules that reach nothing, more layers than there are.
+    pub fn plan(&self, name: &str, config: &ModelConfig) -> Result<ResolvedPlan> {
+        let divides = |size: usize| {
+            [config.hidden_size, config.intermediate_size, config.q_size()].iter().all(|n| n.is_multiple_of(size))
+        };
+        let default = if divides(GROUP_SIZE) { Granularity::Group(GROUP_SIZE) } else { Granularity::Row };
+        let granularity = self.granularity.unwrap_or(default);
+        let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity).with_scales(self.scales);
+        let blocks = self.scheme.map(|quantizer| with_groups(Quantizer { offset: self.offset, ..quantizer }));
+        if let Rule::Quantizer(quantizer) = blocks {
+            quantizer.check()?;
+        }
+        let is_mix = matches!(self.scheme, Rule::Target(target, _) if target.mix.is_some());
+        let mut rules = vec![(if is_mix { "*" } else { "layers.*" }.to_string(), blocks)];
+        let head = self.embedding.or((!is_mix).then_some(Rule::Quantizer(Scheme::Int8.into())));
+        if let Some(head) = head.map(|head| head.map(with_groups)) {
+            rules.push(("embed_tokens".to_string(), head));
+            if !config.tie_word_embeddings {
+                rules.push(("lm_head".to_string(), head));
+            }
+        }
+        let layers = config.num_hidden_layers;
+        if let Some(first) = self.layers {
+            ensure!(first <= layers, "--layers {first}: {name} has {layers} blocks");
+            rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule::Full)));
+        }
+        rules.extend(self.more.iter().map(|(glob, scheme)| (glob.clone(), scheme.map(with_groups))));
+        let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
+        plan.remarks(config).iter().for_each(|remark| tell(remark));
+        plan.resolve(config).with_context(|| name.to_string())
+    }
+}
+
 /// The bit plan that the flags ask for.
 fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
     let of_bits = args.bits.map(|scheme| Rule::Quantizer(scheme.into()));
@@ -258,41 +309,43 @@ fn plan(args: &Args, config: &ModelConfig) -> Result<ResolvedPlan> {
             given.map_or("", |g| g.0)
         );
     }
-    let divides = |size: usize| {
-        [config.hidden_size, config.intermediate_size, config.q_size()].iter().all(|n| n.is_multiple_of(size))
-    };
-    let default = if divides(GROUP_SIZE) { Granularity::Group(GROUP_SIZE) } else { Granularity::Row };
-    let granularity = args.group_size.unwrap_or(default);
     let scales = match (args.double_quant, args.scale_dtype) {
         (true, _) => ScaleFormat::Double,
         (false, ScaleDtype::F16) => ScaleFormat::F16,
         (false, ScaleDtype::F32) => ScaleFormat::F32,
     };
-    let offset = if args.zero_point { Offset::ZeroPoint } else { Offset::None };
-    let with_groups = |quantizer: Quantizer| quantizer.with_granularity(granularity).with_scales(scales);
-    let blocks = scheme.map(|quantizer| with_groups(Quantizer { offset, ..quantizer }));
-    if let Rule::Quantizer(quantizer) = blocks {
-        quantizer.check()?;
-    }
-    let head = args.embedding.map(with_groups);
-    let mut rules = vec![("layers.*".to_string(), blocks), ("embed_tokens".to_string(), head)];
-    if !config.tie_word_embeddings {
-        rules.push(("lm_head".to_string(), head));
-    }
-    let layers = config.num_hidden_layers;
-    if let Some(first) = args.layers {
-        ensure!(first <= layers, "--layers {first}: {} has {layers} blocks", args.model);
-        rules.extend((first..layers).map(|layer| (format!("layers.{layer}.*"), Rule::Full)));
-    }
+    let mut more = Vec::new();
     for rule in &args.rule {
         let (glob, scheme) =
             rule.split_once('=').with_context(|| format!("--rule {}: expected GLOB=SCHEME", excerpt(rule)))?;
         let scheme: Rule = scheme.parse().with_context(|| format!("--rule {}", excerpt(rule)))?;
-        rules.push((glob.to_string(), scheme.map(with_groups)));
+        more.push((glob.to_string(), scheme));
     }
-    let plan = BitPlan::new(rules.iter().map(|(glob, rule)| (glob.as_str(), *rule)))?;
-    plan.remarks(config).iter().for_each(|remark| tell(remark));
-    plan.resolve(config).with_context(|| args.model.clone())
+    let offset = if args.zero_point { Offset::ZeroPoint } else { Offset::None };
+    let Args { group_size: granularity, embedding, layers, .. } = *args;
+    Choices { scheme, granularity, offset, scales, embedding, layers, more }.plan(&args.model, config)
+}
+
+/// The weights of a model as its plan has them: those that were `rounded` already, others rounded by `method`, which needs no text.
+pub(super) fn weights<'a>(
+    model: &'a Model,
+    plan: &'a ResolvedPlan,
+    method: Method,
+    mut rounded: HashMap<String, gptq::Rounded>,
+) -> impl Iterator<Item = std::result::Result<(WeightSpec, StoredWeight), FormatError>> + 'a {
+    plan.iter().map(move |(spec, quantizer)| {
+        if let Some(gptq::Rounded { packed, .. }) = rounded.remove(&spec.name) {
+            return Ok((spec.clone(), packed.into()));
+        }
+        let weight = model.weights.read(spec)?;
+        let stored = match quantizer {
+            Some(quantizer) => ptq::round(method, quantizer, spec, weight)
+                .map_err(|e| FormatError::invalid(&model.path, format!("{e:#}")))?
+                .into(),
+            None => StoredWeight::Full(weight),
+        };
+        Ok((spec.clone(), stored))
+    })
 }
 
 /// Rows of tokens, spread evenly over the calibration text.

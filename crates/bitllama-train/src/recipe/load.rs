@@ -156,6 +156,11 @@ mod tests {
     fn rules_of_the_bit_plan_keep_their_order() {
         let recipe = load_text(MINIMAL, &[]).unwrap();
         assert_eq!(recipe.bits.keys().collect::<Vec<_>>(), ["*", "layers.0.*"]);
+        // A name alone is the rule of all matrices.
+        let one = load_text(MINIMAL, &["bits=gguf:q4_k_m"]).unwrap();
+        assert_eq!(one.bits.first(), Some((&"*".to_string(), &"gguf:q4_k_m".parse().unwrap())));
+        let error = format!("{:#}", load_text(MINIMAL, &["bits=gguf:q4_x"]).unwrap_err());
+        assert!(error.contains("unknown target `gguf:q4_x`"), "{error}");
     }
 
     #[test]

@@ -8,13 +8,16 @@
 //! | [`dry_run`] | what a recipe would do: size, bits, memory |
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use bitllama_core::weights::Kind;
 use bitllama_core::{Activation, BitPlan, Granularity, Method, ModelConfig, Rule, Scheme};
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::models::ResolvedPlan;
 use crate::ptq;
@@ -56,8 +59,9 @@ pub struct Recipe {
     #[serde(default)]
     pub student: Student,
     /// Bit plan: glob over parameter paths = scheme, `f32`, or a table of scheme, method, group_size (or granularity =
-    /// "tensor") and zero_point; the last rule that matches a weight decides.
-    #[serde(default)]
+    /// "tensor") and zero_point; the last rule that matches a weight decides. A name alone, such as `bits = "gguf:q4_k_m"`, is the
+    /// rule of `*`.
+    #[serde(default, deserialize_with = "rules")]
     pub bits: IndexMap<String, Rule>,
     /// Rounding of activations, keys and values: glob over the matrices that `bits` rounds = `int8`, `int4`, `sign` or
     /// `f32`, and `kv_cache` = `int8` or `int4`.
@@ -382,6 +386,29 @@ impl Recipe {
         }
         Ok(plan)
     }
+}
+
+/// A bit plan: a table of rules, or the one rule of all matrices.
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IndexMap<String, Rule>, D::Error> {
+    struct Plan;
+
+    impl<'de> Visitor<'de> for Plan {
+        type Value = IndexMap<String, Rule>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table of globs and schemes, or the name of a scheme")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+            Ok(IndexMap::from([("*".to_string(), name.parse().map_err(E::custom)?)]))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            IndexMap::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_any(Plan)
 }
 
 mod defaults {
