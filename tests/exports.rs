@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use bitllama_core::weights::specs;
 use bitllama_formats::gguf::Gguf;
 use bitllama_formats::model;
 use bitllama_runtime::{LogitsOf, Settings, open};
@@ -59,6 +60,53 @@ fn a_student_trained_on_a_grid_of_gguf_is_the_same_from_the_artifact_and_from_th
         succeed(&mut export(&run, "gguf", &file, &[]));
         assert!(Gguf::open(&file).unwrap().text("bitllama.provenance").unwrap().is_some());
     }
+}
+
+#[test]
+fn a_recipe_names_what_its_student_is_exported_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let sets = ["bits.layers.*=gguf:q4_0", "bits.embed_tokens=gguf:q8_0", r#"export=["gguf", "hf", "gguf:q8_0"]"#];
+    run_json(&short_run(&run, &sets));
+    for file in ["student.gguf", "student-q8_0.gguf"] {
+        assert!(logits(&run.join("artifact")) == logits(&run.join(file)), "{file}: other logits");
+    }
+    let [student, artifact] = ["student-hf", "artifact"].map(|name| model::open(&run.join(name)).unwrap());
+    for spec in specs(&artifact.config) {
+        assert!(student.weights.read(&spec).unwrap() == artifact.weights.read(&spec).unwrap(), "{}", spec.name);
+    }
+    // A new run in its place replaces them, as all that is the run's.
+    let again: Vec<String> = short_run(&run, &sets).into_iter().chain(["--overwrite".to_string()]).collect();
+    run_json(&again);
+    let unknown = short_run(&folder.path().join("other"), &[r#"export=["gguf:q9"]"#]);
+    let message = failure(&train(&unknown.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap());
+    assert!(message.contains("expected one of artifact, v2, hf"), "{message}");
+}
+
+#[test]
+fn quick_rounds_measures_and_runs_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nano");
+    let quick = |output: &Path, more: &[&str]| {
+        let [model, output] = [&*nano, output].map(|path| path.to_str().unwrap().to_string());
+        train(&[&["quick", &model, "--output", &output, "-n", "8"], more].concat())
+    };
+    let artifact = folder.path().join("artifact");
+    let report = succeed_json(quick(&artifact, &["--json"]).arg("--bits").arg("8"));
+    let perplexity = |at: &str| report[at]["perplexity"]["perplexity"].as_f64().unwrap();
+    assert!((perplexity("after") / perplexity("before") - 1.0).abs() < 0.05, "{report}");
+    assert!(
+        report["after"]["bits_per_weight"].as_f64().unwrap() < report["before"]["bits_per_weight"].as_f64().unwrap()
+    );
+    assert!(report["train"].as_str().unwrap().contains("distill --config"));
+    model::open(&artifact).unwrap();
+    // Rounded to the grid of the format, and written in it.
+    let file = folder.path().join("nano.gguf");
+    let text = succeed(&mut quick(&file, &["--to", "gguf:q8_0"]));
+    assert!(text.contains("bits per weight") && text.contains("tokens/s"), "{text}");
+    assert!(Gguf::open(&file).is_ok());
+    let message = failure(&train(&["quick", "no-such-model"]).output().unwrap());
+    assert!(message.contains("no such file or folder, and no hub id"), "{message}");
 }
 
 #[test]

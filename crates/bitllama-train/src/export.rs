@@ -1,6 +1,7 @@
 //! A model to files: the one seam through which `distill`, `quantize` and `export` write, whatever the format.
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
@@ -8,17 +9,19 @@ use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_core::{ActivationPlan, ModelConfig, Rule, Target};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
-use bitllama_formats::output::{self, Claim, Kind};
+use bitllama_formats::output::{self, Claim, Growing, Kind};
 use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::models::ResolvedPlan;
 
 /// A format to export to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Format {
     /// An artifact with every low-bit matrix packed.
     Artifact,
@@ -65,6 +68,30 @@ impl Format {
     /// Whether weights in full precision can have one of several types.
     pub fn takes_dtype(self) -> bool {
         !self.is_ours()
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (NAMED.iter().find(|(_, format)| format == self), self) {
+            (Some((name, _)), _) => f.write_str(name),
+            (None, Format::Gguf(Some(kind))) => write!(f, "gguf:{}", kind.name().to_ascii_lowercase()),
+            (None, _) => unreachable!("all other formats have names"),
+        }
+    }
+}
+
+impl From<Format> for String {
+    fn from(format: Format) -> Self {
+        format.to_string()
+    }
+}
+
+impl TryFrom<String> for Format {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
     }
 }
 
@@ -204,6 +231,33 @@ pub fn write(
         }
     }
     Ok(summary)
+}
+
+/// Writes the student of a run once more, beside its artifact in the run's folder, and gives the path.
+///
+/// # Errors
+/// As [`student`]; a file or folder of that name that is not the run's.
+pub fn beside(
+    format: Format,
+    run: &Path,
+    llama: &Llama,
+    plan: &ResolvedPlan,
+    tokenizer: TokenizerFiles,
+    provenance: Value,
+) -> Result<(PathBuf, Summary)> {
+    let name = match format {
+        Format::Gguf(None) => "student.gguf".to_string(),
+        Format::Gguf(Some(kind)) => format!("student-{}.gguf", kind.name().to_ascii_lowercase()),
+        _ => format!("student-{format}").replace(':', "-"),
+    };
+    let (path, growing) = (run.join(&name), Growing::new(run, Kind::Run));
+    match format {
+        Format::Gguf(_) => growing.log(&name)?,
+        _ => growing.subfolder(&name)?,
+    }
+    let _claim = claim(format, &path)?;
+    let summary = student(format, &path, llama, plan, tokenizer, provenance)?;
+    Ok((path, summary))
 }
 
 /// Writes the student `llama` of a run into the artifact `path`, with every weight of its bit plan rounded on the device.

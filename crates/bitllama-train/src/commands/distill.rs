@@ -78,6 +78,11 @@ pub fn pretrain(args: Args) -> Result<ExitCode> {
     ensure!(recipe.bits.is_empty(), "{}: pretrain takes no `[bits]`; use distill", args.recipe.at());
     ensure!(recipe.activations.is_empty(), "{}: pretrain takes no `[activations]`; use distill", args.recipe.at());
     ensure!(recipe.distill.is_none(), "{}: pretrain takes no `[distill]`; use distill", args.recipe.at());
+    ensure!(
+        recipe.export.is_empty(),
+        "{}: pretrain takes no `export`; its model is a Hugging Face directory",
+        args.recipe.at()
+    );
     ensure!(recipe.quant == Quant::default(), "{}: pretrain takes no `[quant]`; use distill", args.recipe.at());
     train(&args, &recipe)
 }
@@ -282,7 +287,16 @@ fn finish_distill(
 ) -> Result<()> {
     let artifact = run.recipe.output.join("artifact");
     Growing::new(&run.recipe.output, Kind::Run).subfolder("artifact")?;
-    export::student(Format::Artifact, &artifact, student, run.plan, run.tokenizer, provenance)?;
+    export::student(Format::Artifact, &artifact, student, run.plan, run.tokenizer, provenance.clone())?;
+    for format in &run.recipe.export {
+        let written = export::beside(*format, &run.recipe.output, student, run.plan, run.tokenizer, provenance.clone());
+        let (path, summary) = written.with_context(|| format!("export to {format}"))?;
+        for tensor in summary.tensors.iter().filter(|tensor| tensor.error > 0.0) {
+            let why = tensor.remark.as_deref().unwrap_or("rounded");
+            say(args, &format!("{}: {} is off by {:.1e}: {why}", path.display(), tensor.tensor, tensor.error));
+        }
+        say(args, &format!("{}: {} bytes of weights", path.display(), summary.bytes));
+    }
     let size = StoredSize::of(run.plan);
     let low_bit = |perplexity| Row { perplexity, bits_per_weight: size.bits_per_weight(), bytes: size.bytes as u64 };
     let bytes = teacher.weights.stored_bytes();

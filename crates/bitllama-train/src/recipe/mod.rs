@@ -19,6 +19,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::export::Format;
 use crate::models::ResolvedPlan;
 use crate::ptq;
 
@@ -63,6 +64,10 @@ pub struct Recipe {
     /// rule of `*`.
     #[serde(default, deserialize_with = "rules")]
     pub bits: IndexMap<String, Rule>,
+    /// Formats in which the student is written at the end, beside its artifact: `hf`, `gguf`, `gguf:q4_0` and the others of `export
+    /// --to`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub export: Vec<Format>,
     /// Rounding of activations, keys and values: glob over the matrices that `bits` rounds = `int8`, `int4`, `sign` or
     /// `f32`, and `kv_cache` = `int8` or `int4`.
     #[serde(default, skip_serializing_if = "Activations::is_empty")]
