@@ -260,7 +260,7 @@ mod tests {
             ("org/Name-1B", "Name-1B"),
             ("models/x/Some.Q4_1.gguf", "Some.Q4_1"),
             ("org/name@main", "name"),
-            ("org/name:a.gguf", "a"),
+            ("org/name:a.gguf", "name"),
             ("smollm2-135m", "smollm2-135m"),
         ] {
             assert_eq!(model_name(model), expected, "{model}");

@@ -266,30 +266,19 @@ mod tests {
     fn grids_of_blocks_are_better_than_rounding_to_nearest() {
         let (weight, hessian) = example(20, 256);
         for name in ["gguf:q4_1", "gguf:q2_k", "gguf:q3_k", "gguf:q4_k", "gguf:q6_k"] {
-            let quantizer = Target::named(name).unwrap().quantizers[0];
-            let nearest = RoundedMatrix::quantize(&quantizer, [20, 256], weight.clone(), None).unwrap();
-            let nearest = loss(&weight, &nearest, &hessian);
+            let plain = Target::named(name).unwrap().quantizers[0];
+            let nearest = RoundedMatrix::quantize(&plain, [20, 256], weight.clone(), None).unwrap();
+            let (nearest, quantizer) = (loss(&weight, &nearest, &hessian), plain.with_method(Method::Lsq));
             for act_order in [false, true] {
                 let options = Options { act_order, ..Options::default() };
                 let Rounded { packed, weight: latent } =
                     gptq(&quantizer, [20, 256], &weight, &hessian, options).unwrap();
                 let found = loss(&weight, &packed, &hessian);
                 assert!(found < 0.8 * nearest, "{name} {act_order}: {found} {nearest}");
-                // The weights round to these codes by these scales.
-                let again = RoundedMatrix::quantize(
-                    &quantizer.with_method(Method::Lsq),
-                    [20, 256],
-                    latent,
-                    Some(packed.scales()),
-                );
-                let differ = again
-                    .unwrap()
-                    .dequantize()
-                    .data
-                    .iter()
-                    .zip(packed.dequantize().data)
-                    .filter(|(a, b)| **a != *b)
-                    .count();
+                // The weights round to these codes by these scales, as training starts from them.
+                let again = RoundedMatrix::quantize(&quantizer, [20, 256], latent, Some(packed.scales())).unwrap();
+                let (again, packed) = (again.dequantize().data, packed.dequantize().data);
+                let differ = again.iter().zip(&packed).filter(|(a, b)| a != b).count();
                 assert!(differ < 20 * 256 / 100, "{name} {act_order}: {differ}");
             }
         }
