@@ -220,7 +220,7 @@ fn arguments_that_make_no_sense_are_refused() {
         let q_in_mem = |q, bytes, scales, x, y, rows, columns, bits| {
             matmul_q_in_mem(q, bytes, scales, null(), x, y, rows, columns, bits, 0, 1)
         };
-        for bytes in [-1, 0, 2, 3, 8] {
+        for bytes in [-1, 0, 3, 8] {
             assert_eq!(q_in_mem(q, bytes, v, v, y, 1, 1, 4), BITLLAMA_ERROR_ELEMENT_SIZE);
         }
         let odd = v.cast::<u8>().add(1).cast();
