@@ -9,7 +9,7 @@ use bitllama_core::{ActivationPlan, ModelConfig};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::output::{self, Claim, Kind};
-use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
+use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
@@ -24,6 +24,8 @@ pub enum Format {
     Artifact,
     /// An artifact with the keys and loose files of the older tools.
     V2,
+    /// The same with variables and a decoder for APL.
+    Apl,
     /// A Hugging Face directory of the rounded weights.
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
@@ -31,8 +33,13 @@ pub enum Format {
 }
 
 /// Formats by name; types of GGUF files come after a colon.
-const NAMED: [(&str, Format); 4] =
-    [("artifact", Format::Artifact), ("v2", Format::V2), ("hf", Format::Hf), ("gguf", Format::Gguf(None))];
+const NAMED: [(&str, Format); 5] = [
+    ("artifact", Format::Artifact),
+    ("v2", Format::V2),
+    ("apl", Format::Apl),
+    ("hf", Format::Hf),
+    ("gguf", Format::Gguf(None)),
+];
 
 /// Names of formats, for help and error messages.
 pub fn names() -> String {
@@ -48,7 +55,7 @@ impl Format {
 
     /// Whether weights in full precision can have one of several types.
     pub fn takes_dtype(self) -> bool {
-        !self.is_ours()
+        matches!(self, Format::Hf | Format::Gguf(_))
     }
 }
 
@@ -113,7 +120,7 @@ impl Summary {
 /// Anything there that this program did not write; another process that writes it.
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
-        Format::Artifact | Format::V2 => Ok(output::claim_folder(path, Kind::Artifact)?),
+        Format::Artifact | Format::V2 | Format::Apl => Ok(output::claim_folder(path, Kind::Artifact)?),
         Format::Hf => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
@@ -158,6 +165,7 @@ pub fn write(
             let layout = if format == Format::V2 { artifact::Layout::V2 } else { artifact::Layout::Packed };
             artifact::write_trained(path, config, counted, activations, tokenizer, layout, provenance)?;
         }
+        Format::Apl => apl::write(path, config, counted, activations, tokenizer, provenance)?,
         Format::Hf => {
             let dtype = options.dtype.unwrap_or(hf::Dtype::F32);
             atomic::write_folder(path, Kind::Model, |folder| {
