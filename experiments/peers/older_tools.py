@@ -1,7 +1,7 @@
 """Runs the older tools' own scripts, unmodified, on exports of ours, and holds every weight against what it must be.
 
     cargo build --release
-    python3 -m venv .venv && .venv/bin/pip install -r experiments/peers/requirements.txt
+    python3 -m venv .venv && .venv/bin/pip install numpy pytest torch accelerate 'transformers<5'
     git clone https://github.com/luckyduckcode/apl-cpp-binary-for-ai-models THEIRS
     .venv/bin/python experiments/peers/older_tools.py --theirs THEIRS --models nano=models/nano --out results.json [--apl APL]
 

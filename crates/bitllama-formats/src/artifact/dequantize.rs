@@ -57,7 +57,7 @@ impl LowBit {
         self.weights.iter().map(|weight| &weight.info)
     }
 
-    /// The numbers of the weight at `index`, row-major.
+    /// The numbers of the weight at `index` of [`LowBit::weights`], row-major.
     ///
     /// # Errors
     /// [`Error`] if its bytes are damaged, or a number is not finite.
