@@ -84,7 +84,7 @@ fn variables(config: &ModelConfig, manifest: &Value) -> String {
         format!("RMS_NORM_EPS ← {}", number(config.rms_norm_eps)),
     ]);
     let frequencies = |longest| config.rope().frequencies(config.rotary_dim(), longest);
-    let list = |numbers: &[f32]| numbers.iter().map(|value| number(value)).collect::<Vec<_>>().join(" ");
+    let list = |numbers: &[f32]| numbers.iter().map(number).collect::<Vec<_>>().join(" ");
     let short = frequencies(1);
     lines.push(format!("ROPE_FACTOR ← {}", number(short.factor)));
     lines.push(format!("ROPE_FREQUENCIES ← {}", list(&short.inverse)));
