@@ -159,5 +159,5 @@ fn what_a_file_cannot_hold_is_said_or_refused() {
     let message = failure(&export(&artifact, "gguf", &taken, &[]).output().unwrap());
     assert!(message.contains("a folder stands here"), "{message}");
     let message = failure(&export(&artifact, "v2", &folder.path().join("v2"), &["--dtype", "f16"]).output().unwrap());
-    assert!(message.contains("--dtype is of no use with --to artifact and --to v2"), "{message}");
+    assert!(message.contains("--dtype is of no use with --to artifact, v2 and apl"), "{message}");
 }

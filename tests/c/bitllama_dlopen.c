@@ -83,13 +83,15 @@ static void check_matmul(const char *folder) {
 
     const unsigned char q[] = {0, 1, 15, 3, 2, 1};
     const int wide[] = {0, 1, 15, 3, 2, 1};
+    const unsigned short words[] = {0, 1, 15, 3, 2, 1};
     const unsigned char nibbles[] = {0x10, 0xff, 0x23, 0x01};
     const float scales[] = {1, 0.5f};
     const int zero_points[] = {1, 2};
     const float v[] = {1, 2, 4};
     CHECK(api.matmul_q_in_mem(q, 1, scales, zero_points, v, y, 2, 3, 4, 0, 1) == 0 && y[0] == 55 && y[1] == -1.5f);
     CHECK(api.matmul_q_in_mem(wide, 4, scales, NULL, v, y, 2, 3, 4, 0, 1) == 0 && y[0] == 62 && y[1] == 5.5f);
-    CHECK(api.matmul_q_in_mem(q, 2, scales, NULL, v, y, 2, 3, 4, 0, 1) == BITLLAMA_ERROR_ELEMENT_SIZE);
+    CHECK(api.matmul_q_in_mem(words, 2, scales, zero_points, v, y, 2, 3, 4, 0, 1) == 0 && y[0] == 55 && y[1] == -1.5f);
+    CHECK(api.matmul_q_in_mem(q, 3, scales, NULL, v, y, 2, 3, 4, 0, 1) == BITLLAMA_ERROR_ELEMENT_SIZE);
     CHECK(api.matmul_q4_optimized(nibbles, true, scales, zero_points, v, y, 2, 3, 2) == 0 && y[0] == 55 && y[1] == -1.5f);
     CHECK(api.matmul_q4_optimized(q, false, scales, NULL, v, y, 2, 3, 2) == 0 && y[0] == 62 && y[1] == 5.5f);
     CHECK(api.init_gpu() == -1 && api.cleanup_gpu() == 0);

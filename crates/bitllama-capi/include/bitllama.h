@@ -136,7 +136,8 @@ int matmul_1bit(const char *packed_file,
 /*
  `out_vec[r] = scales[r] * sum over c of (q[r, c] - zero_points[r]) * in_vec[c]`.
 
- `q` is `[out, in]`, row-major, one value an element of `elem_bytes`: 1 (`uint8_t`) or 4 (`int32_t`, of any alignment).
+ `q` is `[out, in]`, row-major, one value an element of `elem_bytes`: 1 (`uint8_t`), 2 (`uint16_t`) or 4 (`int32_t`), of
+ any alignment.
  `scales` is `float[out]`; `zero_points` is `int[out]`, or NULL for zeros; `in_vec` is `float[in]`. `out_vec` is
  `float[out]`, may be `in_vec`, and is written on success only. `bits` says how wide the values are, 1 to
  `8 * elem_bytes`; they are used as they stand. `mode` is ignored: the product is always computed in f32. `threads` of 0

@@ -71,7 +71,8 @@ pub unsafe extern "C" fn matmul_1bit(
 
 /// `out_vec[r] = scales[r] * sum over c of (q[r, c] - zero_points[r]) * in_vec[c]`.
 ///
-/// `q` is `[out, in]`, row-major, one value an element of `elem_bytes`: 1 (`uint8_t`) or 4 (`int32_t`, of any alignment).
+/// `q` is `[out, in]`, row-major, one value an element of `elem_bytes`: 1 (`uint8_t`), 2 (`uint16_t`) or 4 (`int32_t`), of
+/// any alignment.
 /// `scales` is `float[out]`; `zero_points` is `int[out]`, or NULL for zeros; `in_vec` is `float[in]`. `out_vec` is
 /// `float[out]`, may be `in_vec`, and is written on success only. `bits` says how wide the values are, 1 to
 /// `8 * elem_bytes`; they are used as they stand. `mode` is ignored: the product is always computed in f32. `threads` of 0
@@ -97,8 +98,8 @@ pub unsafe extern "C" fn matmul_q_in_mem(
 ) -> c_int {
     let _ = mode;
     code(|| {
-        if elem_bytes != 1 && elem_bytes != 4 {
-            let message = format!("elements of {elem_bytes} bytes are not supported, only of 1 and 4");
+        if ![1, 2, 4].contains(&elem_bytes) {
+            let message = format!("elements of {elem_bytes} bytes are not supported, only of 1, 2 and 4");
             return Err(Failure::new(BITLLAMA_ERROR_ELEMENT_SIZE, message));
         }
         if !(1..=8 * elem_bytes).contains(&bits) {
@@ -109,6 +110,11 @@ pub unsafe extern "C" fn matmul_q_in_mem(
             let rows = Rows::new(scales, zero_points, in_vec, out_vec, out, r#in, threads)?;
             match elem_bytes {
                 1 => rows.multiply(q.cast(), rows.columns, bytes_into),
+                2 => rows.multiply(q.cast::<[u8; 2]>(), rows.columns, |words, zero_point, out| {
+                    for (out, word) in out.iter_mut().zip(words) {
+                        *out = (i64::from(u16::from_ne_bytes(*word)) - i64::from(zero_point)) as f32;
+                    }
+                }),
                 _ => rows.multiply(q.cast::<[u8; 4]>(), rows.columns, |words, zero_point, out| {
                     for (out, word) in out.iter_mut().zip(words) {
                         *out = (i64::from(i32::from_ne_bytes(*word)) - i64::from(zero_point)) as f32;

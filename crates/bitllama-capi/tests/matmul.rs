@@ -156,7 +156,10 @@ fn integers_in_memory() {
             let zeros: Vec<c_int> = (0..rows as c_int).map(|row| row % 7 - 2).collect();
             let wide: Vec<i64> = q.iter().map(|q| i64::from(*q)).collect();
             let words: Vec<i32> = q.iter().map(|q| i32::from(*q)).collect();
-            for (q, bytes) in [(q.as_ptr().cast::<c_void>(), 1), (words.as_ptr().cast(), 4)] {
+            let halves: Vec<u16> = q.iter().map(|q| u16::from(*q)).collect();
+            for (q, bytes) in
+                [(q.as_ptr().cast::<c_void>(), 1), (halves.as_ptr().cast(), 2), (words.as_ptr().cast(), 4)]
+            {
                 for zeros in [Some(&zeros), None] {
                     let mut out = vec![f32::NAN; rows];
                     let pointer = zeros.map_or(null(), |zeros| zeros.as_ptr());
@@ -220,7 +223,7 @@ fn arguments_that_make_no_sense_are_refused() {
         let q_in_mem = |q, bytes, scales, x, y, rows, columns, bits| {
             matmul_q_in_mem(q, bytes, scales, null(), x, y, rows, columns, bits, 0, 1)
         };
-        for bytes in [-1, 0, 2, 3, 8] {
+        for bytes in [-1, 0, 3, 8] {
             assert_eq!(q_in_mem(q, bytes, v, v, y, 1, 1, 4), BITLLAMA_ERROR_ELEMENT_SIZE);
         }
         let odd = v.cast::<u8>().add(1).cast();

@@ -8,6 +8,7 @@
 //! | [`exports`] | parts that writers of other programs' formats share |
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
+//! | [`apl`] | exports for APL: the older tools' folder with variables and a decoder |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`checkpoint`] | the state of a run, its best checkpoint, and the student that a checkpoint is |
 //! | [`scales`] | trained scales beside a checkpoint |
@@ -25,6 +26,7 @@
 //!
 //! Every size read from a file is checked before it is used or allocated, and every error names the file.
 
+pub mod apl;
 pub mod artifact;
 pub mod atomic;
 pub mod checkpoint;

@@ -10,7 +10,7 @@ use bitllama_core::{ActivationPlan, ModelConfig, Rule, Target};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::output::{self, Claim, Growing, Kind};
-use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
+use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
@@ -27,6 +27,8 @@ pub enum Format {
     Artifact,
     /// An artifact with the keys and loose files of the older tools.
     V2,
+    /// The same with variables and a decoder for APL.
+    Apl,
     /// A Hugging Face directory of the rounded weights.
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
@@ -34,8 +36,13 @@ pub enum Format {
 }
 
 /// Formats by name; types of GGUF files come after a colon.
-const NAMED: [(&str, Format); 4] =
-    [("artifact", Format::Artifact), ("v2", Format::V2), ("hf", Format::Hf), ("gguf", Format::Gguf(None))];
+const NAMED: [(&str, Format); 5] = [
+    ("artifact", Format::Artifact),
+    ("v2", Format::V2),
+    ("apl", Format::Apl),
+    ("hf", Format::Hf),
+    ("gguf", Format::Gguf(None)),
+];
 
 /// Names of formats, for help and error messages.
 pub fn names() -> String {
@@ -53,7 +60,7 @@ impl Format {
     /// files have. `None` for formats that hold any.
     pub fn own_grid(self) -> Option<Rule> {
         let name = match self {
-            Format::Artifact | Format::V2 | Format::Hf => return None,
+            Format::Artifact | Format::V2 | Format::Apl | Format::Hf => return None,
             Format::Gguf(None) => "gguf:q4_k_m".to_string(),
             Format::Gguf(Some(kind)) => format!("gguf:{}", kind.name().to_ascii_lowercase()),
         };
@@ -67,7 +74,7 @@ impl Format {
 
     /// Whether weights in full precision can have one of several types.
     pub fn takes_dtype(self) -> bool {
-        !self.is_ours()
+        matches!(self, Format::Hf | Format::Gguf(_))
     }
 }
 
@@ -156,7 +163,7 @@ impl Summary {
 /// Anything there that this program did not write; another process that writes it.
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
-        Format::Artifact | Format::V2 => Ok(output::claim_folder(path, Kind::Artifact)?),
+        Format::Artifact | Format::V2 | Format::Apl => Ok(output::claim_folder(path, Kind::Artifact)?),
         Format::Hf => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
@@ -201,6 +208,7 @@ pub fn write(
             let layout = if format == Format::V2 { artifact::Layout::V2 } else { artifact::Layout::Packed };
             artifact::write_trained(path, config, counted, activations, tokenizer, layout, provenance)?;
         }
+        Format::Apl => apl::write(path, config, counted, activations, tokenizer, provenance)?,
         Format::Hf => {
             let dtype = options.dtype.unwrap_or(hf::Dtype::F32);
             atomic::write_folder(path, Kind::Model, |folder| {

@@ -8,7 +8,8 @@ use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
 use bitllama_runtime::{console, one_line};
 use bitllama_train::commands::{
-    bench_step, cache_teacher, distill, eval, export, generate_data, grid, quantize, quick, report, speed,
+    bench_step, cache_teacher, dequantize, distill, eval, export, generate_data, grid, import, quantize, quick, report,
+    speed,
 };
 use bitllama_train::grid::child::stop_with_stdin;
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Command {
     Pretrain(distill::Args),
     Eval(eval::Args),
     Export(export::Args),
+    Import(import::Args),
+    Dequantize(dequantize::Args),
     Quantize(quantize::Args),
     Quick(quick::Args),
     CacheTeacher(cache_teacher::Args),
@@ -67,6 +70,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pretrain(args) => return distill::pretrain(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Dequantize(args) => dequantize::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Quick(args) => quick::run(args),
         Command::CacheTeacher(args) => cache_teacher::run(args),

@@ -1,5 +1,7 @@
 //! The architecture, read back out of a manifest of any age.
 
+use std::path::Path;
+
 use bitllama_core::weights::{BLOCK_SUB_NORMS, EMBEDDING, HEAD};
 use bitllama_core::{ModelConfig, RopeScaling, excerpt};
 use serde_json::{Map, Value};
@@ -8,6 +10,7 @@ use super::files::Files;
 use super::forms::artifact_name;
 use super::manifest::SWIGLU;
 
+use crate::Error;
 use crate::npz::Npz;
 
 /// What the older tools meant where they said nothing: the values of Llama 2.
@@ -16,6 +19,25 @@ const ROPE_THETA: f64 = 10000.0;
 const CONTEXT_LENGTH: usize = 2048;
 /// The variant of attention that sees so many tokens back as `window_size` says.
 const SLIDING: &str = "sliding-window";
+
+/// The architecture of what [`Artifact::open`](super::Artifact::open) opens, with what had to be assumed because the tool that wrote
+/// it left it out, one line each.
+///
+/// # Errors
+/// [`Error`] with what is missing or wrong.
+pub fn read_config(path: &Path) -> crate::Result<(ModelConfig, Vec<String>)> {
+    let (files, mut notes) = (Files::open(path)?, Vec::new());
+    let config = read(&files.manifest, &files, &mut notes).map_err(|reason| Error::invalid(&files.path, reason))?;
+    Ok((config, notes))
+}
+
+/// Whether what [`Artifact::open`](super::Artifact::open) opens has a weight of that name (ours: `lm_head.weight`), in whatever form.
+///
+/// # Errors
+/// [`Error`] if the manifest or the NPZ is damaged.
+pub fn has_weight(path: &Path, name: &str) -> crate::Result<bool> {
+    Ok(Files::open(path)?.has(&artifact_name(name)))
+}
 
 /// Our manifests hold the whole config; older ones are pieced together from `architecture`, then the `_config_*`
 /// arrays of the NPZ, then from the shapes of weights. What had to be assumed is added to `notes`.

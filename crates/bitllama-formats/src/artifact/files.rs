@@ -1,12 +1,13 @@
 //! The arrays that an artifact is made of: members of its NPZ, and the loose files that a manifest names.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use bitllama_core::excerpt;
 use serde_json::Value;
 
-use super::forms::{FORMS, FULL};
+use super::forms::{BARE, FORMS, FULL};
 use super::manifest::FORMAT_VERSION;
 use super::{MANIFEST_FILE, WEIGHTS_FILE};
 use crate::npz::{self, Array, Dtype, Header, Npz};
@@ -15,6 +16,8 @@ use crate::{Error, Result, json, version};
 /// The NPZ and the loose files that a manifest names.
 pub(super) struct Files {
     pub(super) folder: PathBuf,
+    /// The manifest, or the NPZ that stands alone.
+    pub(super) path: PathBuf,
     pub(super) manifest: Value,
     pub(super) npz: Option<Npz>,
 }
@@ -31,20 +34,39 @@ pub(super) enum Part {
 }
 
 impl Files {
-    pub(super) fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(MANIFEST_FILE);
-        let manifest = json::read(&path)?;
-        if !manifest.is_object() {
-            return Err(Error::invalid(&path, "not a JSON object"));
+    /// Opens a folder with a `manifest.json`, a manifest of any name, or an NPZ that stands alone.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let is = |extension| path.extension().is_some_and(|found| found == extension);
+        match path.is_file() {
+            true if is("npz") => {
+                let npz = Some(Npz::open(path)?);
+                Ok(Self { folder: folder_of(path), path: path.to_path_buf(), manifest: Value::Null, npz })
+            }
+            true if is("json") => Self::of_manifest(path, beside),
+            _ => Self::of_manifest(&path.join(MANIFEST_FILE), inside),
         }
-        version::check(&path, &manifest, FORMAT_VERSION)?;
+    }
+
+    /// `npz` finds the NPZ that a manifest names.
+    fn of_manifest(path: &Path, npz: fn(&Path, &str) -> Result<PathBuf, String>) -> Result<Self> {
+        let folder = folder_of(path);
+        let manifest = json::read(path)?;
+        if !manifest.is_object() {
+            return Err(Error::invalid(path, "not a JSON object"));
+        }
+        version::check(path, &manifest, FORMAT_VERSION)?;
         let named = match &manifest["model"]["source_npz"] {
-            Value::String(name) => inside(folder, name).map_err(|reason| Error::invalid(&path, reason))?,
+            Value::String(name) => npz(&folder, name).map_err(|reason| Error::invalid(path, reason))?,
             _ => folder.join(WEIGHTS_FILE),
         };
         // Without an NPZ the loose files are enough; where they are not there either, the weights say so.
         let npz = named.is_file().then(|| Npz::open(&named)).transpose()?;
-        Ok(Self { folder: folder.to_path_buf(), manifest, npz })
+        Ok(Self { folder, path: path.to_path_buf(), manifest, npz })
+    }
+
+    /// True for an NPZ without a manifest.
+    pub(super) fn is_lone(&self) -> bool {
+        self.manifest.is_null()
     }
 
     /// An upper bound of the number of weights.
@@ -56,7 +78,19 @@ impl Files {
     /// Whether there is a weight under the name `name`, in whatever form.
     pub(super) fn has(&self, name: &str) -> bool {
         let in_npz = |suffix: &str| self.npz.as_ref().is_some_and(|npz| npz.contains(&format!("{name}{suffix}")));
-        self.entry(name).is_some() || in_npz(FULL) || FORMS.iter().any(|form| in_npz(form.suffix))
+        self.entry(name).is_some() || suffixes().any(in_npz)
+    }
+
+    /// The names of all weights that the manifest or the NPZ has, in whatever form.
+    pub(super) fn names(&self) -> BTreeSet<&str> {
+        let named = self.manifest["weights"].as_object();
+        let in_manifest = named.into_iter().flat_map(|named| named.keys().map(String::as_str));
+        // Under its bare name only what is called like a parameter is a weight.
+        let of_key = |key| match suffixes().filter(|s| *s != BARE).find_map(|s| str::strip_suffix(key, s)) {
+            Some(name) => Some(name),
+            None => Some(key).filter(|key| key.ends_with(".weight") || key.ends_with(".bias")),
+        };
+        in_manifest.chain(self.npz.iter().flat_map(Npz::keys).filter_map(of_key)).collect()
     }
 
     /// `out_features` of the matrix `name`, as the manifest states it or as the NPZ holds it.
@@ -65,8 +99,7 @@ impl Files {
             return usize::try_from(rows).ok();
         }
         let npz = self.npz.as_ref()?;
-        let suffixes = FORMS.iter().map(|form| form.suffix).chain([FULL]);
-        let key = suffixes.map(|suffix| format!("{name}{suffix}")).find(|key| npz.contains(key))?;
+        let key = suffixes().map(|suffix| format!("{name}{suffix}")).find(|key| npz.contains(key))?;
         npz.header(&key).ok()?.shape.first().copied()
     }
 
@@ -126,7 +159,7 @@ impl Files {
         match entry[field].as_str().map(|name| inside(&self.folder, name)) {
             None => Ok(None),
             Some(Ok(path)) => Ok(Some(path).filter(|path| path.is_file())),
-            Some(Err(reason)) => Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason)),
+            Some(Err(reason)) => Err(Error::invalid(&self.path, reason)),
         }
     }
 
@@ -137,6 +170,24 @@ impl Files {
             (Part::Npy(path) | Part::Raw(path, _) | Part::Text(path), _) => Error::invalid(path, reason),
         }
     }
+}
+
+/// What may stand behind a weight's name in an NPZ, in the order in which a reader looks for it.
+pub(super) fn suffixes() -> impl Iterator<Item = &'static str> {
+    FORMS.iter().map(|form| form.suffix).chain([FULL, BARE])
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_path_buf()
+}
+
+/// The file of that name beside a manifest, wherever the path that the older tools wrote into it led: they name the NPZ as they
+/// were given it, from the folder that they were started in.
+fn beside(folder: &Path, name: &str) -> Result<PathBuf, String> {
+    inside(folder, name).or_else(|reason| {
+        let file = name.rsplit(['/', '\\']).next().unwrap_or_default();
+        inside(folder, file).map_err(|_| reason)
+    })
 }
 
 /// The file `name` of a manifest, which must lie below `folder`.

@@ -43,6 +43,9 @@ pub(super) const GGML: &str = "_ggml";
 /// Suffix of a weight in full precision.
 pub(super) const FULL: &str = "_fp32";
 
+/// The same in archives of `quantize_real_model.py`, one of the older tools: norms stand under their own names.
+pub(super) const BARE: &str = "";
+
 /// The first form of a weight that a reader finds is taken, if nothing says which is meant. Integers come before
 /// signs: the older tools' exporter writes the signs of every matrix, whatever it was asked for. Integers of
 /// several widths are refused.

@@ -7,7 +7,7 @@ use bitllama_core::scales::DOUBLE_BLOCK;
 use bitllama_core::size::StoredSize;
 use bitllama_core::weights::{Kind, specs};
 use bitllama_core::{
-    Activation, ActivationPlan, HiddenAct, ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme,
+    Activation, ActivationPlan, Architecture, HiddenAct, ModelConfig, PackedMatrix, RopeScaling, ScaleFormat, Scheme,
 };
 use serde_json::{Map, Value, json};
 
@@ -177,7 +177,7 @@ pub(super) fn manifest(
     provenance: Value,
 ) -> Value {
     let manifest = json!({
-        "format_version": if config.arch.is_llama() { LLAMA_VERSION } else { FORMAT_VERSION },
+        "format_version": if config.arch.computes_as(&Architecture::LLAMA) { LLAMA_VERSION } else { FORMAT_VERSION },
         "layout": match layout { Layout::Packed => "packed", Layout::V2 => "v2" },
         "created_by": concat!("bitllama-train ", env!("CARGO_PKG_VERSION")),
         "model": {

@@ -15,10 +15,12 @@
 //! | `scales.rs` | scales and zero points of a weight, read in whatever form |
 //! | `source.rs` | an artifact as the source of a model's weights |
 //! | `files.rs` | the arrays of an artifact: NPZ members and loose files |
+//! | `dequantize.rs` | low-bit weights of a manifest without regard to an architecture |
 //! | `codes.rs` | codes of the older tools, to panels and back; what can be wrong inside panels |
 
 mod codes;
 mod config;
+mod dequantize;
 mod files;
 mod forms;
 mod manifest;
@@ -39,8 +41,10 @@ use tokenizers::Tokenizer;
 use crate::npz::Npz;
 use crate::{Companions, Result};
 
+pub use config::{has_weight, read_config};
+pub use dequantize::LowBit;
 pub use source::open_model;
-pub use write::{write, write_trained};
+pub use write::{write, write_trained, write_with};
 
 /// The NPZ of an artifact.
 pub const WEIGHTS_FILE: &str = "weights.npz";

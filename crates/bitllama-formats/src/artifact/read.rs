@@ -3,7 +3,7 @@
 //! Everything is located and its shapes are checked against the architecture when the folder is opened, so that a
 //! damaged artifact is refused at once and not in the middle of a text.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::files::{Files, Part};
-use super::forms::{Cells, FORMS, FULL, Form, GGML, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
+use super::forms::{BARE, Cells, FORMS, FULL, Form, GGML, ONE_BIT, ROW_MAJOR, TERNARY, artifact_name};
 use super::manifest::{ACTIVATION, GGML_TYPE, KV_CACHE, NOT_ROUNDED};
 use super::scales::Scales;
-use super::{Artifact, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
+use super::{Artifact, StoredWeight, TOKENIZER_FILE, WeightInfo, codes, config};
 use crate::companions::END_NAMES;
 use crate::gguf::BlockFormat;
 use crate::model::beyond;
@@ -42,53 +42,100 @@ enum Place {
     Full(Part),
     /// Left out by the older tools.
     Ones,
+    /// Not there: [`Artifact::open_incomplete`] only.
+    Absent,
 }
 
 /// The form and the codes of a low-bit weight, or the values of one in full precision.
 type Found = (Option<Form>, Part);
 
 impl Artifact {
-    /// Opens an artifact folder of either layout, one of the older tools, or a lone NPZ file that holds its
-    /// architecture in `_config_*` arrays.
+    /// Opens an artifact folder of either layout, one of the older tools, a lone NPZ file that holds its architecture in
+    /// `_config_*` arrays, or a manifest of any name.
     ///
     /// # Errors
     /// [`Error`] if a file is missing or damaged, a path in the manifest leaves the folder, or a weight of the
     /// architecture is missing, of another shape or element type.
     pub fn open(path: &Path) -> Result<Self> {
-        let lone_npz = path.is_file() && path.extension().is_some_and(|extension| extension == "npz");
-        let (files, manifest_path) = match lone_npz {
-            true => {
-                let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-                (Files { folder, manifest: Value::Null, npz: Some(Npz::open(path)?) }, path.to_path_buf())
-            }
-            false => (Files::open(path)?, path.join(MANIFEST_FILE)),
-        };
+        let files = Files::open(path)?;
         files.refuse_row_major()?;
         let mut notes = Vec::new();
-        let mut config = config::read(&files.manifest, &files, &mut notes)
-            .map_err(|reason| Error::invalid(&manifest_path, reason))?;
-        files.check_names(&config, &mut notes).map_err(|reason| Error::invalid(&manifest_path, reason))?;
+        let config =
+            config::read(&files.manifest, &files, &mut notes).map_err(|reason| Error::invalid(&files.path, reason))?;
+        files.check_names(&config, &mut notes)?;
         let weights: Vec<Located> =
             weights::specs(&config).iter().map(|spec| files.locate(spec, &mut notes)).collect::<Result<_>>()?;
-        let tokenizer_path = files.folder.join(TOKENIZER_FILE);
-        let tokenizer = match tokenizer_path.is_file() && !lone_npz {
-            true => Some(hf::read_tokenizer(&tokenizer_path)?),
-            false => None,
+        Self::assemble(path, files, config, weights, notes)
+    }
+
+    /// Opens what [`Artifact::open`] opens as a model of this `config`, whatever the manifest says of the architecture. Weights
+    /// may be missing ([`Artifact::absent`]), the final norm among them.
+    ///
+    /// # Errors
+    /// As [`Artifact::open`]; a weight that the architecture has no place for.
+    pub fn open_incomplete(path: &Path, config: ModelConfig) -> Result<Self> {
+        let files = Files::open(path)?;
+        files.refuse_row_major()?;
+        let specs = weights::specs(&config);
+        let known: HashSet<String> = specs.iter().map(|spec| artifact_name(&spec.name)).collect();
+        if let Some(stranger) = files.names().into_iter().find(|name| !known.contains(*name)) {
+            let reason = format!("{} has no place in a {} of this config", excerpt(stranger), config.arch.family);
+            return Err(Error::invalid(&files.path, reason));
+        }
+        let locate = |spec: &WeightSpec| {
+            let there =
+                files.has(&artifact_name(&spec.name)).then(|| files.locate(spec, &mut Vec::new())).transpose()?;
+            let absent = || Located { info: WeightInfo::new(spec.name.clone(), &spec.shape), place: Place::Absent };
+            Ok(there.filter(|located| !matches!(located.place, Place::Ones)).unwrap_or_else(absent))
         };
-        if let Some(reason) = tokenizer.as_ref().and_then(|tokenizer| beyond(tokenizer, config.vocab_size)) {
-            return Err(Error::invalid(&tokenizer_path, reason));
-        }
-        let companions = if lone_npz { Companions::default() } else { Companions::read(&files.folder)? };
-        if let Some(tokenizer) = &tokenizer {
-            companions.complete(&mut config, tokenizer)?;
-            if config.end_tokens().next().is_none() && files.manifest.get("model_config").is_none() {
-                ends_by_name(&mut config, tokenizer, &mut notes);
-            }
-        }
-        let activations = files.activations(&config).map_err(|reason| Error::invalid(&manifest_path, reason))?;
+        let weights: Vec<Located> = specs.iter().map(locate).collect::<Result<_>>()?;
+        Self::assemble(path, files, config, weights, Vec::new())
+    }
+
+    fn assemble(
+        path: &Path,
+        files: Files,
+        config: ModelConfig,
+        weights: Vec<Located>,
+        notes: Vec<String>,
+    ) -> Result<Self> {
+        let activations = files.activations(&config).map_err(|reason| Error::invalid(&files.path, reason))?;
+        let tokenizer_path = files.folder.join(TOKENIZER_FILE);
+        // The tokenizer beside a lone NPZ may be another model's.
+        let with_tokenizer = tokenizer_path.is_file() && !files.is_lone();
+        let companions = if files.is_lone() { Companions::default() } else { Companions::read(&files.folder)? };
         let manifest = files.manifest.clone();
         let path = path.to_path_buf();
-        Ok(Self { path, config, activations, tokenizer, companions, manifest, notes, weights, files })
+        let mut artifact =
+            Self { path, config, activations, tokenizer: None, companions, manifest, notes, weights, files };
+        if with_tokenizer {
+            let companions = artifact.companions.clone();
+            artifact.give_tokenizer(&tokenizer_path, companions)?;
+        }
+        Ok(artifact)
+    }
+
+    /// Reads `tokenizer.json` from `path` and takes it, with its companions, for the model's own.
+    ///
+    /// # Errors
+    /// [`Error`] if it is damaged, or has more tokens than the model.
+    pub fn give_tokenizer(&mut self, path: &Path, companions: Companions) -> Result<()> {
+        let tokenizer = hf::read_tokenizer(path)?;
+        if let Some(reason) = beyond(&tokenizer, self.config.vocab_size) {
+            return Err(Error::invalid(path, reason));
+        }
+        companions.complete(&mut self.config, &tokenizer)?;
+        if self.config.end_tokens().next().is_none() && self.manifest.get("model_config").is_none() {
+            ends_by_name(&mut self.config, &tokenizer, &mut self.notes);
+        }
+        (self.tokenizer, self.companions) = (Some(tokenizer), companions);
+        Ok(())
+    }
+
+    /// The weights that an artifact opened by [`Artifact::open_incomplete`] lacks.
+    pub fn absent(&self) -> impl Iterator<Item = &str> {
+        let absent = self.weights.iter().filter(|weight| matches!(weight.place, Place::Absent));
+        absent.map(|weight| weight.info.name.as_str())
     }
 
     /// One weight. The bytes of panels stay in the memory map, unread: [`Artifact::verify`] looks into them.
@@ -97,7 +144,8 @@ impl Artifact {
     /// [`Error`] if the architecture has no such weight of that shape, its bytes are damaged, or a value or a scale is
     /// infinite or NaN.
     pub fn weight(&self, spec: &WeightSpec) -> Result<StoredWeight> {
-        let located = self.weights.iter().find(|weight| weight.info.name == spec.name);
+        let there = |weight: &&Located| weight.info.name == spec.name && !matches!(weight.place, Place::Absent);
+        let located = self.weights.iter().find(there);
         match located.filter(|located| located.info.shape == spec.shape) {
             Some(located) => self.files.load(located),
             None => {
@@ -148,7 +196,7 @@ impl Files {
     }
 
     /// What was written in the days when packed codes were row-major cannot be told from damage later on.
-    fn refuse_row_major(&self) -> Result<()> {
+    pub(super) fn refuse_row_major(&self) -> Result<()> {
         let Some(npz) = &self.npz else { return Ok(()) };
         match npz.keys().find(|key| ROW_MAJOR.iter().any(|suffix| key.ends_with(suffix))) {
             None => Ok(()),
@@ -161,22 +209,19 @@ impl Files {
 
     /// Weights that the architecture has no place for: biases change the results, so they are an error; others are
     /// noted.
-    fn check_names(&self, config: &ModelConfig, notes: &mut Vec<String>) -> Result<(), String> {
-        let named = self.manifest["weights"].as_object();
-        let in_manifest = named.into_iter().flat_map(|named| named.keys().map(String::as_str));
-        let in_npz = self.npz.iter().flat_map(Npz::keys).filter_map(|key| key.strip_suffix(FULL));
+    fn check_names(&self, config: &ModelConfig, notes: &mut Vec<String>) -> Result<()> {
         let known: HashSet<String> = weights::specs(config).iter().map(|spec| artifact_name(&spec.name)).collect();
-        let strangers: BTreeSet<&str> = in_manifest.chain(in_npz).filter(|name| !known.contains(*name)).collect();
-        for name in strangers {
+        for name in self.names().into_iter().filter(|name| !known.contains(*name)) {
             if name.ends_with(".bias") {
-                return Err(format!("{}: layers with a bias are not supported", excerpt(name)));
+                let reason = format!("{}: layers with a bias are not supported", excerpt(name));
+                return Err(Error::invalid(&self.path, reason));
             }
             notes.push(format!("{} has no place in this architecture and is ignored", excerpt(name)));
         }
         Ok(())
     }
 
-    fn locate(&self, spec: &WeightSpec, notes: &mut Vec<String>) -> Result<Located> {
+    pub(super) fn locate(&self, spec: &WeightSpec, notes: &mut Vec<String>) -> Result<Located> {
         let name = artifact_name(&spec.name);
         let stated = self.entry(&name).and_then(|entry| entry["shape"].as_array());
         if let Some(stated) = stated
@@ -184,7 +229,7 @@ impl Files {
         {
             let stated = Value::from(stated.clone()).to_string();
             let reason = format!("{name} has the shape {}, {:?} is expected", excerpt(&stated), spec.shape);
-            return Err(Error::invalid(self.folder.join(MANIFEST_FILE), reason));
+            return Err(Error::invalid(&self.path, reason));
         }
         // Codes come first wherever they are: in full precision there may be a dequantized copy of them.
         if let Some(blocks) = self.blocks(&name, spec)? {
@@ -296,8 +341,8 @@ impl Files {
     /// Whatever the NPZ holds for a weight.
     fn in_any_form(&self, name: &str) -> Result<Option<Found>> {
         let Some(npz) = &self.npz else { return Ok(None) };
-        let forms = FORMS.into_iter().map(Some).chain([None]);
-        let mut members = forms.map(|form| (form, format!("{name}{}", form.map_or(FULL, |form| form.suffix))));
+        let forms = FORMS.into_iter().map(|form| (Some(form), form.suffix)).chain([(None, FULL), (None, BARE)]);
+        let mut members = forms.map(|(form, suffix)| (form, format!("{name}{suffix}")));
         match members.find(|(_, key)| npz.contains(key)) {
             Some((Some(form), _)) if form.cells == Cells::Fields => {
                 Ok(self.integers(name)?.map(|form| (Some(form), Part::Member(format!("{name}{}", form.suffix)))))
@@ -347,7 +392,7 @@ impl Files {
         }
         if let Some(file) = entry["q"].as_str() {
             let reason = format!("{name}: the file {} that the manifest names as q is not there", excerpt(file));
-            let lost = || Error::invalid(self.folder.join(MANIFEST_FILE), reason);
+            let lost = || Error::invalid(&self.path, reason);
             return self.loose_values(name)?.ok_or_else(lost).map(Some);
         }
         let Some(path) = self.loose(entry, "packed")? else { return Ok(None) };
@@ -389,7 +434,7 @@ impl Files {
         }
     }
 
-    fn load(&self, located: &Located) -> Result<StoredWeight> {
+    pub(super) fn load(&self, located: &Located) -> Result<StoredWeight> {
         let shape = &located.info.shape;
         match (&located.place, &shape[..]) {
             (Place::Packed { form, codes, scales, zero_points }, &[rows, columns]) => {

@@ -6,15 +6,15 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use bitllama_core::scales::{DoubleScales, PackedScales};
-use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ActivationPlan, ModelConfig, PackedMatrix, ScaleFormat, StoredRows};
+use bitllama_core::weights::{self, Kind, WeightSpec};
+use bitllama_core::{ActivationPlan, Architecture, ModelConfig, PackedMatrix, ScaleFormat, StoredRows};
 use serde_json::{Map, Value};
 
-use super::forms::{Cells, FULL, Form, GGML, MEAN, STEPS, artifact_name};
+use super::forms::{BARE, Cells, FULL, Form, GGML, MEAN, STEPS, artifact_name};
 use super::{Layout, MANIFEST_FILE, StoredWeight, TOKENIZER_FILE, WEIGHTS_FILE, WeightInfo, codes, manifest};
 use crate::gguf::BlockFormat;
 use crate::npz::{self, Dtype, NpzWriter};
-use crate::output::Kind;
+use crate::output;
 use crate::{Error, Result, TokenizerFiles, atomic, finite};
 
 /// Writes an artifact folder, whole or not at all. `weights` yields every weight of `config`, in any order;
@@ -48,19 +48,42 @@ pub fn write_trained<'a>(
     layout: Layout,
     provenance: Value,
 ) -> Result<()> {
+    let nothing = |_: &Path, _: &Value| Ok(());
+    write_with(folder, config, weights, activations, tokenizer, layout, provenance, nothing)
+}
+
+/// As [`write_trained`]; `more` may put further files beside the others, and gets the folder under its temporary name and the
+/// manifest.
+///
+/// # Errors
+/// As [`write`]; those of `more`.
+#[expect(clippy::too_many_arguments, reason = "those of write_trained and a closure")]
+pub fn write_with<'a>(
+    folder: &Path,
+    config: &ModelConfig,
+    weights: impl Iterator<Item = Result<(WeightSpec, StoredWeight)>>,
+    activations: &ActivationPlan,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
+    layout: Layout,
+    provenance: Value,
+    more: impl FnOnce(&Path, &Value) -> Result<()>,
+) -> Result<()> {
     let files = tokenizer.into();
     config.validate().map_err(|e| Error::invalid(folder, e))?;
     if config.sub_norm && layout == Layout::V2 {
         let reason = "the v2 layout has no place for sub-norms: the older tools would leave them out in silence";
         return Err(Error::invalid(folder, reason));
     }
-    if !config.arch.is_llama() && layout == Layout::V2 {
+    if !config.arch.computes_as(&Architecture::LLAMA) && layout == Layout::V2 {
+        // Biases are the only choice that a Llama has.
+        let with = if config.arch.family == Architecture::LLAMA.family { " with biases" } else { "" };
         let family = config.arch.family;
-        let reason =
-            format!("the v2 layout has no place for a {family} model: the older tools would compute it as a Llama");
+        let reason = format!(
+            "the v2 layout has no place for a {family} model{with}: the older tools would compute it as a plain Llama"
+        );
         return Err(Error::invalid(folder, reason));
     }
-    atomic::write_folder(folder, Kind::Artifact, |temporary| {
+    atomic::write_folder(folder, output::Kind::Artifact, |temporary| {
         let npz_path = temporary.join(WEIGHTS_FILE);
         let mut entries = HashMap::new();
         atomic::write_file(&npz_path, |file| {
@@ -97,7 +120,8 @@ pub fn write_trained<'a>(
         let path = temporary.join(TOKENIZER_FILE);
         let text = files.tokenizer.to_string(false).map_err(|e| Error::invalid(&path, e))?;
         write_file(&path, |file| file.write_all(text.as_bytes()))?;
-        files.write_companions(temporary, config)
+        files.write_companions(temporary, config)?;
+        more(temporary, &manifest)
     })
 }
 
@@ -167,6 +191,10 @@ impl<W: Write + io::Seek> Writer<'_, W> {
             StoredWeight::Full(values) => {
                 let bytes = bytemuck::cast_slice(values);
                 self.both(&name, FULL, Dtype::F32, &spec.shape, &|out| out.write_all(bytes))?;
+                if self.layout == Layout::V2 && spec.kind == Kind::Norm {
+                    // `test_inference.py` looks for norms under their own names.
+                    self.npz.array(&format!("{name}{BARE}"), Dtype::F32, &spec.shape, bytes)?;
+                }
                 let info = WeightInfo { bytes: bytes.len(), ..full };
                 Ok((info, manifest::full_entry(&name, self.layout, &spec.shape)))
             }

@@ -49,12 +49,33 @@ impl<'a> Growing<'a> {
     /// # Errors
     /// [`Error::Invalid`] if the file is not on record as it is; [`Error::Io`].
     pub fn write(self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, record) = (self.folder.join(name), Record::read(self.folder)?);
-        if path.symlink_metadata().is_ok() && !record.proves(self.folder, name)? {
-            return Err(Foreign { path, changed: record.has(name) }.refusal("it is not replaced"));
-        }
+        self.replaceable(name)?;
         self.add(Line::content(name, bytes))?;
-        atomic::write_bytes(&path, bytes)
+        atomic::write_bytes(&self.folder.join(name), bytes)
+    }
+
+    /// Makes sure that [`Growing::write`] would write a file.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a file stands there that is not on record as it is; [`Error::Io`].
+    pub fn replaceable(self, name: &str) -> Result<()> {
+        let (path, record) = (self.folder.join(name), Record::read(self.folder)?);
+        match path.symlink_metadata().is_ok() && !record.proves(self.folder, name)? {
+            true => Err(Foreign { path, changed: record.has(name) }.refusal("it is not replaced")),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the new content of a file that the user named to be edited, whole or not at all. One that is on record as it is stays
+    /// on record, any other stays the user's.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn edit(self, name: &str, bytes: &[u8]) -> Result<()> {
+        if Record::read(self.folder)?.proves(self.folder, name)? {
+            self.add(Line::content(name, bytes))?;
+        }
+        atomic::write_bytes(&self.folder.join(name), bytes)
     }
 
     /// Puts a file on record that is going to grow.

@@ -38,6 +38,8 @@ pub enum Kind {
     Grid,
     /// A teacher's likeliest tokens.
     TeacherCache,
+    /// Dequantized weights, a file each.
+    Weights,
 }
 
 impl fmt::Display for Kind {
@@ -49,6 +51,7 @@ impl fmt::Display for Kind {
             Kind::Run => "a run",
             Kind::Grid => "a grid",
             Kind::TeacherCache => "a teacher cache",
+            Kind::Weights => "dequantized weights",
         })
     }
 }

@@ -62,7 +62,7 @@ impl From<Dtype> for hf::Dtype {
 /// A model that is missing or damaged, or that the format cannot hold; an output that cannot be written, or holds what this program
 /// did not write.
 pub fn run(args: Args) -> Result<()> {
-    ensure!(args.dtype.is_none() || args.to.takes_dtype(), "--dtype is of no use with --to artifact and --to v2");
+    ensure!(args.dtype.is_none() || args.to.takes_dtype(), "--dtype is of no use with --to artifact, v2 and apl");
     output::apart(&args.output, [("--from", Path::new(&args.from))])?;
     let _claim = export::claim(args.to, &args.output)?;
     let model = models::open(&args.from, false)?;

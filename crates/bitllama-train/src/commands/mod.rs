@@ -3,12 +3,14 @@
 pub mod bench_step;
 pub mod cache_teacher;
 mod corpus;
+pub mod dequantize;
 pub mod distill;
 pub mod eval;
 pub mod export;
 pub mod generate_data;
 pub mod grid;
 mod identity;
+pub mod import;
 pub mod outcome;
 mod outputs;
 mod prepare;
