@@ -21,7 +21,7 @@ pub(super) enum Packing {
 }
 
 /// Rows of codes to a row of bytes.
-const ROWS_PER_BYTE: usize = 4;
+pub(super) const ROWS_PER_BYTE: usize = 4;
 
 /// The packing that a `config.json` states, if it states one.
 ///

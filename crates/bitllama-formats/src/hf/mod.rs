@@ -8,6 +8,7 @@ mod bitnet;
 mod config;
 mod fields;
 mod mapped;
+mod packed;
 mod read;
 mod rope;
 mod write;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::tokenizer::read as read_tokenizer;
 pub use config::{config_json, parse_config, read_config, write_config};
+pub use packed::{Options as PackedOptions, PackedFormat, write as write_packed};
 #[cfg(feature = "hub")]
 pub(crate) use read::is_file_name;
 pub(crate) use read::shards;
@@ -122,8 +124,12 @@ pub fn write_into<'a>(
 ) -> Result<()> {
     write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
     write_config(&folder.join(CONFIG), config, dtype)?;
+    write_tokenizer(folder, config, tokenizer.into())
+}
+
+/// Writes a tokenizer with its companions.
+fn write_tokenizer(folder: &Path, config: &ModelConfig, files: TokenizerFiles<'_>) -> Result<()> {
     let path = folder.join(TOKENIZER);
-    let files = tokenizer.into();
     let json = files.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
     atomic::write_bytes(&path, json.as_bytes())?;
     files.write_companions(folder, config)
