@@ -8,6 +8,7 @@ use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_core::{ActivationPlan, ModelConfig};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
+use bitllama_formats::hf::PackedFormat;
 use bitllama_formats::output::{self, Claim, Kind};
 use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
 use bitllama_nn::Llama;
@@ -28,15 +29,22 @@ pub enum Format {
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
     Gguf(Option<BlockFormat>),
+    /// A Hugging Face directory of packed weights.
+    Packed(PackedFormat),
 }
 
 /// Formats by name; types of GGUF files come after a colon.
 const NAMED: [(&str, Format); 4] =
     [("artifact", Format::Artifact), ("v2", Format::V2), ("hf", Format::Hf), ("gguf", Format::Gguf(None))];
 
+/// All formats by name.
+fn named() -> impl Iterator<Item = (&'static str, Format)> {
+    NAMED.into_iter().chain(PackedFormat::NAMED.map(|(name, format)| (name, Format::Packed(format))))
+}
+
 /// Names of formats, for help and error messages.
 pub fn names() -> String {
-    let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = named().map(|(name, _)| name).collect();
     format!("{} or gguf:TYPE", names.join(", "))
 }
 
@@ -44,6 +52,12 @@ impl Format {
     /// Whether only programs that keep activations as this one does read it: other programs round them in their own way.
     pub fn is_ours(self) -> bool {
         matches!(self, Format::Artifact | Format::V2)
+    }
+
+    /// Whether it rounds inputs, keys and values as a student does that was trained with `activations`, or says itself how.
+    pub fn rounds_as(self, activations: &ActivationPlan) -> bool {
+        let is_bitnet = self == Format::Packed(PackedFormat::Bitnet);
+        self.is_ours() || activations.is_empty() || is_bitnet && activations.kv_cache.is_none()
     }
 
     /// Whether weights in full precision can have one of several types.
@@ -57,9 +71,9 @@ impl FromStr for Format {
 
     fn from_str(name: &str) -> Result<Self, String> {
         // `packed` was the name before there were others.
-        let named = NAMED.iter().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
+        let named = named().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
         let kind = name.strip_prefix("gguf:").and_then(BlockFormat::named).filter(|kind| kind.is_written());
-        named.map(|(_, format)| *format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
+        named.map(|(_, format)| format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
             let types = BlockFormat::written().map(|format| format.name().to_ascii_lowercase());
             let types = types.collect::<Vec<_>>().join(", ");
             format!("expected one of {}, where TYPE is one of {types}", names())
@@ -70,8 +84,8 @@ impl FromStr for Format {
 /// Choices of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files the smallest that keeps every
-    /// number.
+    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files and directories of packed weights
+    /// the smallest that keeps every number.
     pub dtype: Option<hf::Dtype>,
     /// Refuses weights that the format cannot hold to the bit.
     pub exact: bool,
@@ -96,7 +110,7 @@ pub struct Summary {
     pub bytes: u64,
     /// Number of weights.
     pub parameters: usize,
-    /// Tensors of a file of another program's format; none for artifacts and Hugging Face directories.
+    /// Tensors of a file of another program's format; none for artifacts and Hugging Face directories in full precision.
     pub tensors: Vec<Written>,
 }
 
@@ -114,7 +128,7 @@ impl Summary {
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
         Format::Artifact | Format::V2 => Ok(output::claim_folder(path, Kind::Artifact)?),
-        Format::Hf => Ok(output::claim_folder(path, Kind::Model)?),
+        Format::Hf | Format::Packed(_) => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
             ensure!(!path.is_dir(), "{}: a folder stands here, where a GGUF file is to be written", path.display());
@@ -182,9 +196,13 @@ pub fn write(
                 hf::Dtype::Bf16 => BlockFormat::Bf16,
             });
             let options = gguf::Options { preferred, full, exact: options.exact, name, provenance };
-            let tensors = gguf::write(path, config, counted, tokenizer, &options)?;
-            summary.bytes = tensors.iter().map(|tensor| tensor.bytes as u64).sum();
-            summary.tensors = tensors;
+            summary.tensors = gguf::write(path, config, counted, tokenizer, &options)?;
+            summary.bytes = summary.tensors.iter().map(|tensor| tensor.bytes as u64).sum();
+        }
+        Format::Packed(format) => {
+            let options = hf::PackedOptions { dtype: options.dtype, exact: options.exact };
+            summary.tensors = hf::write_packed(path, config, activations, counted, tokenizer, (format, options))?;
+            summary.bytes = summary.tensors.iter().map(|tensor| tensor.bytes as u64).sum();
         }
     }
     Ok(summary)

@@ -17,6 +17,9 @@ use super::floats::Floats;
 use super::{Encoded, Form, Module, error_of};
 use crate::notes;
 
+/// The end of the name of a scale.
+pub(super) const SCALE: &str = "weight_scale";
+
 pub(super) fn encode(matrices: &[PackedMatrix], scale_type: Option<Dtype>) -> Result<Encoded, String> {
     let codes = Codes::of(matrices)?;
     let ([rows, columns], scale) = ([codes.rows, codes.columns], codes.scales.first().copied().unwrap_or_default());
@@ -50,7 +53,7 @@ pub(super) fn encode(matrices: &[PackedMatrix], scale_type: Option<Dtype>) -> Re
     let bytes = bytes.map(|(row, column)| byte(row, column)).collect();
     let parts = vec![
         ("weight", StoredDtype::U8, vec![part_rows, columns], bytes),
-        ("weight_scale", stored(floats.dtype), vec![1], floats.bytes),
+        (SCALE, stored(floats.dtype), vec![1], floats.bytes),
     ];
     let form = Form { bits: 2, group_size: None, symmetric: true };
     let loss = (error > 0.0).then(|| format!("the scale is rounded to {}", floats.dtype.torch_name()));

@@ -13,6 +13,8 @@ use super::super::write::stored;
 use super::codes::{Codes, gcd, transposed_bytes, words};
 use super::{Encoded, Form, Module, Scales, form_name, scales};
 
+/// Widths of fields; the package reads all from 1 to 8.
+const WIDTHS: [usize; 6] = [2, 3, 4, 5, 6, 8];
 /// The largest group that kernels of readers have; larger ones are cut.
 const LARGEST_GROUP: usize = 128;
 
@@ -21,11 +23,10 @@ pub(super) fn encode(matrices: &[PackedMatrix], scale_type: Option<Dtype>) -> Re
     let groups = codes.groups();
     let size = if groups == 1 { codes.columns } else { gcd(codes.group_size, LARGEST_GROUP) };
     let codes = codes.regrouped(size);
-    let fit = codes.fit(2..=8, 0)?;
+    let fit = codes.fit(WIDTHS, 0)?;
     let codes = codes.moved(fit, 0);
     let Scales { floats, error, loss } = scales(&codes, matrices, scale_type, |scales| scales)?;
-    let form =
-        Form { bits: fit.bits, group_size: (groups > 1).then_some(codes.group_size), symmetric: fit.symmetric };
+    let form = Form { bits: fit.bits, group_size: (groups > 1).then_some(codes.group_size), symmetric: fit.symmetric };
     let (rows, groups) = (codes.rows, codes.groups());
     let packed: Vec<u32> = (0..rows).flat_map(|row| words(codes.row(row).iter().copied(), fit.bits)).collect();
     let shape: Vec<u8> = [rows, codes.columns].iter().flat_map(|size| (*size as i64).to_le_bytes()).collect();

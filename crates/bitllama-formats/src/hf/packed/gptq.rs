@@ -42,10 +42,12 @@ pub(super) fn encode(
     }
     let size = if groups == 1 { columns } else { gcd(codes.group_size, largest_group) };
     let codes = codes.regrouped(size);
-    let fit = codes.fit(WIDTHS, less.into())?;
-    if !(rows * fit.bits).is_multiple_of(32) {
+    // Zeros of a group are whole words.
+    let widths = WIDTHS.into_iter().filter(|bits| (rows * bits).is_multiple_of(32));
+    if widths.clone().next().is_none() {
         return Err(format!("zeros of {rows} rows are no whole words of the format"));
     }
+    let fit = codes.fit(widths, less.into())?;
     let codes = codes.moved(fit, less.into());
     let (bits, groups) = (fit.bits, codes.groups());
     let by_group = |scales: Vec<f32>| (0..groups).flat_map(|group| column(&scales, groups, group)).collect();

@@ -22,7 +22,7 @@ mod floats;
 mod gptq;
 mod mlx;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -35,7 +35,8 @@ use safetensors::tensor::Dtype as StoredDtype;
 use serde_json::Value;
 
 use super::config::unwritable;
-use super::write::stored;
+use super::mapped::MappedFile;
+use super::write::{encode, stored};
 use super::{CONFIG, Dtype, WEIGHTS, config_json, write_json, write_tokenizer};
 use crate::exports::{self, Loss, Written};
 use crate::output::Kind as FolderKind;
@@ -174,10 +175,12 @@ pub fn write<'a>(
     let mut written = Vec::new();
     let tokenizer = tokenizer.into();
     atomic::write_folder(path, FolderKind::Model, |folder| {
-        let mut model = Contents { path, config, format, options, modules: Vec::new(), kept: Kept::ALL, written: Vec::new() };
-        atomic::write_file(&folder.join(WEIGHTS), |file| model.weights(file, weights))?;
+        let mut model = Contents::new(path, config, format, options);
+        let first = folder.join(FIRST_PASS);
+        atomic::write_file(&first, |file| model.weights(file, weights))?;
         model.refuse_unpacked()?;
-        let mut json = config_json(config, options.dtype.unwrap_or(model.kept.smallest()));
+        model.settle(&first, &folder.join(WEIGHTS))?;
+        let mut json = config_json(config, model.dtype());
         let (key, value) = format.config(&model.modules);
         json[key] = value;
         write_json(&folder.join(CONFIG), &json)?;
@@ -200,10 +203,75 @@ struct Contents<'a> {
     modules: Vec<Module>,
     /// Types that keep every number so far.
     kept: Kept,
+    /// Tensors that have the type of the config, with their places in `written`.
+    of_one_type: HashMap<String, usize>,
     written: Vec<Written>,
 }
 
-impl Contents<'_> {
+/// The weights before the type of all is known.
+const FIRST_PASS: &str = "weights.part";
+
+impl<'a> Contents<'a> {
+    fn new(path: &'a Path, config: &'a ModelConfig, format: PackedFormat, options: Options) -> Self {
+        let (modules, written, of_one_type) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { path, config, format, options, modules, kept: Kept::ALL, of_one_type, written }
+    }
+
+    /// The type of all that is not packed.
+    fn dtype(&self) -> Dtype {
+        self.options.dtype.unwrap_or(self.kept.smallest())
+    }
+
+    /// The framework that readers look for.
+    fn framework(&self) -> &'static str {
+        if self.format == PackedFormat::Mlx { "mlx" } else { "pt" }
+    }
+
+    /// Gives the file `first` its name `path`, with numbers that are not packed in one type: not all readers cast those that are
+    /// narrower. MLX widens as it computes.
+    fn settle(&mut self, first: &Path, path: &Path) -> Result<()> {
+        let dtype = self.dtype();
+        let file = MappedFile::open(first.to_path_buf())?;
+        let is_narrow = |name: &str| {
+            self.of_one_type.contains_key(name) && file.raw(name).is_some_and(|raw| raw.dtype != stored(dtype))
+        };
+        if self.format == PackedFormat::Mlx || !self.of_one_type.keys().any(|name| is_narrow(name)) {
+            drop(file);
+            return std::fs::rename(first, path).map_err(Error::io(path));
+        }
+        let names = file.names();
+        let mut grown = Vec::new();
+        atomic::write_file(path, |out| {
+            let mut writer = Writer::new(path, out, names.iter().map(String::as_str))?;
+            for name in &names {
+                let Some(raw) = file.raw(name) else { continue };
+                let (shape, name) = (raw.shape.to_vec(), name.to_string());
+                let numbers = is_narrow(&name).then(|| raw.numbers());
+                let bytes = match &numbers {
+                    Some(numbers) => encode(numbers, dtype),
+                    None => Some(raw.bytes.to_vec()),
+                };
+                let bytes = bytes.ok_or_else(|| Error::invalid(path, format!("{name} is too large for its type")))?;
+                if numbers.is_some() {
+                    grown.push((name.clone(), bytes.len() - raw.bytes.len()));
+                }
+                let dtype = if numbers.is_some() { stored(dtype) } else { raw.dtype };
+                writer.put(Tensor { name, dtype, shape, bytes })?;
+            }
+            writer.finish(self.framework())
+        })?;
+        drop(file);
+        for (name, bytes) in grown {
+            let place = self.of_one_type.get(&name).and_then(|place| self.written.get_mut(*place));
+            let Some(written) = place else { continue };
+            written.bytes += bytes;
+            if written.tensor == name {
+                written.dtype = format!("{:?}", stored(dtype)).into();
+            }
+        }
+        std::fs::remove_file(first).map_err(Error::io(first))
+    }
+
     fn weights(
         &mut self,
         file: &mut std::io::BufWriter<std::fs::File>,
@@ -239,7 +307,7 @@ impl Contents<'_> {
         if self.config.tie_word_embeddings {
             self.modules.push(Module { name: module_of(HEAD).into(), kind: Kind::Head, form: None });
         }
-        writer.finish(if self.format == PackedFormat::Mlx { "mlx" } else { "pt" })
+        writer.finish(self.framework())
     }
 
     /// Refuses a model of which nothing was packed: readers expect something.
@@ -247,9 +315,11 @@ impl Contents<'_> {
         if self.modules.iter().any(|module| module.form.is_some()) {
             return Ok(());
         }
-        let of_block = self.written.iter().find_map(|written| written.remark.as_deref());
+        let mut of_blocks = self.written.iter().filter(|written| written.tensor.contains(".layers."));
+        let of_block = of_blocks.find_map(|written| written.remark.as_deref());
         let why = of_block.map(|remark| format!(" ({remark})")).unwrap_or_default();
-        let reason = format!("no matrix of the model can be packed in the format{why}; use --to hf, or `quantize` it first");
+        let reason =
+            format!("no matrix of the model can be packed in the format{why}; use --to hf, or `quantize` it first");
         Err(Error::invalid(self.path, reason))
     }
 
@@ -276,6 +346,9 @@ impl Contents<'_> {
                 self.kept = self.kept.and(encoded.kept);
                 let bytes = encoded.parts.iter().map(|(.., bytes)| bytes.len()).sum();
                 for (part, dtype, shape, bytes) in encoded.parts {
+                    if self.format == PackedFormat::Bitnet && part == bitnet::SCALE {
+                        self.of_one_type.insert(format!("{}.{part}", module_of(&name)), self.written.len());
+                    }
                     writer.put(Tensor { name: format!("{}.{part}", module_of(&name)), dtype, shape, bytes })?;
                 }
                 let remark = encoded.loss.or(wider);
@@ -333,6 +406,7 @@ impl Contents<'_> {
             .ok_or_else(|| Error::invalid(self.path, format!("{name} has a number too large for its type")))?;
         let error = floats.error(&given, &expected, offset);
         self.kept = self.kept.and(floats.kept);
+        self.of_one_type.insert(name.clone(), self.written.len());
         let (dtype, bytes) = (floats.dtype, floats.bytes.len());
         let written =
             Written { tensor: name.clone(), dtype: format!("{:?}", stored(dtype)).into(), bytes, error, remark };
