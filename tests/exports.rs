@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bitllama_core::weights::specs;
 use bitllama_formats::gguf::Gguf;
-use bitllama_formats::model;
+use bitllama_formats::{StoredWeight, model};
 use bitllama_runtime::{LogitsOf, Settings, open};
 use common::{failure, run_json, short_run, succeed, succeed_json, train};
 use serde_json::Value;
@@ -160,4 +160,68 @@ fn what_a_file_cannot_hold_is_said_or_refused() {
     assert!(message.contains("a folder stands here"), "{message}");
     let message = failure(&export(&artifact, "v2", &folder.path().join("v2"), &["--dtype", "f16"]).output().unwrap());
     assert!(message.contains("--dtype is of no use with --to artifact, v2 and apl"), "{message}");
+}
+
+#[test]
+fn students_trained_on_grids_of_directories_are_repacked_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["gptq", "compressed-tensors"] {
+        let run = folder.path().join(format);
+        let bits = format!("bits.layers.*={{ scheme = \"{format}:int4\", method = \"lsq\" }}");
+        run_json(&short_run(&run, &[&bits, "bits.embed_tokens=f32"]));
+        let packed = folder.path().join(format!("{format}-packed"));
+        let report = succeed_json(&mut export(&run, format, &packed, &["--exact", "--json"]));
+        let tensors = report["tensors"].as_array().unwrap();
+        assert!(tensors.iter().all(|tensor| tensor["error"] == 0.0));
+        // Four layers; 432 columns of `down_proj` are no whole groups.
+        assert_eq!(tensors.iter().filter(|tensor| tensor["type"] == "int4 g32").count(), 4 * 6);
+        let artifact = model::open(&run.join("artifact")).unwrap();
+        let back = model::open(&packed).unwrap();
+        for spec in bitllama_core::weights::specs(&back.config) {
+            let [written, found] = [&artifact, &back].map(|model| model.weights.stored(&spec).unwrap());
+            match &written {
+                // Codes, scales and all.
+                StoredWeight::Packed(_) => assert!(written == found, "{format}: {}", spec.name),
+                _ => assert!(written.into_values() == found.into_values(), "{format}: {}", spec.name),
+            }
+        }
+        assert!(logits(&run.join("artifact")) == logits(&packed), "{format}: other logits");
+        // Another export replaces the folder, which is on record.
+        succeed(&mut export(&run, format, &packed, &[]));
+    }
+}
+
+#[test]
+fn each_format_of_packed_weights_is_written_and_replaced_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let quantize = |scheme: &str, to: &str, output: &Path| {
+        let output = output.to_str().unwrap();
+        let args =
+            ["quantize", "--model", "models/nano", "--scheme", scheme, "--to", to, "--exact", "--output", output];
+        succeed(&mut train(&args))
+    };
+    let text = quantize("mlx:int6", "mlx", &path("mlx"));
+    assert!(text.contains("affine6 g32"), "{text}");
+    let message = failure(&export(&path("mlx"), "hf", &path("hf"), &[]).output().unwrap());
+    assert!(message.contains("weights that MLX packed are not supported"), "{message}");
+    quantize("gptq:int3", "gptq:v2", &path("gptq"));
+    quantize("bitnet:i2_s", "bitnet", &path("bitnet"));
+    let bitnet = model::open(&path("bitnet")).unwrap();
+    assert_eq!(bitnet.activations.inputs.len(), 4 * 7);
+    // The student is the same from format to format.
+    succeed(&mut export(&path("bitnet"), "artifact", &path("artifact"), &["--exact"]));
+    succeed(&mut export(&path("artifact"), "bitnet", &path("bitnet"), &["--exact"]));
+    assert!(logits(&path("artifact")) == logits(&path("bitnet")));
+    let message =
+        failure(&export(&path("artifact"), "mlx", &path("half"), &["--dtype", "bf16", "--exact"]).output().unwrap());
+    assert!(message.contains("would not be exact in"), "{message}");
+    let message = failure(&export(&path("gptq"), "bitnet", &path("none"), &[]).output().unwrap());
+    assert!(
+        message.contains("no matrix of the model can be packed in the format (the matrix has several scales"),
+        "{message}"
+    );
+    assert!(!path("none").exists() && !path("half").exists());
+    let message = failure(&export(&path("gptq"), "awq", &path("none"), &[]).output().unwrap());
+    assert!(message.contains("compressed-tensors, gptq, gptq:v2, mlx, bitnet"), "{message}");
 }

@@ -385,7 +385,7 @@ fn what_is_not_computed_is_refused_by_name() {
         ("llama_mha", rope(json!({"rope_type": "ntk", "rope_theta": 500.0, "factor": 2.0})), "ntk"),
         ("llama_mha", json!({"hidden_act": "quick_gelu"}), "quick_gelu"),
         ("llama_mha", json!({"num_local_experts": 4}), "num_local_experts"),
-        ("llama_mha", json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "gptq"),
+        ("llama_mha", json!({"quantization_config": {"quant_method": "awq", "bits": 4}}), "awq"),
         ("llama_mha", json!({"attn_logit_softcapping": 30.0}), "attn_logit_softcapping"),
         ("llama_mha", json!({"embedding_multiplier": 12.0}), "embedding_multiplier"),
         ("llama_mha", json!({"sliding_window": 8}), "sliding_window"),

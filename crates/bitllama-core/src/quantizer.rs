@@ -118,7 +118,7 @@ impl Quantizer {
     }
 
     /// This quantizer with other groups.
-    pub fn with_granularity(self, granularity: Granularity) -> Self {
+    pub const fn with_granularity(self, granularity: Granularity) -> Self {
         Self { granularity, ..self }
     }
 

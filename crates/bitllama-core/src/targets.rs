@@ -34,7 +34,7 @@ impl PartialEq for Target {
 /// Blocks and codes are those of ggml's `ggml-common.h` and `ggml-quants.c`. `gguf:q2_0` has the codes -1 to 2; with scales of the
 /// opposite sign these are the codes of `int2`. Types for columns that are no whole blocks are those of llama.cpp's
 /// `llama-quant.cpp`.
-pub static ALL: [Target; 23] = [
+pub static ALL: [Target; 35] = [
     of("gguf:q1_0", &[grid(Scheme::Binary, 128), grid(Scheme::Int2, 64), grid(Scheme::Int4, 32)]),
     of("gguf:tq1_0", TERNARY),
     of("gguf:tq2_0", TERNARY),
@@ -58,7 +58,30 @@ pub static ALL: [Target; 23] = [
     mix("gguf:q4_k_m", Q4_K, mixes::q4_k_m),
     mix("gguf:q5_k_s", Q5_K, mixes::q5_k_s),
     mix("gguf:q5_k_m", Q5_K, mixes::q5_k_m),
+    // Directories of packed weights: symmetric codes in the largest groups that readers have.
+    of("compressed-tensors:int4", &groups_to_128(Scheme::Int4)),
+    of("compressed-tensors:int8", &groups_to_128(Scheme::Int8)),
+    of("gptq:int2", &groups_to_128(Scheme::Int2)),
+    of("gptq:int3", &groups_to_128(Scheme::Int3)),
+    of("gptq:int4", &groups_to_128(Scheme::Int4)),
+    of("gptq:int8", &groups_to_128(Scheme::Int8)),
+    of("mlx:int2", &groups_to_64(Scheme::Int2)),
+    of("mlx:int3", &groups_to_64(Scheme::Int3)),
+    of("mlx:int4", &groups_to_64(Scheme::Int4)),
+    of("mlx:int6", &groups_to_64(Scheme::Int6)),
+    of("mlx:int8", &groups_to_64(Scheme::Int8)),
+    of("bitnet:i2_s", &[grid(Scheme::Ternary, 32).with_granularity(Granularity::Tensor)]),
 ];
+
+/// Groups of 128 columns, else of 64 or 32.
+const fn groups_to_128(scheme: Scheme) -> [Quantizer; 3] {
+    [grid(scheme, 128), grid(scheme, 64), grid(scheme, 32)]
+}
+
+/// Groups of 64 columns, MLX's default, else of 32.
+const fn groups_to_64(scheme: Scheme) -> [Quantizer; 2] {
+    [grid(scheme, 64), grid(scheme, 32)]
+}
 
 /// Ternary blocks of 256 columns, else in `Q2_0` or `Q4_0`, which hold the same codes.
 const TERNARY: &[Quantizer] = &[grid(Scheme::Ternary, 256), grid(Scheme::Ternary, 64), grid(Scheme::Ternary, 32)];
@@ -138,6 +161,21 @@ mod tests {
             assert!(target.quantizers.iter().all(|quantizer| quantizer.check().is_ok()), "{}", target.name);
         }
         assert_eq!(Target::named("gguf:q9_0"), None);
+    }
+
+    #[test]
+    fn grids_of_directories_have_the_groups_of_their_readers() {
+        let of = |name: &str, columns| {
+            let found = Target::named(name).unwrap().quantizer(Method::Minmax, [4, columns])?;
+            assert_eq!(found.scales, ScaleFormat::F16);
+            Some((found.scheme, found.granularity))
+        };
+        assert_eq!(of("gptq:int3", 256), Some((Scheme::Int3, Granularity::Group(128))));
+        assert_eq!(of("compressed-tensors:int4", 576), Some((Scheme::Int4, Granularity::Group(64))));
+        assert_eq!(of("mlx:int6", 256), Some((Scheme::Int6, Granularity::Group(64))));
+        assert_eq!(of("mlx:int6", 96), Some((Scheme::Int6, Granularity::Group(32))));
+        assert_eq!(of("gptq:int4", 100), None);
+        assert_eq!(of("bitnet:i2_s", 100), Some((Scheme::Ternary, Granularity::Tensor)));
     }
 
     #[test]

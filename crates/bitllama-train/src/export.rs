@@ -9,6 +9,7 @@ use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_core::{ActivationPlan, ModelConfig, Rule, Target};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
+use bitllama_formats::hf::PackedFormat;
 use bitllama_formats::output::{self, Claim, Growing, Kind};
 use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf};
 use bitllama_nn::Llama;
@@ -33,6 +34,8 @@ pub enum Format {
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
     Gguf(Option<BlockFormat>),
+    /// A Hugging Face directory of packed weights.
+    Packed(PackedFormat),
 }
 
 /// Formats by name; types of GGUF files come after a colon.
@@ -44,9 +47,14 @@ const NAMED: [(&str, Format); 5] = [
     ("gguf", Format::Gguf(None)),
 ];
 
+/// All formats by name.
+fn named() -> impl Iterator<Item = (&'static str, Format)> {
+    NAMED.into_iter().chain(PackedFormat::NAMED.map(|(name, format)| (name, Format::Packed(format))))
+}
+
 /// Names of formats, for help and error messages.
 pub fn names() -> String {
-    let names: Vec<&str> = NAMED.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = named().map(|(name, _)| name).collect();
     format!("{} or gguf:TYPE", names.join(", "))
 }
 
@@ -61,6 +69,8 @@ impl Format {
     pub fn own_grid(self) -> Option<Rule> {
         let name = match self {
             Format::Artifact | Format::V2 | Format::Apl | Format::Hf => return None,
+            Format::Packed(PackedFormat::Bitnet) => "bitnet:i2_s".to_string(),
+            Format::Packed(_) => format!("{}:int4", self.to_string().trim_end_matches(":v2")),
             Format::Gguf(None) => "gguf:q4_k_m".to_string(),
             Format::Gguf(Some(kind)) => format!("gguf:{}", kind.name().to_ascii_lowercase()),
         };
@@ -72,6 +82,12 @@ impl Format {
         if matches!(self, Format::Gguf(_)) { ".gguf" } else { "" }
     }
 
+    /// Whether it rounds inputs, keys and values as a student does that was trained with `activations`, or says itself how.
+    pub fn rounds_as(self, activations: &ActivationPlan) -> bool {
+        let is_bitnet = self == Format::Packed(PackedFormat::Bitnet);
+        self.is_ours() || activations.is_empty() || is_bitnet && activations.kv_cache.is_none()
+    }
+
     /// Whether weights in full precision can have one of several types.
     pub fn takes_dtype(self) -> bool {
         matches!(self, Format::Hf | Format::Gguf(_))
@@ -80,7 +96,7 @@ impl Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (NAMED.iter().find(|(_, format)| format == self), self) {
+        match (named().find(|(_, format)| format == self), self) {
             (Some((name, _)), _) => f.write_str(name),
             (None, Format::Gguf(Some(kind))) => write!(f, "gguf:{}", kind.name().to_ascii_lowercase()),
             (None, _) => unreachable!("all other formats have names"),
@@ -107,9 +123,9 @@ impl FromStr for Format {
 
     fn from_str(name: &str) -> Result<Self, String> {
         // `packed` was the name before there were others.
-        let named = NAMED.iter().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
+        let named = named().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
         let kind = name.strip_prefix("gguf:").and_then(BlockFormat::named).filter(|kind| kind.is_written());
-        named.map(|(_, format)| *format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
+        named.map(|(_, format)| format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
             let types = BlockFormat::written().map(|format| format.name().to_ascii_lowercase());
             let types = types.collect::<Vec<_>>().join(", ");
             format!("expected one of {}, where TYPE is one of {types}", names())
@@ -120,8 +136,8 @@ impl FromStr for Format {
 /// Choices of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files the smallest that keeps every
-    /// number.
+    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files and directories of packed weights
+    /// the smallest that keeps every number.
     pub dtype: Option<hf::Dtype>,
     /// Refuses weights that the format cannot hold to the bit.
     pub exact: bool,
@@ -146,7 +162,7 @@ pub struct Summary {
     pub bytes: u64,
     /// Number of weights.
     pub parameters: usize,
-    /// Tensors of a file of another program's format; none for artifacts and Hugging Face directories.
+    /// Tensors of a file of another program's format; none for artifacts and Hugging Face directories in full precision.
     pub tensors: Vec<Written>,
 }
 
@@ -164,7 +180,7 @@ impl Summary {
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
         Format::Artifact | Format::V2 | Format::Apl => Ok(output::claim_folder(path, Kind::Artifact)?),
-        Format::Hf => Ok(output::claim_folder(path, Kind::Model)?),
+        Format::Hf | Format::Packed(_) => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
             ensure!(!path.is_dir(), "{}: a folder stands here, where a GGUF file is to be written", path.display());
@@ -233,9 +249,13 @@ pub fn write(
                 hf::Dtype::Bf16 => BlockFormat::Bf16,
             });
             let options = gguf::Options { preferred, full, exact: options.exact, name, provenance };
-            let tensors = gguf::write(path, config, counted, tokenizer, &options)?;
-            summary.bytes = tensors.iter().map(|tensor| tensor.bytes as u64).sum();
-            summary.tensors = tensors;
+            summary.tensors = gguf::write(path, config, counted, tokenizer, &options)?;
+            summary.bytes = summary.tensors.iter().map(|tensor| tensor.bytes as u64).sum();
+        }
+        Format::Packed(format) => {
+            let options = hf::PackedOptions { dtype: options.dtype, exact: options.exact };
+            summary.tensors = hf::write_packed(path, config, activations, counted, tokenizer, (format, options))?;
+            summary.bytes = summary.tensors.iter().map(|tensor| tensor.bytes as u64).sum();
         }
     }
     Ok(summary)

@@ -20,33 +20,63 @@ pub(super) enum Packing {
     Online,
 }
 
-/// Rows of codes to a row of bytes.
-const ROWS_PER_BYTE: usize = 4;
+/// How the matrices of a config are packed, and which are not.
+#[derive(Debug, Clone)]
+pub(super) struct Stated {
+    packing: Packing,
+    /// Modules in full precision, or the ends of their names.
+    skipped: Vec<String>,
+}
 
-/// The packing that a `config.json` states, if it states one.
+impl Stated {
+    /// The packing of a weight; `None` for one in full precision.
+    pub fn of(&self, spec: &WeightSpec) -> Option<Packing> {
+        let module = format!("model.{}", spec.name.strip_suffix(".weight")?);
+        let is = |key: &String| module.ends_with(key.as_str()) || module.starts_with(&format!("{key}."));
+        (spec.kind == Kind::Linear && !self.skipped.iter().any(is)).then_some(self.packing)
+    }
+}
+
+/// Rows of codes to a row of bytes.
+pub(super) const ROWS_PER_BYTE: usize = 4;
+
+/// What a `quantization_config` of BitNet states.
 ///
 /// # Errors
-/// A `quantization_config` of another kind, in one line without the file.
-pub(super) fn packing(config: &Value) -> Result<Option<Packing>, String> {
-    let Some(stated) = config.get("quantization_config").filter(|value| !value.is_null()) else { return Ok(None) };
+/// What is not read, in one line without the file.
+pub(super) fn stated(stated: &Value) -> Result<Stated, String> {
     let text = |key: &str| stated.get(key).and_then(Value::as_str);
-    if text("quant_method") != Some("bitnet") {
-        let method = bitllama_core::excerpt(text("quant_method").unwrap_or("(absent)"));
-        return Err(format!(
-            "quantization_config.quant_method = {method} is not supported; use the model in full precision"
-        ));
-    }
     if stated.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {
         return Err("quantization_config.use_rms_norm = true is not supported; it must be false".into());
     }
-    match (text("linear_class").unwrap_or("bitlinear"), text("quantization_mode").unwrap_or("offline")) {
-        ("autobitlinear", "online") => Ok(Some(Packing::Online)),
-        ("autobitlinear", "offline") => Ok(Some(Packing::Offline { divides: false })),
-        ("bitlinear", "offline") => Ok(Some(Packing::Offline { divides: true })),
+    let packing = match (text("linear_class").unwrap_or("bitlinear"), text("quantization_mode").unwrap_or("offline")) {
+        ("autobitlinear", "online") => Packing::Online,
+        ("autobitlinear", "offline") => Packing::Offline { divides: false },
+        ("bitlinear", "offline") => Packing::Offline { divides: true },
         (class, mode) => {
             let (class, mode) = (bitllama_core::excerpt(class), bitllama_core::excerpt(mode));
-            Err(format!("quantization_config: linear_class {class} with quantization_mode {mode} is not supported"))
+            return Err(format!(
+                "quantization_config: linear_class {class} with quantization_mode {mode} is not supported"
+            ));
         }
+    };
+    Ok(Stated { packing, skipped: skipped(stated)? })
+}
+
+/// The modules that stay in full precision.
+fn skipped(stated: &Value) -> Result<Vec<String>, String> {
+    const KEY: &str = "modules_to_not_convert";
+    let Some(list) = stated.get(KEY).filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
+    let names: Option<Vec<&str>> = list.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+    let names = names.ok_or_else(|| format!("quantization_config.{KEY} is not a list of strings"))?;
+    // `transformers` takes them for regular expressions, of which names with dots are the usual ones.
+    let is_name = |name: &&str| name.chars().all(|char| char.is_ascii_alphanumeric() || "._-".contains(char));
+    match names.iter().find(|name| !is_name(name)) {
+        Some(pattern) => {
+            let pattern = bitllama_core::excerpt(pattern);
+            Err(format!("quantization_config.{KEY}: {pattern} is no name of a module; list modules by their names"))
+        }
+        None => Ok(names.into_iter().map(str::to_string).collect()),
     }
 }
 
@@ -91,9 +121,9 @@ fn quantizer() -> Quantizer {
     Quantizer::from(Scheme::Ternary).with_granularity(Granularity::Tensor)
 }
 
-/// Rounding of the inputs: 8 bits per token for every matrix of the blocks.
-pub(super) fn activations(config: &ModelConfig) -> ActivationPlan {
-    let matrices = specs(config).into_iter().filter(|spec| spec.kind == Kind::Linear);
+/// Rounding of the inputs: 8 bits per token for every ternary matrix.
+pub(super) fn activations(config: &ModelConfig, stated: &Stated) -> ActivationPlan {
+    let matrices = specs(config).into_iter().filter(|spec| stated.of(spec).is_some());
     let inputs = matrices.map(|spec| (spec.name, Activation::Int8)).collect();
     ActivationPlan { inputs, ..ActivationPlan::default() }
 }

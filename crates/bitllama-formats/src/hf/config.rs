@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use super::rope::{ropes, scaling_json};
-use super::{Dtype, bitnet, write_json};
+use super::unpack::Quantization;
+use super::{Dtype, write_json};
 use crate::{Error, Result, json as json_file};
 
 /// Reads a `config.json`, beside weights or alone. Token ids that are absent are taken as none.
@@ -35,11 +36,7 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig> {
 fn parse(object: &Map<String, Value>) -> std::result::Result<ModelConfig, String> {
     let fields = Fields::new("", object);
     let family = family(&fields)?;
-    if bitnet::packing(&Value::Object(object.clone()))?.is_some()
-        && family.model_type != FamilyName::BITNET.family().model_type
-    {
-        return Err("has a quantization_config; use the model in full precision".into());
-    }
+    Quantization::stated(&Value::Object(object.clone()))?;
     let hidden_size = fields.required("hidden_size", Fields::whole)?;
     let heads = fields.required("num_attention_heads", Fields::whole)?;
     let absent = &family.absent;

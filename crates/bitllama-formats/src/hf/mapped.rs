@@ -34,6 +34,13 @@ pub(super) struct Tensor<'a> {
     range: Range<usize>,
 }
 
+/// A tensor of any type as it lies in a file.
+pub(super) struct Raw<'a> {
+    pub bytes: &'a [u8],
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+}
+
 impl MappedFile {
     pub fn open(path: PathBuf) -> Result<Self> {
         let map = crate::map::open(&path)?;
@@ -64,6 +71,11 @@ impl MappedFile {
         self.header.offset_keys().len()
     }
 
+    /// Names of all tensors, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.header.info(name).is_some()
     }
@@ -88,6 +100,14 @@ impl MappedFile {
         let bytes = self.map.get(range.clone());
         let bytes = bytes.ok_or_else(|| Error::invalid(&self.path, format!("tensor {name} ends beyond the file")))?;
         Ok(Some(Tensor { path: &self.path, bytes, dtype: info.dtype, map: &self.map, range }))
+    }
+
+    /// The tensor `name` of any type and shape, if it is there.
+    pub fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let info = self.header.info(name)?;
+        let (start, end) = info.data_offsets;
+        let bytes = self.map.get(self.data + start..self.data + end)?;
+        Some(Raw { bytes, dtype: info.dtype, shape: &info.shape })
     }
 
     /// The bytes of the tensor `name`, which has elements of one byte.

@@ -8,8 +8,10 @@ mod bitnet;
 mod config;
 mod fields;
 mod mapped;
+mod packed;
 mod read;
 mod rope;
+mod unpack;
 mod write;
 
 use std::path::Path;
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::tokenizer::read as read_tokenizer;
 pub use config::{config_json, parse_config, read_config, write_config};
+pub use packed::{Options as PackedOptions, PackedFormat, write as write_packed};
 #[cfg(feature = "hub")]
 pub(crate) use read::is_file_name;
 pub(crate) use read::shards;
@@ -69,7 +72,7 @@ impl Dtype {
     }
 }
 
-/// Opens a directory; a BitNet whose matrices are ternary opens as a student. Weights are memory-mapped, and their names, types and shapes checked here.
+/// Opens a directory; one whose matrices are packed (BitNet, GPTQ, compressed-tensors) opens as a student. Weights are memory-mapped, and their names, types and shapes checked here.
 ///
 /// # Errors
 /// [`Error`] if a file is missing or damaged, the architecture is not one that [`read_config`] knows, or a weight is
@@ -80,12 +83,12 @@ pub fn open(folder: &Path) -> Result<Model> {
     let json = json::read(&path)?;
     let mut config = parse_config(&path, &json)?;
     let says_if_tied = json.get("tie_word_embeddings").is_some_and(|tied| !tied.is_null());
-    let packing = bitnet::packing(&json).map_err(|reason| Error::invalid(&path, reason))?;
-    let weights = read::Weights::open(folder, &mut config, says_if_tied, packing)?;
+    let stated = unpack::Quantization::stated(&json).map_err(|reason| Error::invalid(&path, reason))?;
+    let weights = read::Weights::open(folder, &mut config, says_if_tied, stated.clone())?;
     let tokenizer = read_tokenizer(&folder.join(TOKENIZER))?;
     let companions = Companions::read(folder)?;
     companions.complete(&mut config, &tokenizer)?;
-    let activations = packing.map(|_| bitnet::activations(&config));
+    let activations = stated.map(|stated| stated.activations(&config));
     let model = Model::plain(folder, config, tokenizer, companions, weights);
     Ok(match activations {
         Some(activations) => Model { activations, role: Role::Student, ..model },
@@ -122,8 +125,12 @@ pub fn write_into<'a>(
 ) -> Result<()> {
     write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
     write_config(&folder.join(CONFIG), config, dtype)?;
+    write_tokenizer(folder, config, tokenizer.into())
+}
+
+/// Writes a tokenizer with its companions.
+fn write_tokenizer(folder: &Path, config: &ModelConfig, files: TokenizerFiles<'_>) -> Result<()> {
     let path = folder.join(TOKENIZER);
-    let files = tokenizer.into();
     let json = files.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
     atomic::write_bytes(&path, json.as_bytes())?;
     files.write_companions(folder, config)

@@ -9,7 +9,8 @@ use bitllama_core::weights::{self, EMBEDDING, HEAD, Kind, WeightSpec};
 use bitllama_core::{ModelConfig, PackedMatrix, excerpt};
 
 use super::bitnet::{self, Packing, packed_shape};
-use super::mapped::{MappedFile, Tensor};
+use super::mapped::{MappedFile, Raw, Tensor};
+use super::unpack::{Module, Parts, Quantization, has_bias, packs};
 use super::{CONFIG, INDEX, WEIGHTS, advice};
 use crate::{Error, Result, StoredWeight, WeightSource, finite, json, notes};
 
@@ -23,8 +24,8 @@ pub(super) struct Weights {
     index: Option<HashMap<String, usize>>,
     /// True if the one tensor of a tied head and embedding is stored under the head's name.
     embedding_is_head: bool,
-    /// Ternary matrices of the blocks, where they are.
-    packing: Option<Packing>,
+    /// Packed matrices of the blocks, where they are.
+    stated: Option<Quantization>,
     stored_bytes: u64,
 }
 
@@ -40,7 +41,7 @@ impl Weights {
         folder: &Path,
         config: &mut ModelConfig,
         says_if_tied: bool,
-        packing: Option<Packing>,
+        stated: Option<Quantization>,
     ) -> Result<Self> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         let mut weights = if single.exists() {
@@ -56,7 +57,7 @@ impl Weights {
             return Err(Error::invalid(folder, advice::weights(folder)));
         };
 
-        weights.packing = packing;
+        weights.stated = stated;
         // Before the list of weights is made, which a damaged layer count could make huge.
         let tensors: usize = weights.files.iter().map(MappedFile::tensor_count).sum();
         if config.num_hidden_layers > tensors {
@@ -76,13 +77,21 @@ impl Weights {
             weights.tie(config)?;
         }
         weights.config = config.clone();
+        let mut packed = weights.stated.as_ref().is_none_or(|stated| stated.bitnet().is_some());
         for spec in weights::specs(config) {
-            weights.stored_bytes += match weights.packed(&spec)? {
-                Some((bytes, ..)) => bytes.len() as u64,
-                None => weights.find(&spec)?.bytes.len() as u64,
+            packed |= weights.parts(&spec)?.is_some();
+            weights.stored_bytes += match (weights.packed(&spec)?, weights.parts(&spec)?) {
+                (Some((bytes, ..)), _) => bytes.len() as u64,
+                (None, Some(parts)) => parts.bytes(),
+                (None, None) => weights.find(&spec)?.bytes.len() as u64,
             };
         }
-        Ok(weights)
+        match packed {
+            true => Ok(weights),
+            false => {
+                Err(Error::invalid(&weights.path, "has no packed tensors, although quantization_config states some"))
+            }
+        }
     }
 
     fn of(
@@ -98,7 +107,7 @@ impl Weights {
             files,
             index,
             embedding_is_head: false,
-            packing: None,
+            stated: None,
             stored_bytes: 0,
         })
     }
@@ -131,11 +140,37 @@ impl Weights {
         Ok(tensor.part(place.offset(), spec.len()))
     }
 
+    fn packing(&self, spec: &WeightSpec) -> Option<Packing> {
+        self.stated.as_ref()?.bitnet()?.of(spec)
+    }
+
+    /// The packed tensors of a weight that is stored so, but for a BitNet's.
+    fn parts(&self, spec: &WeightSpec) -> Result<Option<Parts<'_>>> {
+        let Some(stated) = self.stated.as_ref().filter(|_| packs(spec)) else { return Ok(None) };
+        let place = hf_place(&self.config, spec);
+        let module = place.tensor.strip_suffix(".weight").unwrap_or(&place.tensor);
+        let tensor = |part: &str| tensor_names(&format!("{module}.{part}")).iter().find_map(|name| self.raw(name));
+        let module = Module {
+            name: format!("model.{module}"),
+            shape: [place.shape[0], spec.shape[1]],
+            rows: place.first_row..place.first_row + spec.shape[0],
+            has_bias: has_bias(&self.config, spec),
+            tensor: &tensor,
+        };
+        stated.parts(&module).map_err(|reason| Error::invalid(&self.path, reason))
+    }
+
+    /// The tensor `name` of any type, where the index or the one file has it.
+    fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        match &self.index {
+            None => self.files.iter().find_map(|file| file.raw(name)),
+            Some(index) => self.files.get(*index.get(name)?)?.raw(name),
+        }
+    }
+
     /// The bytes of a packed matrix, its scale, and whether that is a divisor; `None` for a weight that is stored as numbers.
     fn packed(&self, spec: &WeightSpec) -> Result<Option<(&[u8], f32, bool)>> {
-        let Some(Packing::Offline { divides }) = self.packing.filter(|_| spec.kind == Kind::Linear) else {
-            return Ok(None);
-        };
+        let Some(Packing::Offline { divides }) = self.packing(spec) else { return Ok(None) };
         let file = self.files.iter().find(|file| tensor_names(&spec.name).iter().any(|name| file.has(name)));
         let file = file.ok_or_else(|| Error::invalid(&self.path, format!("has no tensor model.{}", spec.name)))?;
         let name = tensor_names(&spec.name).into_iter().find(|name| file.has(name)).unwrap_or_default();
@@ -146,13 +181,19 @@ impl Weights {
         Ok(Some((bytes, scale, divides)))
     }
 
-    /// The ternary matrix that a weight is, if it is one.
-    fn ternary(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>> {
+    /// The matrix of codes that a weight is, if it is one.
+    fn codes(&self, spec: &WeightSpec) -> Result<Option<PackedMatrix>> {
+        if let Some(parts) = self.parts(spec)? {
+            let matrix =
+                parts.matrix().and_then(|matrix| match matrix.scales().iter().all(|scale| scale.is_finite()) {
+                    true => Ok(Some(matrix)),
+                    false => Err("has a scale that is not finite".into()),
+                });
+            return matrix.map_err(|reason| Error::invalid(&self.path, format!("{}: {reason}", spec.name)));
+        }
         let matrix = match self.packed(spec)? {
             Some((bytes, scale, divides)) => bitnet::unpack(spec, bytes, scale, divides),
-            None if self.packing == Some(Packing::Online) && spec.kind == Kind::Linear => {
-                bitnet::round(spec, self.find(spec)?.values())
-            }
+            None if self.packing(spec) == Some(Packing::Online) => bitnet::round(spec, self.find(spec)?.values()),
             None => return Ok(None),
         };
         matrix.map(Some).map_err(|reason| Error::invalid(&self.path, reason))
@@ -188,7 +229,7 @@ impl Weights {
 
 impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
-        if let Some(matrix) = self.ternary(spec)? {
+        if let Some(matrix) = self.codes(spec)? {
             return Ok(matrix.dequantize().data);
         }
         let tensor = self.find(spec)?;
@@ -204,7 +245,7 @@ impl WeightSource for Weights {
     }
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
-        if let Some(matrix) = self.ternary(spec)? {
+        if let Some(matrix) = self.codes(spec)? {
             return Ok(StoredWeight::Packed(matrix));
         }
         let tensor = self.find(spec)?;

@@ -81,7 +81,8 @@ pub(super) fn weights(
     })
 }
 
-fn stored(dtype: Dtype) -> StoredDtype {
+/// A type as safetensors names it.
+pub(super) fn stored(dtype: Dtype) -> StoredDtype {
     match dtype {
         Dtype::F32 => StoredDtype::F32,
         Dtype::F16 => StoredDtype::F16,
@@ -90,7 +91,7 @@ fn stored(dtype: Dtype) -> StoredDtype {
 }
 
 /// Little-endian bytes; none if a value would become infinite.
-fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
+pub(super) fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.size());
     for value in values {
         match dtype {

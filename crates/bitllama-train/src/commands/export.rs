@@ -25,10 +25,11 @@ pub struct Args {
     /// Format to write
     #[arg(long, alias = "layout", value_name = "FORMAT", default_value = "artifact", help = format!(
         "Format to write: {}. GGUF files take for each matrix the type of the fewest bits that holds it without loss, or TYPE \
-         where that does", export::names()
+         where that does. compressed-tensors, gptq, mlx and bitnet are Hugging Face directories of packed weights, for transformers, \
+         vLLM, GPTQModel and mlx-lm; a matrix that one cannot hold stays in full precision there", export::names()
     ))]
     to: Format,
-    /// Number format of weights that are not packed [default: for hf f32, for GGUF the smallest that keeps every number]
+    /// Number format of weights that are not packed [default: for hf f32, else the smallest that keeps every number]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
     /// Refuse weights that the format cannot hold to the bit
@@ -82,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
         provenance,
     };
     let options = Options { dtype: args.dtype.map(hf::Dtype::from), exact: args.exact };
-    if !model.activations.is_empty() && !args.to.is_ours() {
+    if !args.to.rounds_as(&model.activations) {
         tell(
             "the student was trained with rounded activations; other programs round theirs in their own way, or not at all",
         );

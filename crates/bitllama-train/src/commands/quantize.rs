@@ -47,8 +47,8 @@ pub struct Args {
     bits: Option<Scheme>,
     /// Scheme of the matrices of all blocks, in place of --bits
     #[arg(long, conflicts_with = "bits", help = format!(
-        "Scheme of the matrices of all blocks, in place of --bits: {}. A scheme with a colon is the grid of a type of GGUF files, \
-         which decides groups and scales itself", rule::names()
+        "Scheme of the matrices of all blocks, in place of --bits: {}. A scheme with a colon is the grid of a format of other \
+         programs, which decides groups and scales itself", rule::names()
     ))]
     scheme: Option<Rule>,
     /// Columns that share a scale (a multiple of 32), or `row`, or `tensor` [default: 64 where that divides all matrices,
