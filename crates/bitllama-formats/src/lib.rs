@@ -8,6 +8,7 @@
 //! | [`exports`] | parts that writers of other programs' formats share |
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
+//! | [`onnx`] | folders that ONNX Runtime and ONNX Runtime GenAI open, written only |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`checkpoint`] | the state of a run, its best checkpoint, and the student that a checkpoint is |
 //! | [`scales`] | trained scales beside a checkpoint |
@@ -43,6 +44,7 @@ mod map;
 pub mod model;
 pub mod notes;
 pub mod npz;
+pub mod onnx;
 pub mod output;
 pub mod scales;
 mod stored;

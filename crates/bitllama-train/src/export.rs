@@ -9,7 +9,7 @@ use bitllama_core::{ActivationPlan, ModelConfig};
 use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::output::{self, Claim, Kind};
-use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf};
+use bitllama_formats::{Error, StoredWeight, TokenizerFiles, artifact, atomic, hf, onnx};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
@@ -28,11 +28,21 @@ pub enum Format {
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
     Gguf(Option<BlockFormat>),
+    /// A folder for ONNX Runtime and ONNX Runtime GenAI.
+    Onnx {
+        /// Whether its graph has operators of ONNX itself only.
+        opset_only: bool,
+    },
 }
 
 /// Formats by name; types of GGUF files come after a colon.
-const NAMED: [(&str, Format); 4] =
-    [("artifact", Format::Artifact), ("v2", Format::V2), ("hf", Format::Hf), ("gguf", Format::Gguf(None))];
+const NAMED: [(&str, Format); 5] = [
+    ("artifact", Format::Artifact),
+    ("v2", Format::V2),
+    ("hf", Format::Hf),
+    ("gguf", Format::Gguf(None)),
+    ("onnx", Format::Onnx { opset_only: false }),
+];
 
 /// Names of formats, for help and error messages.
 pub fn names() -> String {
@@ -70,8 +80,8 @@ impl FromStr for Format {
 /// Choices of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files the smallest that keeps every
-    /// number.
+    /// Type of weights in full precision: in Hugging Face directories and ONNX f32 by default, in GGUF files the smallest that keeps
+    /// every number.
     pub dtype: Option<hf::Dtype>,
     /// Refuses weights that the format cannot hold to the bit.
     pub exact: bool,
@@ -114,7 +124,7 @@ impl Summary {
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
         Format::Artifact | Format::V2 => Ok(output::claim_folder(path, Kind::Artifact)?),
-        Format::Hf => Ok(output::claim_folder(path, Kind::Model)?),
+        Format::Hf | Format::Onnx { .. } => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
             ensure!(!path.is_dir(), "{}: a folder stands here, where a GGUF file is to be written", path.display());
@@ -183,6 +193,13 @@ pub fn write(
             });
             let options = gguf::Options { preferred, full, exact: options.exact, name, provenance };
             let tensors = gguf::write(path, config, counted, tokenizer, &options)?;
+            summary.bytes = tensors.iter().map(|tensor| tensor.bytes as u64).sum();
+            summary.tensors = tensors;
+        }
+        Format::Onnx { opset_only } => {
+            let dtype = options.dtype.unwrap_or(hf::Dtype::F32);
+            let options = onnx::Options { opset_only, dtype, exact: options.exact, provenance };
+            let tensors = onnx::write(path, config, counted, tokenizer, &options)?;
             summary.bytes = tensors.iter().map(|tensor| tensor.bytes as u64).sum();
             summary.tensors = tensors;
         }

@@ -122,11 +122,7 @@ pub fn write_into<'a>(
 ) -> Result<()> {
     write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
     write_config(&folder.join(CONFIG), config, dtype)?;
-    let path = folder.join(TOKENIZER);
-    let files = tokenizer.into();
-    let json = files.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
-    atomic::write_bytes(&path, json.as_bytes())?;
-    files.write_companions(folder, config)
+    tokenizer.into().write_into(folder, config)
 }
 
 /// Writes a JSON file, indented, with a line end.
