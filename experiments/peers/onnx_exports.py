@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hold exported ONNX folders against ONNX Runtime and ONNX Runtime GenAI: the same logits as ours, and the same greedy text.
 
-    onnx_exports.py MODEL --quantizations f32 int4-g64 int4-g64z ternary-row --text ../../data/austen/persuasion.txt --work DIR
+    onnx_exports.py MODEL --quantizations f32 int4-g64 int4-g64z ternary-row --work DIR
     onnx_exports.py --families ../../tests/golden/families --work DIR
 
 MODEL is anything that `bitllama-train quantize --model` takes. A quantization is f32 (none) or SCHEME-gN, SCHEME-row or SCHEME-tensor,
@@ -251,7 +251,7 @@ def main():
     parser.add_argument("--quantizations", nargs="+", default=["f32", "int4-g64"], metavar="NAME")
     parser.add_argument("--embedding", default="int8")
     parser.add_argument("--families", type=pathlib.Path, help="compare the tiny models of this folder, and nothing else")
-    parser.add_argument("--text", type=pathlib.Path, default=ROOT / "data/austen/persuasion.txt")
+    parser.add_argument("--text", type=pathlib.Path, default=ROOT / "data/austen/sense-and-sensibility.txt")
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--cached", type=int, default=16, help="tokens that are fed one by one (default: %(default)s)")

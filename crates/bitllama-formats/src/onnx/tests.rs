@@ -5,28 +5,39 @@ use std::collections::HashSet;
 use std::fs;
 
 use bitllama_core::weights::{EMBEDDING, HEAD};
-use bitllama_core::{Granularity, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme, families};
+use bitllama_core::{Architecture, Granularity, PackedMatrix, Quantizer, RopeScaling, ScaleFormat, Scheme, families};
 use half::{bf16, f16};
 use tokenizers::Tokenizer;
+use tokenizers::models::wordlevel::WordLevel;
 
-use super::super::gguf::testing;
 use super::proto::{DataType, EXTERNAL, GraphProto, NodeProto, TensorProto};
 use super::*;
 
 fn config() -> ModelConfig {
     ModelConfig {
+        vocab_size: 48,
         hidden_size: 128,
         intermediate_size: 192,
+        num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 32,
-        ..testing::tiny_config()
+        max_position_embeddings: 64,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e4,
+        rope_scaling: None,
+        tie_word_embeddings: false,
+        sub_norm: false,
+        arch: Architecture::LLAMA,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+        end_token_ids: vec![],
     }
 }
 
 fn tokenizer() -> Tokenizer {
-    let (_folder, path) = testing::tiny().file();
-    super::super::gguf::open(&path).unwrap().tokenizer
+    let vocab = (0..48).map(|id| (format!("t{id}"), id)).collect();
+    Tokenizer::new(WordLevel::builder().vocab(vocab).unk_token("t0".into()).build().unwrap())
 }
 
 fn options(opset_only: bool) -> Options {
@@ -297,7 +308,8 @@ fn codes_take_the_fewest_bits_that_operators_have() {
         let remark = back.written[0].remark.as_deref();
         assert_eq!(remark.is_some(), quantizer.scheme == Nf4, "{remark:?}");
         let back = write_back(&config, &weights, &options(true)).unwrap();
-        let embedding = if linear == "FLOAT" { "FLOAT" } else { ["INT8", "UINT8"][usize::from(linear.starts_with('U'))] };
+        let embedding =
+            if linear == "FLOAT" { "FLOAT" } else { ["INT8", "UINT8"][usize::from(linear.starts_with('U'))] };
         assert_eq!(types(&back), [linear, embedding], "{quantizer}");
     }
 }
@@ -464,8 +476,7 @@ fn the_same_model_is_the_same_file() {
             files.iter().map(read).collect::<Vec<_>>()
         });
         let names: Vec<_> = first.iter().map(|(name, _)| name.to_str().unwrap()).collect();
-        let expected =
-            ["config.json", GENAI_CONFIG, GRAPH, DATA, "tokenizer.json", "tokenizer_config.json"];
+        let expected = ["config.json", GENAI_CONFIG, GRAPH, DATA, "tokenizer.json", "tokenizer_config.json"];
         assert_eq!(names, expected);
         assert!(first == second);
     }
