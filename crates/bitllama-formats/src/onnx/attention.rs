@@ -103,16 +103,6 @@ impl Decoder<'_> {
         tables
     }
 
-    /// A value that several layers share.
-    fn shared(&mut self, name: String, make: impl FnOnce(&mut Self) -> String) -> String {
-        if let Some(known) = self.shared.get(&name) {
-            return known.clone();
-        }
-        let value = make(self);
-        self.shared.insert(name, value.clone());
-        value
-    }
-
     /// Index of the last token of each sequence, `[B]`, as `GroupQueryAttention` wants it.
     fn lengths(&mut self) -> String {
         self.shared("lengths".into(), |decoder| {

@@ -10,7 +10,7 @@ use bitllama_core::{PackedMatrix, Scheme};
 
 use super::proto::DataType;
 
-/// Block sizes of `MatMulNBits`: powers of two in this range. Larger ones are left out, as no program makes them.
+/// Block sizes that are written: powers of two in this range, which `MatMulNBits` has at least.
 const BLOCKS: std::ops::RangeInclusive<usize> = 16..=256;
 /// Block size where rows are no whole blocks of any size; the last block is then filled up.
 const PADDED_BLOCK: usize = 32;

@@ -8,6 +8,8 @@
 //! | `past_key_values.N.key`, `.value` | `[B, num_key_value_heads, P, head_dim]` |
 //! | `logits` | `[B, S, vocab_size]` |
 //! | `present.N.key`, `.value` | `[B, num_key_value_heads, T, head_dim]` |
+//!
+//! Shorter sequences of a batch are filled up on the right, as ONNX Runtime GenAI does; `GroupQueryAttention` counts tokens from the left.
 
 use std::collections::HashMap;
 
@@ -45,8 +47,8 @@ pub(super) struct Decoder<'a> {
     pub opset_only: bool,
     /// Cosines and sines by rotary embedding, each `[positions, rotary_dim / 2]`.
     pub tables: Vec<(Rope, [String; 2])>,
-    /// Values that several layers share, by what they are.
-    pub shared: HashMap<String, String>,
+    /// Values that several nodes read, by what they are.
+    shared: HashMap<String, String>,
 }
 
 /// The graph of a model whose weights are `weights`, by name, and whether it has other operators than ONNX's own.
@@ -94,9 +96,9 @@ impl Decoder<'_> {
         let rows = match self.weights.get(EMBEDDING) {
             Some(Held::Codes(codes)) => self.embedded_codes(codes),
             Some(Held::Numbers(numbers)) => {
-                let numbers = self.graph.external(numbers);
-                let rows = self.graph.node("Gather", &[&numbers, TOKENS], &[]);
-                self.widened(rows, EMBEDDING)
+                let constant = self.graph.external(numbers);
+                let rows = self.graph.node("Gather", &[&constant, TOKENS], &[]);
+                self.widened(rows, numbers.dtype)
             }
             _ => unreachable!("every model has an embedding, which is a matrix"),
         };
@@ -111,9 +113,7 @@ impl Decoder<'_> {
                 let part = self.graph.external(part);
                 inputs.push(self.graph.node("Gather", &[&part, TOKENS], &[]));
             }
-            if held.scales.dtype == DataType::Float16 {
-                inputs[1] = self.to_float(&inputs[1].clone());
-            }
+            inputs[1] = self.widened(inputs[1].clone(), held.scales.dtype);
             let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
             let attributes = [("axis", Int(-1)), ("block_size", Int(held.grid.block as i64))];
             return self.graph.node("DequantizeLinear", &inputs, &attributes);
@@ -245,8 +245,8 @@ impl Decoder<'_> {
         let product = match self.weights.get(&weight) {
             Some(Held::Codes(codes)) => self.product_with_codes(x, codes, weight == EMBEDDING),
             Some(Held::Numbers(numbers)) => {
-                let numbers = self.graph.external(numbers);
-                let mut numbers = self.widened(numbers, &weight);
+                let constant = self.graph.external(numbers);
+                let mut numbers = self.widened(constant, numbers.dtype);
                 if weight == EMBEDDING {
                     numbers = self.graph.node("Transpose", &[&numbers], &[("perm", Ints(&[1, 0]))]);
                 }
@@ -296,32 +296,27 @@ impl Decoder<'_> {
     /// Scales in f32.
     fn scales(&mut self, held: &Codes) -> String {
         let scales = self.graph.external(&held.scales);
-        self.widened(scales, &held.scales.name)
+        self.widened(scales, held.scales.dtype)
     }
 
-    /// `value` in f32; a constant that is read in several places is cast once. `name` is that of the weight whose type decides.
-    fn widened(&mut self, value: String, name: &str) -> String {
-        let of = |held: &Held| match held {
-            Held::Numbers(numbers) => numbers.dtype,
-            Held::Codes(codes) => codes.scales.dtype,
-            Held::Vector(_) => DataType::Float,
-        };
-        let weight = name.trim_end_matches(".scales");
-        match self.weights.get(weight).map(of) {
-            None | Some(DataType::Float) => value,
-            Some(_) => match self.shared.get(&value) {
-                Some(known) => known.clone(),
-                None => {
-                    let cast = self.to_float(&value);
-                    self.shared.insert(value, cast.clone());
-                    cast
-                }
-            },
+    /// `value` of type `dtype` in f32; what several nodes read is cast once.
+    fn widened(&mut self, value: String, dtype: DataType) -> String {
+        if dtype == DataType::Float {
+            return value;
         }
+        self.shared(format!("{value} in f32"), |decoder| {
+            decoder.graph.node("Cast", &[&value], &[("to", Int(DataType::Float as i64))])
+        })
     }
 
-    pub(super) fn to_float(&mut self, value: &str) -> String {
-        self.graph.node("Cast", &[value], &[("to", Int(DataType::Float as i64))])
+    /// A value that several nodes read, by what it is.
+    pub(super) fn shared(&mut self, name: String, make: impl FnOnce(&mut Self) -> String) -> String {
+        if let Some(known) = self.shared.get(&name) {
+            return known.clone();
+        }
+        let value = make(self);
+        self.shared.insert(name, value.clone());
+        value
     }
 
     /// A norm or bias.
