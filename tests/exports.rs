@@ -154,7 +154,8 @@ fn every_way_from_a_model_to_onnx_gives_the_same_folder() {
 fn a_trained_student_becomes_an_onnx_folder_and_what_is_wrong_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (run, onnx) = (folder.path().join("run"), folder.path().join("onnx"));
-    run_json(&short_run(&run, &["bits.layers.*={ scheme = \"int4\", scale_dtype = \"f16\" }"]));
+    let bits = "bits.layers.*={ scheme = \"int4\", scale_dtype = \"f16\" }";
+    run_json(&short_run(&run, &[bits, "bits.embed_tokens=f32"]));
     let report = succeed_json(&mut export(&run, "onnx", &onnx, &["--exact", "--json"]));
     let types: Vec<_> = report["tensors"].as_array().unwrap().iter().map(|tensor| &tensor["type"]).collect();
     assert!(types.contains(&&"NBITS4".into()), "{types:?}");

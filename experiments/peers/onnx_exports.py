@@ -76,9 +76,11 @@ class Ours:
 class Theirs:
     """A model in ONNX Runtime."""
 
-    def __init__(self, folder, threads=2):
+    def __init__(self, folder, threads):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Waiting threads leave the processor to others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         config = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
         for key, value in config["session_options"].items():
             if key.startswith("session."):
@@ -107,22 +109,25 @@ class Theirs:
         return whole, np.concatenate(parts)
 
 
-def greedy(folder, prompt, new):
-    """Tokens of the prompt and of its continuation, by GenAI."""
+def greedy(folder, prompts, new, threads):
+    """Tokens of each prompt and of its continuation, by GenAI."""
     import onnxruntime_genai as genai
 
-    model = genai.Model(str(folder))
+    config = genai.Config(str(folder))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    model = genai.Model(config)
     tokenizer = genai.Tokenizer(model)
-    ids = [int(token) for token in tokenizer.encode(prompt)]
-    params = genai.GeneratorParams(model)
-    params.set_search_options(max_length=len(ids) + new, do_sample=False)
-    generator = genai.Generator(model, params)
-    generator.append_tokens(np.array(ids, np.int32))
-    made = []
-    while not generator.is_done():
-        generator.generate_next_token()
-        made.append(int(generator.get_next_tokens()[0]))
-    return ids, made
+    for prompt in prompts:
+        ids = [int(token) for token in tokenizer.encode(prompt)]
+        params = genai.GeneratorParams(model)
+        params.set_search_options(max_length=len(ids) + new, do_sample=False)
+        generator = genai.Generator(model, params)
+        generator.append_tokens(np.array(ids, np.int32))
+        made = []
+        while not generator.is_done():
+            generator.generate_next_token()
+            made.append(int(generator.get_next_tokens()[0]))
+        yield ids, made
 
 
 def our_greedy(args, model, prompt):
@@ -162,19 +167,20 @@ def of_model(args):
         ours = Ours(args.library, model)
         tokens = ours.encode(text)[: args.tokens]
         expected = ours.logits(tokens)
-        for form, flags in FORMS.items():
-            folder = args.work / f"{name}-{form}"
+        wanted_of = {prompt: our_greedy(args, model, prompt) for prompt in PROMPTS if args.new}
+        for form in args.forms:
+            folder, flags = args.work / f"{name}-{form}", FORMS[form]
             report = json.loads(run(args.train, "export", "--from", model, "--to", "onnx", *flags, "--output", folder, "--json"))
             size = sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6
-            theirs = Theirs(folder)
+            theirs = Theirs(folder, args.threads)
             whole, stepped = theirs.logits(tokens, args.cached)
             del theirs
             same = (whole.argmax(1) == expected.argmax(1)).mean()
             differences = apart(whole, expected), apart(stepped, expected)
             texts = []
-            for prompt in PROMPTS if args.new else []:
-                ids, made = greedy(folder, prompt, args.new)
-                wanted = our_greedy(args, model, prompt)
+            made_of = greedy(folder, PROMPTS, args.new, args.threads) if args.new else []
+            for prompt, (ids, made) in zip(PROMPTS, made_of):
+                wanted = wanted_of[prompt]
                 text_of = decoded(ours, made)
                 verdict = "same" if text_of == wanted and ids == ours.encode(prompt) else "**differs**"
                 if ids != ours.encode(prompt):
@@ -215,8 +221,8 @@ def of_families(args):
         model = args.work / golden.name
         shutil.copytree(golden, model, dirs_exist_ok=True)
         shutil.copy(args.families / "tokenizer.json", model)
-        for form, flags in FORMS.items():
-            folder = args.work / f"{golden.name}-{form}"
+        for form in args.forms:
+            folder, flags = args.work / f"{golden.name}-{form}", FORMS[form]
             done = subprocess.run(
                 [str(args.train), "export", "--from", str(model), "--to", "onnx", *flags, "--output", str(folder)],
                 capture_output=True, text=True,
@@ -225,7 +231,7 @@ def of_families(args):
                 print(f"| {golden.name} | {form} | refused: {done.stderr.strip()} | | |", flush=True)
                 continue
             limit = json.loads((folder / "genai_config.json").read_text())["model"]["context_length"]
-            ours, theirs = Ours(args.library, model), Theirs(folder)
+            ours, theirs = Ours(args.library, model), Theirs(folder, args.threads)
             worst = [0.0, 0.0, 0.0]
             for case in json.loads((golden / "expected.json").read_text())["cases"]:
                 tokens = case["input_ids"]
@@ -257,6 +263,8 @@ def main():
     parser.add_argument("--cached", type=int, default=16, help="tokens that are fed one by one (default: %(default)s)")
     parser.add_argument("--new", type=int, default=48, help="tokens of greedy text; 0 for none (default: %(default)s)")
     parser.add_argument("--within", type=float, default=1e-2, help="largest absolute difference of logits (default: %(default)s)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="which operators (default: both)")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="leave the folders")
     parser.add_argument("--bitllama", default=ROOT / "target/release/bitllama")
     parser.add_argument("--train", default=ROOT / "target/release/bitllama-train")
