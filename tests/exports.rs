@@ -225,3 +225,65 @@ fn each_format_of_packed_weights_is_written_and_replaced_from_the_command_line()
     let message = failure(&export(&path("gptq"), "awq", &path("none"), &[]).output().unwrap());
     assert!(message.contains("compressed-tensors, gptq, gptq:v2, mlx, bitnet"), "{message}");
 }
+
+#[test]
+fn every_way_from_a_model_to_onnx_gives_the_same_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let quantize = |to: &str, output: &Path| {
+        let output = output.to_str().unwrap();
+        let args =
+            ["quantize", "--model", "models/nano", "--bits", "1.58", "--group-size", "row", "--to", to, "--exact"];
+        succeed_json(&mut train(&[&args[..], &["--output", output, "--json"]].concat()))
+    };
+    quantize("artifact", &path("artifact"));
+    let direct = quantize("onnx", &path("direct"));
+    let exported = succeed_json(&mut export(&path("artifact"), "onnx", &path("exported"), &["--exact", "--json"]));
+    assert_eq!(direct["tensors"], exported["tensors"]);
+    for tensor in direct["tensors"].as_array().unwrap() {
+        let name = tensor["tensor"].as_str().unwrap();
+        let expected = match name {
+            _ if name.contains("norm") => "FLOAT",
+            "embed_tokens.weight" => "NBITS8",
+            _ => "NBITS2",
+        };
+        assert_eq!((&tensor["type"], &tensor["error"]), (&expected.into(), &0.0.into()), "{name}");
+    }
+    for file in ["model.onnx.data", "genai_config.json", "config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(
+            fs::read(path("direct").join(file)).unwrap() == fs::read(path("exported").join(file)).unwrap(),
+            "{file}"
+        );
+    }
+    // The origin is in the graph; the same command writes the same bytes, over what it wrote before.
+    let graph = || fs::read(path("exported").join("model.onnx")).unwrap();
+    let first = graph();
+    succeed(&mut export(&path("artifact"), "onnx", &path("exported"), &[]));
+    assert!(first == graph());
+    assert!(String::from_utf8_lossy(&first).contains("MatMulNBits"));
+    let report = succeed_json(&mut export(&path("artifact"), "onnx", &path("exported"), &["--opset-only", "--json"]));
+    let types: Vec<_> = report["tensors"].as_array().unwrap().iter().map(|tensor| &tensor["type"]).collect();
+    assert!(types.contains(&&"INT4".into()) && types.contains(&&"INT8".into()), "{types:?}");
+    assert!(!String::from_utf8_lossy(&graph()).contains("com.microsoft"));
+}
+
+#[test]
+fn a_trained_student_becomes_an_onnx_folder_and_what_is_wrong_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, onnx) = (folder.path().join("run"), folder.path().join("onnx"));
+    let bits = "bits.layers.*={ scheme = \"int4\", scale_dtype = \"f16\" }";
+    run_json(&short_run(&run, &[bits, "bits.embed_tokens=f32"]));
+    let report = succeed_json(&mut export(&run, "onnx", &onnx, &["--exact", "--json"]));
+    let types: Vec<_> = report["tensors"].as_array().unwrap().iter().map(|tensor| &tensor["type"]).collect();
+    assert!(types.contains(&&"NBITS4".into()), "{types:?}");
+    let message = failure(&export(&onnx, "hf", &folder.path().join("hf"), &[]).output().unwrap());
+    assert!(message.contains("has model.onnx, which is written and not read"), "{message}");
+    let message = failure(&export(&run, "hf", &folder.path().join("hf"), &["--opset-only"]).output().unwrap());
+    assert!(message.contains("--opset-only is of use with --to onnx only"), "{message}");
+    let message = failure(&export(&run, "onnx", &onnx, &["--dtype", "f16", "--exact"]).output().unwrap());
+    assert!(message.contains("embed_tokens.weight would not be exact in FLOAT16"), "{message}");
+    assert!(onnx.join("model.onnx").is_file(), "the folder of before stays");
+    fs::write(onnx.join("notes.txt"), "mine").unwrap();
+    let message = failure(&export(&run, "onnx", &onnx, &[]).output().unwrap());
+    assert!(message.contains("notes.txt"), "{message}");
+}

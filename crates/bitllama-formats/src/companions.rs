@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
+use crate::hf::{TOKENIZER, one_line};
 use crate::tokenizer::{own_bos, quoted};
 use crate::{Error, Result, atomic};
 
@@ -194,6 +195,14 @@ impl Companions {
 }
 
 impl TokenizerFiles<'_> {
+    /// Writes `tokenizer.json` and the companions into a folder, as Hugging Face directories have them.
+    pub(crate) fn write_into(&self, folder: &Path, config: &ModelConfig) -> Result<()> {
+        let path = folder.join(TOKENIZER);
+        let json = self.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
+        atomic::write_bytes(&path, json.as_bytes())?;
+        self.write_companions(folder, config)
+    }
+
     /// Writes the companions into a folder; where they lack them, the least from which `AutoTokenizer` loads `tokenizer.json`,
     /// and the tokens of `config` that end a generation.
     pub(crate) fn write_companions(&self, folder: &Path, config: &ModelConfig) -> Result<()> {

@@ -9,6 +9,7 @@
 //! | [`hub`] | models by hub id (feature `hub`) |
 //! | [`npz`] | NumPy archives: stored, aligned, memory-mapped |
 //! | [`apl`] | exports for APL: the older tools' folder with variables and a decoder |
+//! | [`onnx`] | folders that ONNX Runtime and ONNX Runtime GenAI open, written only |
 //! | [`artifact`] | the exported model: `weights.npz`, `manifest.json`, tokenizer |
 //! | [`checkpoint`] | the state of a run, its best checkpoint, and the student that a checkpoint is |
 //! | [`scales`] | trained scales beside a checkpoint |
@@ -45,6 +46,7 @@ mod map;
 pub mod model;
 pub mod notes;
 pub mod npz;
+pub mod onnx;
 pub mod output;
 pub mod scales;
 mod stored;

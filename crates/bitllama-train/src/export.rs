@@ -11,7 +11,7 @@ use bitllama_formats::exports::Written;
 use bitllama_formats::gguf::{self, BlockFormat, Gguf};
 use bitllama_formats::hf::PackedFormat;
 use bitllama_formats::output::{self, Claim, Growing, Kind};
-use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf};
+use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf, onnx};
 use bitllama_nn::Llama;
 use bitllama_nn::activations::plan_of;
 use bitllama_nn::weights::Weights;
@@ -36,15 +36,21 @@ pub enum Format {
     Gguf(Option<BlockFormat>),
     /// A Hugging Face directory of packed weights.
     Packed(PackedFormat),
+    /// A folder for ONNX Runtime and ONNX Runtime GenAI.
+    Onnx {
+        /// Whether its graph has operators of ONNX itself only.
+        opset_only: bool,
+    },
 }
 
 /// Formats by name; types of GGUF files come after a colon.
-const NAMED: [(&str, Format); 5] = [
+const NAMED: [(&str, Format); 6] = [
     ("artifact", Format::Artifact),
     ("v2", Format::V2),
     ("apl", Format::Apl),
     ("hf", Format::Hf),
     ("gguf", Format::Gguf(None)),
+    ("onnx", Format::Onnx { opset_only: false }),
 ];
 
 /// All formats by name.
@@ -68,7 +74,7 @@ impl Format {
     /// files have. `None` for formats that hold any.
     pub fn own_grid(self) -> Option<Rule> {
         let name = match self {
-            Format::Artifact | Format::V2 | Format::Apl | Format::Hf => return None,
+            Format::Artifact | Format::V2 | Format::Apl | Format::Hf | Format::Onnx { .. } => return None,
             Format::Packed(PackedFormat::Bitnet) => "bitnet:i2_s".to_string(),
             Format::Packed(_) => format!("{}:int4", self.to_string().trim_end_matches(":v2")),
             Format::Gguf(None) => "gguf:q4_k_m".to_string(),
@@ -90,7 +96,7 @@ impl Format {
 
     /// Whether weights in full precision can have one of several types.
     pub fn takes_dtype(self) -> bool {
-        matches!(self, Format::Hf | Format::Gguf(_))
+        !matches!(self, Format::Artifact | Format::V2 | Format::Apl)
     }
 }
 
@@ -98,6 +104,7 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (named().find(|(_, format)| format == self), self) {
             (Some((name, _)), _) => f.write_str(name),
+            (None, Format::Onnx { .. }) => f.write_str("onnx"),
             (None, Format::Gguf(Some(kind))) => write!(f, "gguf:{}", kind.name().to_ascii_lowercase()),
             (None, _) => unreachable!("all other formats have names"),
         }
@@ -136,8 +143,8 @@ impl FromStr for Format {
 /// Choices of an export.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Type of weights in full precision: in Hugging Face directories f32 by default, in GGUF files and directories of packed weights
-    /// the smallest that keeps every number.
+    /// Type of weights in full precision: in Hugging Face directories and ONNX f32 by default, in GGUF files and directories of packed
+    /// weights the smallest that keeps every number.
     pub dtype: Option<hf::Dtype>,
     /// Refuses weights that the format cannot hold to the bit.
     pub exact: bool,
@@ -180,7 +187,7 @@ impl Summary {
 pub fn claim(format: Format, path: &Path) -> Result<Claim> {
     match format {
         Format::Artifact | Format::V2 | Format::Apl => Ok(output::claim_folder(path, Kind::Artifact)?),
-        Format::Hf | Format::Packed(_) => Ok(output::claim_folder(path, Kind::Model)?),
+        Format::Hf | Format::Packed(_) | Format::Onnx { .. } => Ok(output::claim_folder(path, Kind::Model)?),
         Format::Gguf(_) => {
             let claim = output::claim_file(path)?;
             ensure!(!path.is_dir(), "{}: a folder stands here, where a GGUF file is to be written", path.display());
@@ -256,6 +263,13 @@ pub fn write(
             let options = hf::PackedOptions { dtype: options.dtype, exact: options.exact };
             summary.tensors = hf::write_packed(path, config, activations, counted, tokenizer, (format, options))?;
             summary.bytes = summary.tensors.iter().map(|tensor| tensor.bytes as u64).sum();
+        }
+        Format::Onnx { opset_only } => {
+            let dtype = options.dtype.unwrap_or(hf::Dtype::F32);
+            let options = onnx::Options { opset_only, dtype, exact: options.exact, provenance };
+            let tensors = onnx::write(path, config, counted, tokenizer, &options)?;
+            summary.bytes = tensors.iter().map(|tensor| tensor.bytes as u64).sum();
+            summary.tensors = tensors;
         }
     }
     Ok(summary)

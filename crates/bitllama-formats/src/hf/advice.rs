@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::{INDEX, TOKENIZER, WEIGHTS};
+use crate::onnx::GRAPH;
 
 /// Weights as PyTorch pickles them, which are not read: unpickling can run any code.
 pub(crate) const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
@@ -13,6 +14,9 @@ pub(crate) const VOCABULARIES: [&str; 3] = ["tokenizer.model", "vocab.json", "te
 /// The reason why a folder has no weights, with what to do where they are pickled.
 pub(super) fn weights(folder: &Path) -> String {
     match PICKLED.into_iter().find(|name| folder.join(name).is_file()) {
+        None if folder.join(GRAPH).is_file() => {
+            format!("has {GRAPH}, which is written and not read; use the model that it was exported from")
+        }
         None => format!("has neither {WEIGHTS} nor {INDEX}"),
         Some(found) => {
             let path = shown(folder);

@@ -125,15 +125,7 @@ pub fn write_into<'a>(
 ) -> Result<()> {
     write::weights(&folder.join(WEIGHTS), config, weights, dtype)?;
     write_config(&folder.join(CONFIG), config, dtype)?;
-    write_tokenizer(folder, config, tokenizer.into())
-}
-
-/// Writes a tokenizer with its companions.
-fn write_tokenizer(folder: &Path, config: &ModelConfig, files: TokenizerFiles<'_>) -> Result<()> {
-    let path = folder.join(TOKENIZER);
-    let json = files.tokenizer.to_string(true).map_err(|e| Error::invalid(&path, one_line(&e.to_string())))?;
-    atomic::write_bytes(&path, json.as_bytes())?;
-    files.write_companions(folder, config)
+    tokenizer.into().write_into(folder, config)
 }
 
 /// Writes a JSON file, indented, with a line end.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use bitllama_core::weights::specs;
 use bitllama_formats::{hf, output};
 use clap::ValueEnum;
@@ -29,7 +29,10 @@ pub struct Args {
          vLLM, GPTQModel and mlx-lm; a matrix that one cannot hold stays in full precision there", export::names()
     ))]
     to: Format,
-    /// Number format of weights that are not packed [default: for hf f32, else the smallest that keeps every number]
+    /// Use operators of ONNX itself only, not those of ONNX Runtime (--to onnx)
+    #[arg(long)]
+    opset_only: bool,
+    /// Number format of weights that are not packed [default: for hf and onnx f32, else the smallest that keeps every number]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
     /// Refuse weights that the format cannot hold to the bit
@@ -64,8 +67,13 @@ impl From<Dtype> for hf::Dtype {
 /// did not write.
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.dtype.is_none() || args.to.takes_dtype(), "--dtype is of no use with --to artifact, v2 and apl");
+    let to = match args.to {
+        Format::Onnx { .. } => Format::Onnx { opset_only: args.opset_only },
+        _ if args.opset_only => bail!("--opset-only is of use with --to onnx only"),
+        other => other,
+    };
     output::apart(&args.output, [("--from", Path::new(&args.from))])?;
-    let _claim = export::claim(args.to, &args.output)?;
+    let _claim = export::claim(to, &args.output)?;
     let model = models::open(&args.from, false)?;
     let weights = specs(&model.config).into_iter().map(|spec| {
         let weight = model.weights.stored(&spec)?;
@@ -83,12 +91,12 @@ pub fn run(args: Args) -> Result<()> {
         provenance,
     };
     let options = Options { dtype: args.dtype.map(hf::Dtype::from), exact: args.exact };
-    if !args.to.rounds_as(&model.activations) {
+    if !to.rounds_as(&model.activations) {
         tell(
             "the student was trained with rounded activations; other programs round theirs in their own way, or not at all",
         );
     }
-    let summary = export::write(args.to, &args.output, source, weights, options)?;
+    let summary = export::write(to, &args.output, source, weights, options)?;
     print(&args.output, &summary, None, args.json);
     Ok(())
 }

@@ -37,7 +37,7 @@ use serde_json::Value;
 use super::config::unwritable;
 use super::mapped::MappedFile;
 use super::write::{encode, stored};
-use super::{CONFIG, Dtype, WEIGHTS, config_json, write_json, write_tokenizer};
+use super::{CONFIG, Dtype, WEIGHTS, config_json, write_json};
 use crate::exports::{self, Loss, Written};
 use crate::output::Kind as FolderKind;
 use crate::{Error, Result, StoredWeight, TokenizerFiles, atomic};
@@ -188,7 +188,7 @@ pub fn write<'a>(
             bitnet::tell_rounding(path, &model.modules, activations);
         }
         written = model.written;
-        write_tokenizer(folder, config, tokenizer)
+        tokenizer.write_into(folder, config)
     })?;
     Ok(written)
 }
