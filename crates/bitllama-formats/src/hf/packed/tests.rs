@@ -1,9 +1,11 @@
 //! Directories hold the weights that went into them, to the bit: by readers that are written here from the definition of each
 //! format, one bit after the other, by what the config says.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bitllama_core::families::of_model_type;
+use bitllama_core::names::hf_place;
 use bitllama_core::weights::{EMBEDDING, specs};
 use bitllama_core::{Granularity, Quantizer, Scheme};
 use half::{bf16, f16};
@@ -12,6 +14,7 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::*;
+use crate::exports;
 
 const LAST: &str = "layers.1.mlp.down_proj.weight";
 
@@ -393,9 +396,9 @@ fn zero_points_are_kept_and_those_that_a_width_lacks_take_a_wider_one() {
     assert_eq!(bits(Mlx, |group| 1000 - group as i32).0, Some((4, true)));
     // Points in the middle are none.
     assert_eq!(bits(Gptq, |_| 8).0, Some((4, false)));
-    let (far, remark) = bits(GptqV2, |group| if group == 1 { -300 } else { 3 });
-    assert_eq!(far, None);
-    assert!(remark.unwrap().contains("zero points from -300 to 3 fit no width"));
+    let far = with_zeros(|group| if group == 1 { -300 } else { 3 });
+    let error = written(&config, &far, GptqV2, EXACT).err().unwrap().to_string();
+    assert!(error.contains("zero points from -300 to 3 fit no width"), "{error}");
 }
 
 #[test]
