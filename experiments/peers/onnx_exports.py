@@ -117,6 +117,8 @@ def greedy(folder, prompts, new, threads):
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = genai.Model(config)
     tokenizer = genai.Tokenizer(model)
+    # Without, it leaves out the token that begins a text.
+    tokenizer.update_options(add_special_tokens="true")
     for prompt in prompts:
         ids = [int(token) for token in tokenizer.encode(prompt)]
         params = genai.GeneratorParams(model)
