@@ -128,7 +128,7 @@ impl Glob {
     /// Compiles a pattern.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of a pattern that cannot be read.
     pub fn new(text: &str) -> Result<Self, String> {
         let glob = GlobBuilder::new(text).literal_separator(false).build();
         let matcher = glob.map_err(|e| format!("glob `{}`: {}", excerpt(text), e.kind()))?.compile_matcher();

@@ -65,7 +65,7 @@ pub struct Quantizer {
     pub method: Method,
     /// Which weights share a scale.
     pub granularity: Granularity,
-    /// What each scale has beside it.
+    /// The offset beside each scale.
     pub offset: Offset,
     /// Which numbers scales can be.
     pub scales: ScaleFormat,

@@ -124,7 +124,7 @@ pub struct DoubleScales {
     pub codes: Vec<i8>,
     /// One for each block of scales, the last of which may be short.
     pub steps: Vec<f32>,
-    /// What all have in common.
+    /// The mean of all scales, from which codes count.
     pub mean: f32,
 }
 
@@ -171,7 +171,7 @@ impl PackedScales {
         }
     }
 
-    /// What codes are multiplied by.
+    /// The scales in f32.
     pub fn values(&self) -> Vec<f32> {
         match self {
             Self::F32(scales) => scales.clone(),

@@ -65,9 +65,9 @@ pub fn names() -> String {
 }
 
 impl Format {
-    /// Whether only programs that keep activations as this one does read it: other programs round them in their own way.
+    /// Whether it is an artifact, which says how activations are rounded: other programs round them in their own way.
     pub fn is_ours(self) -> bool {
-        matches!(self, Format::Artifact | Format::V2)
+        matches!(self, Format::Artifact | Format::V2 | Format::Apl)
     }
 
     /// The grid that a model is rounded to for this format where nobody says otherwise: that of its type, or the mix that most GGUF

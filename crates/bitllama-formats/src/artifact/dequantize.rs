@@ -52,7 +52,7 @@ impl LowBit {
         &self.files.manifest
     }
 
-    /// What the weights are, under the manifest's names for them.
+    /// The weights under the manifest's names for them.
     pub fn weights(&self) -> impl ExactSizeIterator<Item = &WeightInfo> {
         self.weights.iter().map(|weight| &weight.info)
     }

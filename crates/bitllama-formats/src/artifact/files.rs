@@ -172,7 +172,7 @@ impl Files {
     }
 }
 
-/// What may stand behind a weight's name in an NPZ, in the order in which a reader looks for it.
+/// Suffixes of a weight's name in an NPZ, in the order in which a reader looks for them.
 pub(super) fn suffixes() -> impl Iterator<Item = &'static str> {
     FORMS.iter().map(|form| form.suffix).chain([FULL, BARE])
 }

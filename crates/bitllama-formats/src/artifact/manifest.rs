@@ -24,7 +24,7 @@ const LLAMA_VERSION: u32 = 2;
 /// Of the entry of a matrix: how its inputs were rounded in training. In `quantization`: that of all matrices of the
 /// blocks, `mixed` where they differ. Inputs that were not rounded are [`NOT_ROUNDED`].
 pub(super) const ACTIVATION: &str = "activation_dtype";
-/// Of the entry of a matrix in blocks of ggml: their type, by ggml's name.
+/// Key of the type of a matrix in blocks of ggml, by ggml's name, in its entry.
 pub(super) const GGML_TYPE: &str = "ggml_type";
 /// In `quantization`: how keys and values were.
 pub(super) const KV_CACHE: &str = "kv_cache_dtype";

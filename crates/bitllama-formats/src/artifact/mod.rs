@@ -48,7 +48,7 @@ pub use write::{write, write_trained, write_with};
 
 /// The NPZ of an artifact.
 pub const WEIGHTS_FILE: &str = "weights.npz";
-/// What an artifact is, for people and programs.
+/// The description of an artifact, for people and programs.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The tokenizer of an artifact, as the `tokenizers` library writes it.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -85,7 +85,7 @@ pub enum Layout {
     V2,
 }
 
-/// What an artifact says of one weight.
+/// The description of one weight in an artifact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightInfo {
     /// Name, such as `layers.0.self_attn.q_proj.weight`.
