@@ -11,7 +11,7 @@ MODEL is anything that `bitllama-train quantize --model` takes. For each grid it
   times scales need more bits than f16 has;
 - with `--logits` (not MLX's) `transformers` loads the directory in f32 and in 16 bits, and its logits are set beside those that it
   has of the `hf` directory: the largest difference, relative to the largest logit. For BitNet, whose layers round their inputs to 8
-  bits, the layers of the `hf` directory get the same rounding.
+  bits, the layers of the `hf` directory get the same rounding, and both are in f32.
 
 `gptq:int4:v2` exports to the second version of GPTQ. Ends with 1 if a weight differs or logits are farther away than 1e-3 (f32) or 1e-2
 (f16).
@@ -160,7 +160,7 @@ def main():
         name = grid.replace(":", "-")
         artifact, folder, reference = (work / f"{name}{suffix}" for suffix in ("", "-packed", "-hf"))
         run(args.bitllama_train, "quantize", "--model", args.model, "--scheme", f"{kind}:{scheme}", "--embedding", args.embedding, "--output", artifact)
-        run(args.bitllama_train, "export", "--from", artifact, "--to", ":".join([kind, *version]), "--exact", "--output", folder)
+        run(args.bitllama_train, "export", "--from", artifact, "--to", ":".join([kind, *version]), "--exact", "--output", folder, *(["--dtype", "f32"] if kind == "bitnet" else []))
         run(args.bitllama_train, "export", "--from", artifact, "--to", "hf", "--output", reference)
         wrong, packed, matrices, bits = differing(kind, folder, reference)
         failed |= bool(wrong)

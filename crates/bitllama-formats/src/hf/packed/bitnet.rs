@@ -76,7 +76,7 @@ pub(super) fn tell_rounding(path: &Path, modules: &[Module], activations: &Activ
     let name = |module: &Module| format!("{}.weight", module.name.trim_start_matches("model."));
     if packed.map(name).any(|name| activations.inputs.get(&name) != Some(&Activation::Int8)) {
         let remark = "readers of bitnet round the inputs of ternary matrices to 8 bits a token; the student was trained otherwise \
-                      (activations = \"int8\" trains it so)";
+                      ([activations] \"layers.*\" = \"int8\" trains it so)";
         notes::tell(path, remark);
     }
 }

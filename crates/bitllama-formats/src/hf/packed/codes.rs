@@ -49,7 +49,7 @@ impl Codes {
         }
         let columns = first.columns();
         let group_size = matrices.iter().fold(columns, |size, matrix| gcd(size, matrix.group_size()));
-        let steps = matrices.iter().map(|matrix| step(matrix));
+        let steps = matrices.iter().map(step);
         let shared = if steps.clone().all(|step| step == 2) { 2 } else { 1 };
         let mut codes = Self {
             rows: matrices.iter().map(PackedMatrix::rows).sum(),
