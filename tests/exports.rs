@@ -80,7 +80,7 @@ fn a_recipe_names_what_its_student_is_exported_to() {
     run_json(&again);
     let unknown = short_run(&folder.path().join("other"), &[r#"export=["gguf:q9"]"#]);
     let message = failure(&train(&unknown.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap());
-    assert!(message.contains("expected one of artifact, v2, hf"), "{message}");
+    assert!(message.contains("expected one of artifact, v2, apl"), "{message}");
 }
 
 #[test]

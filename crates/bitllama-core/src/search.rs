@@ -153,7 +153,7 @@ fn with_minimum(quantizer: &Quantizer, weights: &[f32], importance: &[f32], smal
         let determinant = h * qq - q * q;
         // A minimum below 0 has no form: then the best scale without one.
         let (mut next, mut low) = ((h * wq - q * w) / determinant, (q * wq - qq * w) / determinant);
-        if !(low >= 0.0) {
+        if low.is_nan() || low < 0.0 {
             (next, low) = (wq / qq, 0.0);
         }
         let (next, low) = round(next, low);
