@@ -40,10 +40,10 @@ impl Stated {
 /// Rows of codes to a row of bytes.
 pub(super) const ROWS_PER_BYTE: usize = 4;
 
-/// What a `quantization_config` of BitNet states.
+/// The content of a `quantization_config` of BitNet.
 ///
 /// # Errors
-/// What is not read, in one line without the file.
+/// A setting that is not read, in one line without the file.
 pub(super) fn stated(stated: &Value) -> Result<Stated, String> {
     let text = |key: &str| stated.get(key).and_then(Value::as_str);
     if stated.get("use_rms_norm").and_then(Value::as_bool) == Some(true) {

@@ -144,7 +144,7 @@ impl PackedFormat {
     }
 }
 
-/// What the encoding of all tensors has in common.
+/// The choices that the encoding of all tensors shares.
 struct Choices {
     /// Type of scales, where they cannot choose.
     scales: Option<Dtype>,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Module, Order, Parts, checked_group, matches, refuse_other, scheme};
 
-/// What a `quantization_config` of compressed-tensors states.
+/// The content of a `quantization_config` of compressed-tensors.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Stated {
     /// Modules of a form: their names, patterns (`re:`) or classes.
@@ -20,7 +20,7 @@ struct Form {
     scales: Scales,
 }
 
-/// What shares a scale.
+/// The weights that share a scale.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Scales {
     Matrix,
@@ -61,7 +61,7 @@ impl Form {
 
 impl Stated {
     /// # Errors
-    /// What is not read, in one line without the file.
+    /// A setting that is not read, in one line without the file.
     pub(super) fn of(stated: &Value) -> Result<Self, String> {
         refuse_other(stated, "quantization_status", &[json!("compressed")])?;
         refuse_other(stated, "kv_cache_scheme", &[])?;

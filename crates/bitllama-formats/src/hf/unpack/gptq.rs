@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Module, Order, Parts, checked_group, matches, refuse_other};
 
-/// What a `quantization_config` of GPTQ states.
+/// The content of a `quantization_config` of GPTQ.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Stated {
     form: Form,
@@ -51,7 +51,7 @@ impl Form {
 
 impl Stated {
     /// # Errors
-    /// What is not read, in one line without the file.
+    /// A setting that is not read, in one line without the file.
     pub(super) fn of(stated: &Value) -> Result<Self, String> {
         refuse_other(stated, "pack_dtype", &[json!("int32")])?;
         refuse_other(stated, "is_marlin_format", &[json!(false)])?;
