@@ -2,7 +2,7 @@
 # Memory safety of the kernels, beyond what `cargo test` can see. Without arguments all of these, else those named:
 #
 #   miri     the tests of products under Miri, with its AVX2 and AVX-512: portable code and both instruction sets are
-#            interpreted, on fewer and smaller cases. An hour or more.
+#            interpreted, on fewer and smaller cases. More than half an hour.
 #   pool     the tests of the thread pool under Miri.
 #   address  all tests of the crate with AddressSanitizer, on the instruction sets of this processor. Minutes.
 #   thread   the tests of the thread pool with ThreadSanitizer, which builds the standard library anew. Minutes.

@@ -106,7 +106,7 @@ impl Grid {
         }
     }
 
-    /// What stands in the file for each field of a scheme.
+    /// The number in the file for each field of a scheme.
     fn table(&self, scheme: Scheme, has_points: bool) -> [u8; 256] {
         let mut table = [0; 256];
         for field in 0..scheme.levels() {

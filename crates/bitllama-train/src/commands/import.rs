@@ -138,7 +138,7 @@ fn tied(archive: &Artifact) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// Where weights come from that the archive lacks.
+/// Sources of weights that the archive lacks.
 struct Lacking<'a> {
     names: Vec<String>,
     final_norm: Option<Vec<f32>>,

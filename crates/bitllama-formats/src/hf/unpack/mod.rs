@@ -29,7 +29,7 @@ pub(super) enum Quantization {
 }
 
 impl Quantization {
-    /// What a config states, if it states anything.
+    /// The packing that a config states, if it states one.
     ///
     /// # Errors
     /// A method that is not read, in one line without the file.
@@ -155,12 +155,12 @@ pub(super) struct Parts<'a> {
     rows: std::ops::Range<usize>,
     packed: Raw<'a>,
     scales: Raw<'a>,
-    /// Where there are none, every zero is in the middle of the fields.
+    /// Without them, every zero is in the middle of the fields.
     zeros: Option<Raw<'a>>,
     order: Order,
 }
 
-/// Where fields, scales and zero points lie in their tensors.
+/// Places of fields, scales and zero points in their tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Order {
     /// Fields along rows, one row behind the other; scales `[rows, groups]`, or one for all; zero points `[words, groups]`.

@@ -1,4 +1,4 @@
-//! What is read in packed directories beside what this program writes, and what is refused: one tensor or one field of a config
+//! Packed directories of other programs that are read, and those that are refused: one tensor or one field of a config
 //! changed at a time. That what it writes reads back is tested where it is written.
 
 use std::collections::BTreeMap;
