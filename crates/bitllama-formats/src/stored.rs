@@ -74,11 +74,16 @@ impl TypedRows {
 
     /// The place in the file of a row.
     fn place(&self, row: usize) -> usize {
-        let Some(width) = self.head_dim else { return row };
-        let (head, within) = (row / width, row % width);
-        let (half, pair) = (within / (width / 2).max(1), within % (width / 2).max(1));
-        head * width + 2 * pair + half
+        place_in_rotation(row, self.head_dim)
     }
+}
+
+/// The place in a file of llama.cpp of Hugging Face's row `row`, where rows of `head_dim` are in the order of its rotary embedding.
+pub(crate) fn place_in_rotation(row: usize, head_dim: Option<usize>) -> usize {
+    let Some(width) = head_dim else { return row };
+    let (head, within) = (row / width, row % width);
+    let (half, pair) = (within / (width / 2).max(1), within % (width / 2).max(1));
+    head * width + 2 * pair + half
 }
 
 /// Numbers that are looked at in one go.

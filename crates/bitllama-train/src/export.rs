@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_core::{ActivationPlan, ModelConfig, Rule, Target};
 use bitllama_formats::exports::Written;
-use bitllama_formats::gguf::{self, BlockFormat, Gguf};
+use bitllama_formats::gguf::{self, BlockFormat, Gguf, TensorType};
 use bitllama_formats::hf::PackedFormat;
 use bitllama_formats::output::{self, Claim, Growing, Kind};
 use bitllama_formats::{Error, StoredWeight, TokenizerFiles, apl, artifact, atomic, hf, onnx};
@@ -33,7 +33,7 @@ pub enum Format {
     /// A Hugging Face directory of the rounded weights.
     Hf,
     /// A GGUF file, with a type that is preferred for packed matrices.
-    Gguf(Option<BlockFormat>),
+    Gguf(Option<TensorType>),
     /// A Hugging Face directory of packed weights.
     Packed(PackedFormat),
     /// A folder for ONNX Runtime and ONNX Runtime GenAI.
@@ -78,6 +78,7 @@ impl Format {
             Format::Packed(PackedFormat::Bitnet) => "bitnet:i2_s".to_string(),
             Format::Packed(_) => format!("{}:int4", self.to_string().trim_end_matches(":v2")),
             Format::Gguf(None) => "gguf:q4_k_m".to_string(),
+            Format::Gguf(Some(TensorType::I2S)) => "bitnet:i2_s".to_string(),
             Format::Gguf(Some(kind)) => format!("gguf:{}", kind.name().to_ascii_lowercase()),
         };
         Target::named(&name).map(Rule::from)
@@ -131,9 +132,9 @@ impl FromStr for Format {
     fn from_str(name: &str) -> Result<Self, String> {
         // `packed` was the name before there were others.
         let named = named().find(|(known, _)| *known == name || (name, *known) == ("packed", "artifact"));
-        let kind = name.strip_prefix("gguf:").and_then(BlockFormat::named).filter(|kind| kind.is_written());
+        let kind = name.strip_prefix("gguf:").and_then(TensorType::named);
         named.map(|(_, format)| format).or(kind.map(|kind| Format::Gguf(Some(kind)))).ok_or_else(|| {
-            let types = BlockFormat::written().map(|format| format.name().to_ascii_lowercase());
+            let types = TensorType::written().map(|kind| kind.name().to_ascii_lowercase());
             let types = types.collect::<Vec<_>>().join(", ");
             format!("expected one of {}, where TYPE is one of {types}", names())
         })

@@ -6,10 +6,12 @@
 
 mod blocks;
 mod config;
+mod i2_s;
 mod model;
 mod reader;
 mod special;
 mod split;
+mod tensor_type;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
@@ -22,6 +24,7 @@ pub(crate) use blocks::codes::{are_finite, panels};
 pub(crate) use blocks::encode::put_matrix;
 pub use reader::{Array, Gguf, TensorInfo, Value};
 pub use split::part_names;
+pub use tensor_type::TensorType;
 pub use write::{OURS, Options, write};
 
 use crate::{Model, Result};

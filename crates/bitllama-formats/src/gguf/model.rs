@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bitllama_core::names::{Place, gguf_place};
 use bitllama_core::weights::{self, WeightSpec};
-use bitllama_core::{ModelConfig, excerpt};
+use bitllama_core::{ModelConfig, PackedMatrix, excerpt};
 
-use super::{BlockFormat, Gguf, TensorInfo};
+use super::{BlockFormat, Gguf, TensorInfo, TensorType, i2_s};
+use crate::stored::place_in_rotation;
 use crate::{Error, Result, StoredWeight, WeightSource, finite};
 
 /// Tensors that hold no weights: divisors of rotary frequencies, which the config holds.
@@ -71,8 +72,19 @@ impl Weights {
             let (found, expected) = (&tensor.shape, &place.shape);
             return Err(self.file.invalid(format!("tensor {name} has shape {found:?}, expected {expected:?}")));
         }
-        format(&self.file, name, tensor)?;
+        kind(&self.file, name, tensor)?;
         Ok((place, tensor))
+    }
+
+    /// The weight of a tensor of [`TensorType::I2S`].
+    fn ternary(&self, spec: &WeightSpec, place: &Place, tensor: &TensorInfo) -> Result<PackedMatrix> {
+        let (name, &[rows, columns]) = (&place.tensor, &spec.shape[..]) else {
+            return Err(self.file.invalid(format!("tensor {} is of I2_S, which is for matrices", place.tensor)));
+        };
+        let head_dim = self.in_half_rotation(spec).then_some(self.config.head_dim);
+        let rows = (0..rows).map(|row| place.first_row + place_in_rotation(row, head_dim));
+        let unpacked = i2_s::unpack(self.file.bytes(tensor), columns, rows);
+        unpacked.map_err(|e| Error::invalid(self.file.path_of(tensor), format!("{} ({name}): {e}", spec.name)))
     }
 }
 
@@ -80,11 +92,14 @@ impl WeightSource for Weights {
     fn read(&self, spec: &WeightSpec) -> Result<Vec<f32>> {
         let (place, tensor) = self.find(spec)?;
         let name = &place.tensor;
+        let TensorType::Blocks(format) = kind(&self.file, name, tensor)? else {
+            return Ok(self.ternary(spec, &place, tensor)?.dequantize().data);
+        };
         let rows = self.file.bytes(tensor);
         // A row is whole blocks, so that bytes of rows are rows of bytes.
         let row = rows.len() / place.shape[0];
         let rows = &rows[place.first_row * row..][..spec.shape[0] * row];
-        let values = format(&self.file, name, tensor)?.dequantize(rows);
+        let values = format.dequantize(rows);
         if let Some(fault) = finite::fault(&spec.shape, &values) {
             return Err(Error::invalid(self.file.path_of(tensor), format!("{} ({name}) {fault}", spec.name)));
         }
@@ -96,6 +111,9 @@ impl WeightSource for Weights {
 
     fn stored(&self, spec: &WeightSpec) -> Result<StoredWeight> {
         let (place, tensor) = self.find(spec)?;
+        if tensor.format_id == TensorType::I2S.id() {
+            return self.ternary(spec, &place, tensor).map(StoredWeight::Packed);
+        }
         let rows = self.file.rows(tensor, place.first_row, &spec.shape);
         let rows = rows.filter(|_| tensor.format_id != BlockFormat::F32.id());
         let Some(rows) = rows else { return self.read(spec).map(StoredWeight::Full) };
@@ -111,8 +129,8 @@ impl WeightSource for Weights {
 
     fn quantized(&self) -> bool {
         let quantized = |spec: &WeightSpec| {
-            let format = self.find(spec).ok().and_then(|(_, tensor)| BlockFormat::from_id(tensor.format_id));
-            format.is_some_and(|format| format.block_len() > 1)
+            let kind = self.find(spec).ok().and_then(|(_, tensor)| TensorType::from_id(tensor.format_id));
+            kind.is_some_and(|kind| kind.block_len() > 1)
         };
         weights::specs(&self.config).iter().any(quantized)
     }
@@ -126,14 +144,14 @@ impl WeightSource for Weights {
     }
 }
 
-fn format(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<BlockFormat> {
+fn kind(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<TensorType> {
     // Converters write it beside weights of NVFP4 and BitNet.
     let scale = name.strip_suffix(".weight").map(|stem| format!("{stem}.scale"));
     if let Some(scale) = scale.filter(|scale| file.tensor(scale).is_some()) {
         return Err(file.invalid(format!("tensor {name} has a scale of its own, {scale}, which is not supported")));
     }
-    BlockFormat::from_id(tensor.format_id).ok_or_else(|| {
-        let supported = BlockFormat::ALL.map(BlockFormat::name).join(", ");
+    TensorType::from_id(tensor.format_id).ok_or_else(|| {
+        let supported = TensorType::all().map(TensorType::name).collect::<Vec<_>>().join(", ");
         file.invalid(format!(
             "tensor {name} is of ggml type {}; supported are {supported}",
             type_name(tensor.format_id)
@@ -155,7 +173,6 @@ fn type_name(id: u32) -> String {
         31 => "Q4_0_4_4",
         32 => "Q4_0_4_8",
         33 => "Q4_0_8_8",
-        36 => "IQ4_NL_4_4",
         37 => "IQ4_NL_4_8",
         38 => "IQ4_NL_8_8",
         _ => return id.to_string(),
@@ -164,7 +181,10 @@ fn type_name(id: u32) -> String {
 }
 
 pub(super) fn values(file: &Gguf, name: &str, tensor: &TensorInfo) -> Result<Vec<f32>> {
-    Ok(format(file, name, tensor)?.dequantize(file.bytes(tensor)))
+    match kind(file, name, tensor)? {
+        TensorType::Blocks(format) => Ok(format.dequantize(file.bytes(tensor))),
+        TensorType::I2S => Err(file.invalid(format!("tensor {name} is of I2_S, which is for matrices"))),
+    }
 }
 
 /// llama.cpp turns neighbouring rows of a head together (`2i`, `2i + 1`), Hugging Face rows `i` and `i + head_dim / 2`:

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bitllama_core::excerpt;
 use memmap2::Mmap;
 
-use super::{BlockFormat, split};
+use super::{TensorType, split};
 use crate::stored::TypedRows;
 use crate::{Error, Result};
 
@@ -62,9 +62,9 @@ pub enum Array {
 pub struct TensorInfo {
     /// Row-major: `[rows, columns]`. (The file lists dimensions the other way round.)
     pub shape: Vec<usize>,
-    /// Number of the block format in ggml, see [`BlockFormat::from_id`].
+    /// Number of the type in ggml, see [`TensorType::from_id`].
     pub format_id: u32,
-    /// Bytes in the file; of unknown formats only the start is known, and the range is empty.
+    /// Bytes in the file; of unknown types only the start is known, and the range is empty.
     pub bytes: Range<usize>,
     /// Index of the file that holds it, counted from 0.
     pub file: usize,
@@ -147,9 +147,11 @@ impl Gguf {
     }
 
     /// The matrix of `shape` that the rows of a tensor from `first` on are, as it lies in the file; `None` for another number of
-    /// dimensions, and a format that is not read.
+    /// dimensions, and a type that is not read or no rows of blocks.
     pub(super) fn rows(&self, tensor: &TensorInfo, first: usize, shape: &[usize]) -> Option<TypedRows> {
-        let (format, &[rows, columns]) = (BlockFormat::from_id(tensor.format_id)?, shape) else { return None };
+        let (TensorType::Blocks(format), &[rows, columns]) = (TensorType::from_id(tensor.format_id)?, shape) else {
+            return None;
+        };
         let row = tensor.bytes.len().checked_div(tensor.shape[0])?;
         let start = tensor.bytes.start + first * row;
         TypedRows::mapped(&self.files.get(tensor.file)?.map, start..start + rows * row, format, [rows, columns])
@@ -329,16 +331,15 @@ impl Cursor<'_> {
             self.invalid(format!("is cut: tensor {name} {shape:?} at offset {offset} ends beyond the {size} bytes"))
         };
         let start = usize::try_from(offset).ok().and_then(|o| data.checked_add(o)).ok_or_else(beyond)?;
-        let Some(format) = BlockFormat::from_id(format_id) else {
+        let Some(kind) = TensorType::from_id(format_id) else {
             return if start > self.bytes.len() { Err(beyond()) } else { Ok(start..start) };
         };
         let columns = shape.last().copied().unwrap_or(1);
-        if !columns.is_multiple_of(format.block_len()) {
-            let (name, format, block) = (excerpt(name), format.name(), format.block_len());
-            return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {format}'s {block}")));
+        if !columns.is_multiple_of(kind.block_len()) {
+            let (name, kind, block) = (excerpt(name), kind.name(), kind.block_len());
+            return Err(self.invalid(format!("tensor {name}: rows of {columns} are no multiple of {kind}'s {block}")));
         }
-        let blocks = shape.iter().try_fold(1usize, |n, size| n.checked_mul(*size)).map(|n| n / format.block_len());
-        let end = blocks.and_then(|n| n.checked_mul(format.block_bytes())).and_then(|n| start.checked_add(n));
+        let end = kind.bytes(shape).and_then(|bytes| start.checked_add(bytes));
         let end = end.filter(|end| *end <= self.bytes.len()).ok_or_else(beyond)?;
         Ok(start..end)
     }

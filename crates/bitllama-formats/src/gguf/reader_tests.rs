@@ -1,5 +1,6 @@
 use std::io::Write;
 
+use super::super::BlockFormat;
 use super::super::testing::{self, Writer, file, string, tiny};
 use super::*;
 

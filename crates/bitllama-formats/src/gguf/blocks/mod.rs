@@ -156,11 +156,6 @@ impl BlockFormat {
         encode::WRITTEN.into_iter()
     }
 
-    /// Whether packed matrices are written in this type.
-    pub fn is_written(self) -> bool {
-        encode::WRITTEN.contains(&self)
-    }
-
     /// How its numbers are made up, if they are whole codes with scales: such blocks are multiplied as they are, in the panels of
     /// a [`BlockMatrix`](bitllama_core::BlockMatrix). `None` for floats, Q8_K, and codes that stand in tables of whole vectors.
     pub const fn form(self) -> Option<BlockForm> {

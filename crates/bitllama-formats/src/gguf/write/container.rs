@@ -1,6 +1,6 @@
 //! The container: header, metadata and list of tensors as bytes.
 
-use super::super::{Array, BlockFormat, Value};
+use super::super::{Array, TensorType, Value};
 
 /// Alignment of tensor data, the default of `general.alignment`.
 pub(super) const ALIGNMENT: usize = 32;
@@ -14,17 +14,17 @@ pub(super) struct Tensor {
     pub name: String,
     /// Row-major: `[rows, columns]`.
     pub shape: Vec<usize>,
-    pub format: BlockFormat,
+    pub kind: TensorType,
 }
 
 impl Tensor {
     /// Bytes of the data.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() / self.format.block_len() * self.format.block_bytes()
+        self.kind.bytes(&self.shape).unwrap_or_default()
     }
 }
 
-/// Everything in front of the data of the first tensor. Its length does not depend on the formats of the tensors, so it can be
+/// Everything in front of the data of the first tensor. Its length does not depend on the types of the tensors, so it can be
 /// written once more when these are known.
 pub(super) fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
@@ -41,7 +41,7 @@ pub(super) fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8
         out.extend((tensor.shape.len() as u32).to_le_bytes());
         // The file lists dimensions from the innermost out.
         tensor.shape.iter().rev().for_each(|size| out.extend((*size as u64).to_le_bytes()));
-        out.extend(tensor.format.id().to_le_bytes());
+        out.extend(tensor.kind.id().to_le_bytes());
         out.extend(offset.to_le_bytes());
         offset += tensor.bytes().next_multiple_of(ALIGNMENT) as u64;
     }

@@ -28,7 +28,7 @@ use bitllama_core::weights::{self, WeightSpec};
 use bitllama_core::{ModelConfig, PackedMatrix};
 use serde_json::Value as Json;
 
-use super::{BlockFormat, Value};
+use super::{BlockFormat, TensorType, Value, i2_s};
 use crate::exports::{self, Written};
 use crate::{Error, Result, StoredWeight, TokenizerFiles, atomic};
 use container::{ALIGNMENT, Tensor};
@@ -41,7 +41,7 @@ pub const OURS: &str = "bitllama.version";
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Type of packed matrices where it holds them without loss, in place of the one of the fewest bits.
-    pub preferred: Option<BlockFormat>,
+    pub preferred: Option<TensorType>,
     /// Type of matrices in full precision: F32, F16 or BF16. By default the smallest that keeps every number.
     pub full: Option<BlockFormat>,
     /// Refuses a matrix that the file cannot hold to the bit.
@@ -74,21 +74,21 @@ pub fn write<'a>(
     let rope = metadata::rope_tensors(config);
     let order = order(config).map_err(invalid)?;
     let plain =
-        |name: &str, shape: &[usize]| Tensor { name: name.into(), shape: shape.into(), format: BlockFormat::F32 };
+        |name: &str, shape: &[usize]| Tensor { name: name.into(), shape: shape.into(), kind: BlockFormat::F32.into() };
     let of_rope = rope.iter().map(|(name, factors)| plain(name, &[factors.len()]));
     let of_weights = order.iter().map(|place| plain(&place.tensor, &place.shape));
     let mut tensors: Vec<Tensor> = of_rope.chain(of_weights).collect();
     let mut written: Vec<Written> = Vec::with_capacity(tensors.len());
-    let mut formats: Vec<BlockFormat> = Vec::with_capacity(tensors.len());
+    let mut kinds: Vec<TensorType> = Vec::with_capacity(tensors.len());
     let fill = |file: &mut BufWriter<File>| -> Result<()> {
         let io = |e: io::Error| Error::io(path)(e);
-        // The formats of tensors are found on the way; the header has the same length whatever they are.
+        // The types of tensors are found on the way; the header has the same length whatever they are.
         file.write_all(&vec![0; container::header(&keys, &tensors).len()]).map_err(io)?;
         for (name, factors) in &rope {
             let encoded = tensors::floats(factors, BlockFormat::F32);
             let encoded = encoded.ok_or_else(|| invalid(format!("{name} has a divisor that is not finite")))?;
             put(file, &encoded).map_err(io)?;
-            formats.push(encoded.format);
+            kinds.push(encoded.kind);
             written.push(entry(name, &encoded, None));
         }
         let mut parts: HashMap<String, Vec<(WeightSpec, StoredWeight)>> = HashMap::new();
@@ -106,7 +106,7 @@ pub fn write<'a>(
             let (encoded, remark) = encode(config, family.paired_rows, &parts, options);
             let encoded =
                 encoded.ok_or_else(|| invalid(format!("{} has a number too large for its type", place.tensor)))?;
-            formats.push(encoded.format);
+            kinds.push(encoded.kind);
             let found = entry(&place.tensor, &encoded, remark);
             if options.exact {
                 exports::refuse_loss(path, &found)?;
@@ -117,7 +117,7 @@ pub fn write<'a>(
         if let Some(missing) = tensors.get(written.len()) {
             return Err(invalid(format!("the weights of {} were not given", missing.name)));
         }
-        tensors.iter_mut().zip(&formats).for_each(|(tensor, format)| tensor.format = *format);
+        tensors.iter_mut().zip(&kinds).for_each(|(tensor, kind)| tensor.kind = *kind);
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         file.write_all(&container::header(&keys, &tensors)).map_err(io)
     };
@@ -170,7 +170,15 @@ fn encode(
     let mut remark = None;
     if let Some(matrices) = matrices {
         let matrices: Vec<&PackedMatrix> = matrices.iter().collect();
-        if let Some(fit) = tensors::fit(&matrices, options.preferred) {
+        let preferred = match options.preferred {
+            Some(TensorType::I2S) if i2_s::holds(&matrices) => {
+                let parts = parts.iter().zip(&matrices).map(|((spec, _), matrix)| ((*matrix).clone(), rows(spec)));
+                return (Some(tensors::ternary(parts)), None);
+            }
+            Some(TensorType::Blocks(format)) => Some(format),
+            _ => None,
+        };
+        if let Some(fit) = tensors::fit(&matrices, preferred) {
             let encoded =
                 parts.iter().zip(matrices).map(|((spec, _), matrix)| tensors::packed(matrix, fit, rows(spec)));
             let encoded = tensors::joined(encoded);
@@ -217,8 +225,8 @@ fn put(file: &mut BufWriter<File>, encoded: &Encoded) -> io::Result<()> {
 }
 
 fn entry(tensor: &str, encoded: &Encoded, remark: Option<String>) -> Written {
-    let Encoded { format, bytes, error } = encoded;
-    Written { tensor: tensor.into(), dtype: format.name().into(), bytes: bytes.len(), error: *error, remark }
+    let Encoded { kind, bytes, error } = encoded;
+    Written { tensor: tensor.into(), dtype: kind.name().into(), bytes: bytes.len(), error: *error, remark }
 }
 
 /// Opens what was written and compares it with what it is of.

@@ -7,13 +7,14 @@ use half::{bf16, f16};
 use super::super::BlockFormat::{self, Bf16, F16, F32};
 use super::super::blocks::codes::Constants;
 use super::super::blocks::encode;
+use super::super::{TensorType, i2_s};
 use crate::StoredWeight;
 use crate::exports::Loss;
 
 /// The bytes of a tensor and what they lose.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    pub format: BlockFormat,
+    pub kind: TensorType,
     pub bytes: Vec<u8>,
     /// Root of the mean squared error over the root of the mean square, 0 where every number is kept to the bit.
     pub error: f64,
@@ -108,7 +109,18 @@ pub(super) fn packed(matrix: &PackedMatrix, fit: Fit, rows: impl Iterator<Item =
         matrix.dequantize_row_into(row, &mut expected);
         loss.add(&expected, &found);
     }
-    Encoded { format, bytes, error: loss.relative() }
+    Encoded { kind: format.into(), bytes, error: loss.relative() }
+}
+
+/// Matrices that share a tensor and are ternary with one scale, as I2_S: each with the order of its rows.
+pub(super) fn ternary(parts: impl Iterator<Item = (PackedMatrix, impl Iterator<Item = usize>)>) -> Encoded {
+    let (mut bytes, mut scale) = (Vec::new(), 0.0);
+    for (matrix, rows) in parts {
+        i2_s::put_rows(&matrix, rows, &mut bytes);
+        scale = matrix.scales().first().copied().unwrap_or(scale);
+    }
+    i2_s::put_scale(scale, &mut bytes);
+    Encoded { kind: TensorType::I2S, bytes, error: 0.0 }
 }
 
 /// The type of weights that are blocks of ggml, all of one type.
@@ -125,13 +137,13 @@ pub(super) fn blocks<'a>(mut weights: impl Iterator<Item = &'a StoredWeight>) ->
 pub(super) fn copied(weight: &StoredWeight, format: BlockFormat, rows: impl Iterator<Item = usize>) -> Encoded {
     let StoredWeight::Rows(matrix) = weight else { unreachable!("weights of blocks are rows") };
     let bytes = rows.flat_map(|row| matrix.stored_row(row).map_or(&[][..], |(_, bytes)| bytes)).copied().collect();
-    Encoded { format, bytes, error: 0.0 }
+    Encoded { kind: format.into(), bytes, error: 0.0 }
 }
 
 /// Parts of a tensor one behind the other.
 pub(super) fn joined(parts: impl Iterator<Item = Encoded>) -> Option<Encoded> {
     parts.reduce(|first, second| Encoded {
-        format: first.format,
+        kind: first.kind,
         bytes: [first.bytes, second.bytes].concat(),
         error: first.error.max(second.error),
     })
@@ -191,7 +203,7 @@ pub(super) fn floats(values: &[f32], format: BlockFormat) -> Option<Encoded> {
         }
         loss.add(values, found);
     }
-    Some(Encoded { format, bytes, error: loss.relative() })
+    Some(Encoded { kind: format.into(), bytes, error: loss.relative() })
 }
 
 /// The reason why no type holds the codes of a matrix.

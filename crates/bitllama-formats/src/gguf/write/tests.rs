@@ -115,12 +115,12 @@ fn every_target_of_a_plan_becomes_its_type() {
     let types =
         bitllama_core::targets::ALL.iter().filter(|target| target.name.starts_with("gguf:") && target.mix.is_none());
     for target in types {
-        let preferred = BlockFormat::named(target.name.strip_prefix("gguf:").unwrap());
+        let preferred = TensorType::named(target.name.strip_prefix("gguf:").unwrap());
         let weights = model(&config(), Some(target.quantizers[0]));
         let options = Options { exact: true, preferred, ..Options::default() };
         let (_folder, tensors) = written(&config(), &weights, &options).unwrap();
         let embedding = tensors.iter().find(|tensor| tensor.tensor == "token_embd.weight").unwrap();
-        assert_eq!(Some(format_of(embedding)), preferred, "{}", target.name);
+        assert_eq!(TensorType::named(&embedding.dtype), preferred, "{}", target.name);
         // What fits other columns has a type as well.
         for quantizer in target.quantizers {
             round_trip(&config(), Some(*quantizer));
@@ -162,6 +162,26 @@ fn losses_are_told_and_refused_where_none_is_allowed() {
     let tensors = round_trip(&config(), Some(grid(Scheme::Nf4, 32)));
     let nf4 = tensors.iter().find(|tensor| tensor.tensor == "blk.0.ffn_up.weight").unwrap();
     assert_eq!((format_of(nf4), nf4.remark.as_deref()), (BlockFormat::F32, Some("no type has the levels of nf4")));
+}
+
+#[test]
+fn ternary_matrices_with_one_scale_are_written_for_bitnet_cpp() {
+    let options = Options { preferred: Some(TensorType::I2S), exact: true, ..Options::default() };
+    let of = |quantizer: Quantizer| {
+        let weights = model(&config(), Some(quantizer));
+        let (folder, tensors) = written(&config(), &weights, &options).unwrap();
+        let back = super::super::open(&folder.path().join("model.gguf")).unwrap();
+        assert!(back.weights.quantized());
+        for (spec, weight) in weights {
+            let found = back.weights.stored(&spec).unwrap().into_values();
+            assert!(found == weight.into_values() && found == back.weights.read(&spec).unwrap(), "{}", spec.name);
+        }
+        tensors.into_iter().find(|tensor| tensor.tensor == "blk.0.attn_q.weight").unwrap()
+    };
+    let found = of(Quantizer::from(Scheme::Ternary).with_granularity(Granularity::Tensor));
+    assert_eq!((&*found.dtype, found.bytes), ("I2_S", 256 * 256 / 4 + 32));
+    // Several scales have no place in it.
+    assert_eq!(of(grid(Scheme::Ternary, 256)).dtype, "TQ2_0");
 }
 
 #[test]
