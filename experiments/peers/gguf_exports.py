@@ -9,9 +9,11 @@ MODEL is anything that `bitllama-train quantize --model` takes. For each type (o
 - every tensor that ggml dequantizes is compared with the rounded weights (`export --to hf`), bit by bit, rows of
   `q_proj` and `k_proj` put back into Hugging Face's order where the file has llama.cpp's;
 - llama.cpp's perplexity (with 8-bit activations, by its protocol) is set beside that of `bitllama eval` with f32 and with int8
-  activations.
+  activations;
+- with --full also that of a GGUF of the same numbers in F32, with which llama.cpp computes in f32: what is left of the difference
+  then is llama.cpp's rounding of activations.
 
-Ends with 1 if a weight differs or a perplexity is farther away than --within.
+Ends with 1 if a weight differs, a perplexity is farther away than --within, or one of F32 farther than 0.05 %.
 """
 
 import argparse
@@ -171,14 +173,15 @@ def main():
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--within", type=float, default=0.007, help="largest relative difference of perplexities (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="also compare llama.cpp on the same numbers in F32")
     parser.add_argument("--keep", action="store_true", help="keep what was written")
     parser.add_argument("--bitllama", default=ROOT / "target/release/bitllama")
     parser.add_argument("--train", default=ROOT / "target/release/bitllama-train")
     args = parser.parse_args()
     args.text = args.text.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    print("| type | bits | types | tensors that differ | bitllama, f32 activations | int8 | llama.cpp | to f32 | to int8 |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| type | bits | types | tensors that differ | bitllama, f32 activations | int8 | llama.cpp | to f32 | to int8 |{' of F32 |' if args.full else ''}")
+    print(f"|---|---|---|---|---|---|---|---|---|{'---|' if args.full else ''}")
     failed = False
     for kind in args.types:
         artifact, file, folder = (args.work.resolve() / f"{kind}{suffix}" for suffix in ("", ".gguf", "-hf"))
@@ -190,7 +193,15 @@ def main():
         exact, int8, theirs = ours(artifact, args, "f32"), ours(artifact, args, "int8"), llama_cpp_perplexity(file, args.text, args)
         apart = theirs / exact - 1, theirs / int8 - 1
         failed |= bool(wrong) or abs(apart[0]) > args.within
-        print(f"| {kind} | {bits:.3f} | {shares} | {', '.join(wrong) or 0} | {exact:.4f} | {int8:.4f} | {theirs:.4f} | {apart[0]:+.3%} | {apart[1]:+.3%} |", flush=True)
+        print(f"| {kind} | {bits:.3f} | {shares} | {', '.join(wrong) or 0} | {exact:.4f} | {int8:.4f} | {theirs:.4f} | {apart[0]:+.3%} | {apart[1]:+.3%} |", end="", flush=True)
+        if args.full:
+            full = args.work.resolve() / f"{kind}-f32.gguf"
+            run(args.train, "export", "--from", folder, "--to", "gguf", "--dtype", "f32", "--output", full)
+            rest = llama_cpp_perplexity(full, args.text, args) / exact - 1
+            failed |= abs(rest) > 0.0005
+            print(f" {rest:+.3%} |", end="", flush=True)
+            full.unlink()
+        print(flush=True)
         if not args.keep:
             file.unlink()
             shutil.rmtree(artifact)

@@ -7,7 +7,7 @@ use bitllama_core::excerpt::printable;
 /// Result of loading, running or evaluating a model.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Any error, for code behind a trait that this crate does not write; `anyhow::Error` converts into it with `?`.
+/// Any error, for code behind a trait that this crate does not write.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A model that could not be loaded, run or evaluated.
@@ -132,7 +132,7 @@ pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// `line` with quotations between two of the same `marks` of at most [`QUOTATION`] characters, and in all no longer than
 /// [`LINE`].
-pub(crate) fn short_quotations(line: &str, marks: &[char]) -> String {
+pub fn short_quotations(line: &str, marks: &[char]) -> String {
     let mut out = String::new();
     let mut rest = line;
     while let Some((start, mark)) = rest.char_indices().find(|(_, c)| marks.contains(c)) {

@@ -2,7 +2,6 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`console`] | what both programs print, and their command lines |
 //! | [`memory`] | how much this process took |
 //! | [`mod@open`] | an artifact, a checkpoint, a run, a Hugging Face directory or a GGUF file, by its path |
 //! | [`model`] | the decoder: what it is made of, and how it computes |
@@ -21,7 +20,6 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
-pub mod console;
 mod error;
 pub mod evaluate;
 pub mod forward;
@@ -36,7 +34,7 @@ pub mod sampling;
 mod testing;
 pub mod text;
 
-pub use error::{BoxError, Error, Result, one_line};
+pub use error::{BoxError, Error, Result, one_line, short_quotations};
 pub use forward::Sequence;
 pub use generate::{Generation, Stop, generate};
 pub use kv_cache::KvCache;

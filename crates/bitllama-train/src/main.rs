@@ -6,7 +6,7 @@ use anyhow::Error;
 use bitllama_kernels::Isa;
 use bitllama_kernels::allocator::keep_freed_memory;
 use bitllama_nn::ops::fused_by_env;
-use bitllama_runtime::{console, one_line};
+use bitllama_runtime::one_line;
 use bitllama_train::commands::{
     bench_step, cache_teacher, dequantize, distill, eval, export, generate_data, grid, import, quantize, quick, report,
     speed,
@@ -46,17 +46,17 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    bitllama_formats::notes::listen(|remark| console::note(format_args!("note: {remark}\n")));
-    let cli: Cli = match console::parse() {
+    bitllama_formats::notes::listen(|remark| bitllama_console::note(format_args!("note: {remark}\n")));
+    let cli: Cli = match bitllama_console::parse() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     if cli.stop_with_stdin {
         stop_with_stdin();
     }
-    let ended = run(cli.command).and_then(|code| console::finish().map(|()| code));
+    let ended = run(cli.command).and_then(|code| bitllama_console::finish().map(|()| code));
     ended.unwrap_or_else(|error| {
-        console::note(format_args!("error: {}\n", one_line(error.as_ref())));
+        bitllama_console::note(format_args!("error: {}\n", one_line(error.as_ref())));
         ExitCode::FAILURE
     })
 }

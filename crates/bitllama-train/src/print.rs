@@ -2,7 +2,7 @@
 //! a run between two checkpoints because its output went through `head`; see [`bitllama_runtime::console`].
 
 macro_rules! print {
-    ($($text:tt)*) => { bitllama_runtime::console::out(format_args!($($text)*)) };
+    ($($text:tt)*) => { bitllama_console::out(format_args!($($text)*)) };
 }
 
 macro_rules! println {
@@ -11,5 +11,5 @@ macro_rules! println {
 }
 
 macro_rules! eprintln {
-    ($($text:tt)*) => { bitllama_runtime::console::note(format_args!("{}\n", format_args!($($text)*))) };
+    ($($text:tt)*) => { bitllama_console::note(format_args!("{}\n", format_args!($($text)*))) };
 }

@@ -1,4 +1,4 @@
-//! Flags of every command that reads text.
+//! The way in which text is read from files.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,16 +8,14 @@ use serde::Serialize;
 use tokenizers::Tokenizer;
 
 use super::for_corpus;
-use crate::{Error, Result};
+use crate::Result;
 
-/// Flags that say how text is read from files and whether control tokens in it are parsed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Serialize)]
+/// The field of JSON objects that is text, and the reading of control tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Reading {
-    /// Field of a JSON object that has the text [default: text]
-    #[arg(long, value_name = "NAME")]
+    /// Field of a JSON object that has the text; by default [`DEFAULT_FIELD`].
     pub text_field: Option<String>,
-    /// Read control tokens that a text spells, like </s>, as such and not as text
-    #[arg(long)]
+    /// Whether control tokens that a text spells, like `</s>`, are read as such and not as text.
     pub parse_special: bool,
 }
 
@@ -36,16 +34,5 @@ impl Reading {
     /// Those of [`for_corpus`].
     pub fn tokenizer<'a>(&self, tokenizer: &'a Tokenizer) -> Result<Cow<'a, Tokenizer>> {
         for_corpus(tokenizer, self.parse_special)
-    }
-
-    /// Refuses `--text-field` in a command that was given no text.
-    ///
-    /// # Errors
-    /// [`Error::Options`].
-    pub fn check(&self, text: bool) -> Result<()> {
-        match self.text_field.is_some() && !text {
-            true => Err(Error::Options("--text-field is of no use without a text to read".into())),
-            false => Ok(()),
-        }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use bitllama_console::TextFlags;
 use bitllama_core::ModelConfig;
 use bitllama_formats::checkpoint::student_of;
 use bitllama_formats::{Artifact, artifact};
@@ -12,7 +13,7 @@ use bitllama_runtime::evaluate::{
     Comparison, LogitModel, Options, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore, compare, perplexity,
     table,
 };
-use bitllama_runtime::text::{Reading, encode_start, own_bos};
+use bitllama_runtime::text::{encode_start, own_bos};
 use burn::tensor::Device;
 use serde::Serialize;
 use tokenizers::Tokenizer;
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
     #[command(flatten)]
-    reading: Reading,
+    text_flags: TextFlags,
     /// Tokens a chunk of the text; chunks do not overlap and the second half of each is scored
     #[arg(long, requires = "text", default_value_t = 512)]
     ctx: usize,
@@ -88,8 +89,12 @@ enum OnText {
 /// A model, text or task that is missing, damaged or too short, or a teacher with another vocabulary.
 pub fn run(args: Args) -> Result<()> {
     let device = bitllama_nn::device(&args.device)?;
-    args.reading.check(args.text.is_some())?;
-    let text = args.text.as_deref().map(|path| Ok::<_, anyhow::Error>((path, args.reading.text(path)?))).transpose()?;
+    args.text_flags.check(args.text.is_some())?;
+    let text = args
+        .text
+        .as_deref()
+        .map(|path| Ok::<_, anyhow::Error>((path, args.text_flags.reading().text(path)?)))
+        .transpose()?;
     let tasks = args.task.iter().map(|file| Task::read(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let mut student = subject(&args.model, args.latent_weights, &device)?;
     let bos = own_bos(&student.tokenizer).with_context(|| args.model.clone())?;
@@ -108,7 +113,7 @@ pub fn run(args: Args) -> Result<()> {
         None => None,
     };
     let Subject { model, tokenizer, .. } = &mut student;
-    let tokenizer = args.reading.tokenizer(tokenizer)?;
+    let tokenizer = args.text_flags.reading().tokenizer(tokenizer)?;
     let answer = |task: &Task| task.score(&mut **model, &tokenizer, bos, limit, |score| report_answers(task, score));
     let tasks = tasks.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
     if args.json {
@@ -137,7 +142,7 @@ fn on_text(
     options: Options,
     device: &Device,
 ) -> Result<OnText> {
-    let tokenizer = args.reading.tokenizer(&student.tokenizer)?;
+    let tokenizer = args.text_flags.reading().tokenizer(&student.tokenizer)?;
     let tokens = encode_start(&tokenizer, options.bos, text, options.tokens())?;
     let progress = |p: Progress| eprintln!("[{}/{}] perplexity {:.4}", p.chunk, p.chunks, p.perplexity);
     let at_text = || format!("{}", path.display());

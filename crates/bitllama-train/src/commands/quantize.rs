@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitllama_console::TextFlags;
 use bitllama_core::weights::WeightSpec;
 use bitllama_core::{
     ActivationPlan, BitPlan, Granularity, ModelConfig, Offset, Quantizer, Rule, ScaleFormat, Scheme, excerpt, rule,
@@ -12,7 +13,7 @@ use bitllama_core::{
 use bitllama_formats::output;
 use bitllama_formats::{Error as FormatError, Model, StoredWeight};
 use bitllama_nn::device::default_name;
-use bitllama_runtime::text::{Reading, encode, own_bos};
+use bitllama_runtime::text::{encode, own_bos};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -82,7 +83,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     calibration: Vec<PathBuf>,
     #[command(flatten)]
-    reading: Reading,
+    text_flags: TextFlags,
     /// Tokens of calibration text to use, spread evenly over all of it
     #[arg(long, default_value_t = 32768)]
     calibration_tokens: usize,
@@ -148,7 +149,7 @@ pub fn run(args: Args) -> Result<()> {
     match (args.method.calibrates(), args.calibration.is_empty()) {
         (true, true) => bail!("--method {} needs text: pass --calibration FILE", args.method.name()),
         (false, false) => bail!("--method {} uses no text: leave --calibration out", args.method.name()),
-        (false, true) if args.reading != Reading::default() => {
+        (false, true) if args.text_flags != TextFlags::default() => {
             bail!("--text-field and --parse-special are of no use without --calibration")
         }
         _ => {}
@@ -204,7 +205,7 @@ pub fn run(args: Args) -> Result<()> {
         "latent_weights": args.latent_weights.then_some(true),
         "method": args.method.name(),
         "calibration": args.calibration,
-        "reading": args.method.calibrates().then_some(&args.reading),
+        "reading": args.method.calibrates().then(|| args.text_flags.reading()),
         "calibration_tokens": args.method.calibrates().then_some(args.calibration_tokens),
         "act_order": args.act_order,
         "damping": args.damping,
@@ -353,10 +354,10 @@ fn calibration_rows(args: &Args, model: &Model) -> Result<Vec<Vec<u32>>> {
     let (ctx, limit) = (args.calibration_ctx, model.config.max_position_embeddings);
     ensure!(ctx > 0 && ctx <= limit, "--calibration-ctx {ctx} is not within the model's context of {limit} tokens");
     let bos = own_bos(&model.tokenizer)?;
-    let tokenizer = args.reading.tokenizer(&model.tokenizer)?;
+    let tokenizer = args.text_flags.reading().tokenizer(&model.tokenizer)?;
     let mut tokens = Vec::new();
     for path in &args.calibration {
-        let text = args.reading.text(path)?;
+        let text = args.text_flags.reading().text(path)?;
         tokens.extend(encode(&tokenizer, bos, &text).with_context(|| format!("{}", path.display()))?);
     }
     let rows = (tokens.len() / ctx).min(args.calibration_tokens / ctx);

@@ -4,10 +4,11 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bitllama_console::TextFlags;
 use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
 use bitllama_runtime::evaluate::{self, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore};
-use bitllama_runtime::text::{Reading, encode_start, own_bos};
+use bitllama_runtime::text::{encode_start, own_bos};
 use bitllama_runtime::{Decoder, Settings};
 use clap::Args;
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", required_unless_present = "task")]
     text: Option<PathBuf>,
     #[command(flatten)]
-    reading: Reading,
+    text_flags: TextFlags,
     /// Tokens a chunk of the text; the second half of each is scored
     #[arg(long, value_name = "N", requires = "text", default_value_t = evaluate::Options::default().ctx)]
     ctx: usize,
@@ -81,8 +82,9 @@ struct TextReport {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     options.threads.apply()?;
     // Before the model: a wrong path should not cost the time to load one.
-    options.reading.check(options.text.is_some())?;
-    let read = |path| Ok::<_, anyhow::Error>((path, options.reading.text(path)?));
+    options.text_flags.check(options.text.is_some())?;
+    let reading = options.text_flags.reading();
+    let read = |path| Ok::<_, anyhow::Error>((path, reading.text(path)?));
     let text = options.text.as_deref().map(read).transpose()?;
     let read_task = |file| Task::read(file, options.limit);
     let tasks = options.task.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
@@ -90,7 +92,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
     let bos = own_bos(&tokenizer).with_context(|| options.artifact.display().to_string())?;
-    let tokenizer = options.reading.tokenizer(&tokenizer)?;
+    let tokenizer = reading.tokenizer(&tokenizer)?;
     let start = std::time::Instant::now();
     let text = match text {
         Some((path, text)) => {

@@ -1,6 +1,6 @@
 //! The binary `bitllama` from outside: a whole round on a tiny artifact, and every way to get an error.
 
-#[path = "../src/testing.rs"]
+#[path = "../../bitllama-runtime/src/testing.rs"]
 mod testing;
 
 use std::fs;

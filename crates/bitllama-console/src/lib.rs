@@ -1,19 +1,24 @@
-//! Standard output and error of both programs, and their command lines.
+//! Standard output and error of the command-line programs, and the flags that they share.
 //!
 //! Whoever reads a program's output may have enough of it: `bitllama-train report DIR | head -3` closes the pipe. What is
 //! printed after that goes nowhere, and the command comes to its end as if it had been read: files it was to write are
 //! written, and its exit code is that of its work. Output that is lost for another reason, such as a full disk, makes the
 //! command fail at its end ([`finish`]).
 
+#![forbid(unsafe_code)]
+
+mod text_flags;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use bitllama_runtime::{one_line, short_quotations};
 use clap::Parser;
 use clap::error::ErrorKind as Fault;
 
-use crate::error::{one_line, short_quotations};
+pub use text_flags::TextFlags;
 
 /// Why standard output has lost something, if it has.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);

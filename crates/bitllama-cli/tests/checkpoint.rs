@@ -1,6 +1,6 @@
 //! A checkpoint and the folder of a run, in every command of `bitllama`: the student that the bit plan makes of them.
 
-#[path = "../src/testing.rs"]
+#[path = "../../bitllama-runtime/src/testing.rs"]
 mod testing;
 
 use std::fs;

@@ -11,7 +11,8 @@ mod source;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use bitllama_runtime::{console, one_line};
+use bitllama_console as console;
+use bitllama_runtime::one_line;
 use clap::{Parser, Subcommand};
 
 /// Run low-bit Llama-family models
