@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use bitllama_kernels::Pool;
 use bitllama_runtime::evaluate::check_tokens;
 use bitllama_runtime::model::Settings;
-use bitllama_runtime::{Decoder, Error, KvCache, LogitsOf, Sequence, one_line, text};
+use bitllama_runtime::{Decoder, Error, KvCache, LogitsOf, Opened, Sequence, one_line, text};
 use tokenizers::Tokenizer;
 
 use crate::error::{
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn bitllama_open(path: *const c_char, threads: c_int, flag
             BITLLAMA_EXACT => Settings::default(),
             _ => return Err(Failure::argument(format!("flags is {flags:#x}, known is BITLLAMA_EXACT only"))),
         };
-        let (decoder, tokenizer) = bitllama_runtime::open(&path)?;
+        let Opened { decoder, tokenizer, .. } = bitllama_runtime::open(&path)?;
         let pool = threads::wanted(threads).map(|threads| Arc::new(Pool::new(threads)));
         Ok(Model(Arc::new(Loaded { decoder: decoder.with_settings(Settings { pool, ..settings }), tokenizer })))
     })
@@ -408,8 +408,8 @@ unsafe fn feed(
     }
     let mut caches = contexts.iter().map(|context| context.lock()).collect::<Result<Vec<_>, _>>()?;
     let pairs = tokens.iter().zip(&mut caches);
-    let mut sequences: Vec<Sequence> = pairs.map(|(tokens, cache)| Sequence { tokens, cache }).collect();
-    let found = model.decoder.forward_batch(&mut sequences, wanted)?;
+    let mut sequences: Vec<Sequence> = pairs.map(|(tokens, cache)| Sequence { tokens, cache, logits: wanted }).collect();
+    let found = model.decoder.forward_batch(&mut sequences)?;
     debug_assert!(found.len() <= size);
     // SAFETY: checked above: as many logits as `fits` was asked for, or none.
     unsafe { copy(&found, logits) };

@@ -76,7 +76,7 @@ fn logits_are_those_of_the_runtime() {
     let folder = TempDir::new().unwrap();
     let path = common::artifact(folder.path(), 1);
     for (flags, settings) in [(0, Settings::fast()), (BITLLAMA_EXACT, Settings::default())] {
-        let decoder: Decoder = open(&path).unwrap().0.with_settings(settings);
+        let decoder: Decoder = open(&path).unwrap().decoder.with_settings(settings);
         let model = model(&path, flags);
         let (a, b) = (context(&model), context(&model));
         let mut cache = decoder.new_cache();

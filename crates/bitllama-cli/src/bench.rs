@@ -105,7 +105,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let start = std::time::Instant::now();
     let (model, mut decoder) = match (&options.artifact, &options.shape) {
         (Some(path), _) => {
-            let (decoder, _) = options.quantize.open(path)?;
+            let decoder = options.quantize.open(path)?.decoder;
             let decoder = decoder.with_settings(settings.clone());
             decoder.forward(&[1], &mut decoder.new_cache(), bitllama_runtime::LogitsOf::Last)?;
             first_token_seconds = Some(start.elapsed().as_secs_f64());

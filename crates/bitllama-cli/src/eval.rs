@@ -9,7 +9,7 @@ use bitllama_kernels::Precision;
 use bitllama_kernels::kv::KvKind;
 use bitllama_runtime::evaluate::{self, Perplexity, Progress, Task, TaskFile, TaskResult, TaskScore};
 use bitllama_runtime::text::{encode_start, own_bos};
-use bitllama_runtime::{Decoder, Settings};
+use bitllama_runtime::{Decoder, Opened, Settings};
 use clap::Args;
 use serde::Serialize;
 use tokenizers::Tokenizer;
@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let read_task = |file| Task::read(file, options.limit);
     let tasks = options.task.iter().map(read_task).collect::<Result<Vec<_>, _>>()?;
     let settings = source::settings(options.activations, options.kv, Settings::default())?;
-    let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
+    let Opened { decoder, tokenizer, .. } = options.quantize.open(&options.artifact)?;
     let mut decoder = decoder.with_settings(settings);
     let bos = own_bos(&tokenizer).with_context(|| options.artifact.display().to_string())?;
     let tokenizer = reading.tokenizer(&tokenizer)?;

@@ -3,9 +3,11 @@
 mod bench;
 mod bench_kernels;
 mod bench_random;
+mod chat;
 mod eval;
 mod inspect;
 mod run;
+mod sampling;
 mod source;
 
 use std::io::{self, Write};
@@ -27,6 +29,7 @@ struct Cli {
 enum Command {
     Bench(bench::Options),
     Run(run::Options),
+    Chat(chat::Options),
     Eval(eval::Options),
     Inspect(inspect::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bench(options) => bench::run(&options),
         Command::Run(options) => run::run(&options),
+        Command::Chat(options) => chat::run(&options),
         Command::Eval(options) => eval::run(&options),
         Command::Inspect(options) => inspect::run(&options),
     };

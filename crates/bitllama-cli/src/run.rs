@@ -1,16 +1,16 @@
 //! `bitllama run`: continues a prompt.
 
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitllama_kernels::Precision;
-use bitllama_kernels::kv::KvKind;
-use bitllama_runtime::{Sampling, Settings, generate};
+use bitllama_runtime::{Generation, Opened, Settings, generate};
 use clap::Args;
 
-use crate::source::{self, Quantize, Threads};
+use crate::sampling::SamplingFlags;
+use crate::source::{Compute, Quantize};
 
 /// Continue a prompt
 #[derive(Debug, Args)]
@@ -19,34 +19,17 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     artifact: PathBuf,
     /// Text to continue; control tokens that it spells, like </s>, are read as such, so that chat templates can be written
-    #[arg(long, value_name = "TEXT")]
-    prompt: String,
-    /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    max_tokens: usize,
-    /// Randomness: 0 takes the likeliest token always, 1 follows the model's probabilities
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
-    /// Sample from the K likeliest tokens only
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Sample from the likeliest tokens whose probabilities together reach P only
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Seed of the random numbers
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the text to continue; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingFlags,
     #[command(flatten)]
     quantize: Quantize,
-    /// How products see their activations: f32 (exact), int8 (fast) or sign (binary weights, XNOR and popcount) [default:
-    /// as the artifact was trained, else int8]
-    #[arg(long, value_name = "TYPE")]
-    activations: Option<Precision>,
-    /// How keys and values are kept: f32, f16, int8 or int4 [default: as the artifact was trained, else f16]
-    #[arg(long, value_name = "TYPE")]
-    kv: Option<KvKind>,
     #[command(flatten)]
-    threads: Threads,
+    compute: Compute,
     /// Print one JSON object at the end (text, tokens, speed) in place of the text
     #[arg(long)]
     json: bool,
@@ -54,10 +37,14 @@ pub struct Options {
 
 /// Runs the command.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    options.threads.apply()?;
-    let Options { temperature, top_k, top_p, seed, .. } = *options;
-    let settings = source::settings(options.activations, options.kv, Settings::fast())?;
-    let (decoder, tokenizer) = options.quantize.open(&options.artifact)?;
+    let prompt = match (&options.prompt, &options.prompt_file) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, file) => read_prompt(file.as_deref().unwrap_or(Path::new("-")))?,
+    };
+    let generating = options.sampling.options();
+    generating.sampling.check()?;
+    let settings = options.compute.start(Settings::fast())?;
+    let Opened { decoder, tokenizer, .. } = options.quantize.open(&options.artifact)?;
     let decoder = decoder.with_settings(settings);
     let mut stdout = io::stdout().lock();
     let mut written = Ok(());
@@ -69,8 +56,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let sampling = Sampling { temperature, top_k, top_p, seed };
-    let generation = generate(&decoder, &tokenizer, &options.prompt, options.max_tokens, sampling, on_text)
+    let generation = generate(&decoder, &tokenizer, &prompt, &generating, on_text)
         .with_context(|| options.artifact.display().to_string())?;
     written?;
     if options.json {
@@ -78,6 +64,27 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return crate::print_json(&generation);
     }
     writeln!(stdout)?;
+    tell_speed(&generation);
+    Ok(())
+}
+
+/// The text of a file, or of standard input for `-`. A line break at its end is left out: it is the file's, not the prompt's.
+fn read_prompt(path: &Path) -> anyhow::Result<String> {
+    let mut text = match path == Path::new("-") {
+        true => {
+            let mut text = String::new();
+            io::stdin().lock().read_to_string(&mut text).context("standard input")?;
+            text
+        }
+        false => fs::read_to_string(path).with_context(|| path.display().to_string())?,
+    };
+    let whole = text.trim_end_matches(['\n', '\r']).len();
+    text.truncate(whole);
+    Ok(text)
+}
+
+/// Tells the speed of a generation on standard error.
+pub fn tell_speed(generation: &Generation) {
     // Speed is for the curious; a closed stderr is no failure.
     let _ = writeln!(
         io::stderr(),
@@ -87,5 +94,4 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         generation.tokens.len(),
         generation.decode_tokens_per_second
     );
-    Ok(())
 }

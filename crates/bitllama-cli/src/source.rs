@@ -6,9 +6,8 @@ use bitllama_core::weights::Kind;
 use bitllama_core::{Scheme, scheme};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Pool, Precision};
-use bitllama_runtime::{Decoder, Settings, open, open_latent, open_quantized};
+use bitllama_runtime::{Opened, Settings, open, open_latent, open_quantized};
 use clap::Args;
-use tokenizers::Tokenizer;
 
 /// Options for opening a full-precision model or a checkpoint.
 #[derive(Debug, Args)]
@@ -28,7 +27,7 @@ pub struct Quantize {
 
 impl Quantize {
     /// Opens the model at `path`.
-    pub fn open(&self, path: &Path) -> anyhow::Result<(Decoder, Tokenizer)> {
+    pub fn open(&self, path: &Path) -> anyhow::Result<Opened> {
         let Some(scheme) = self.quantize else {
             return Ok(if self.latent_weights { open_latent(path)? } else { open(path)? });
         };
@@ -69,6 +68,28 @@ impl Threads {
         }
         // Evaluation spreads softmax over logits on rayon's pool.
         Ok(rayon::ThreadPoolBuilder::new().num_threads(Pool::global().threads()).build_global()?)
+    }
+}
+
+/// Threads and numbers of commands that generate text.
+#[derive(Debug, Args)]
+pub struct Compute {
+    /// How products see their activations: f32 (exact), int8 (fast) or sign (binary weights, XNOR and popcount) [default:
+    /// as the artifact was trained, else int8]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<Precision>,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: as the artifact was trained, else f16]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<KvKind>,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+impl Compute {
+    /// Sizes the pools and gives the settings. To be called once, before any work.
+    pub fn start(&self, default: Settings) -> anyhow::Result<Settings> {
+        self.threads.apply()?;
+        settings(self.activations, self.kv, default)
     }
 }
 

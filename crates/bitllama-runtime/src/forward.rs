@@ -22,6 +22,8 @@ pub struct Sequence<'a> {
     pub tokens: &'a [u32],
     /// Positions seen so far.
     pub cache: &'a mut KvCache,
+    /// Logits to return of its tokens.
+    pub logits: LogitsOf,
 }
 
 impl Decoder {
@@ -35,7 +37,7 @@ impl Decoder {
     /// # Panics
     /// If `cache` was made for a model of another shape.
     pub fn forward(&self, tokens: &[u32], cache: &mut KvCache, logits: LogitsOf) -> Result<Vec<f32>> {
-        self.forward_batch(&mut [Sequence { tokens, cache }], logits)
+        self.forward_batch(&mut [Sequence { tokens, cache, logits }])
     }
 
     /// [`Decoder::forward`] of several sequences in one pass over the weights. Returns the logits asked for of each
@@ -46,11 +48,11 @@ impl Decoder {
     ///
     /// # Panics
     /// If a cache was made for a model of another shape.
-    pub fn forward_batch(&self, sequences: &mut [Sequence<'_>], logits: LogitsOf) -> Result<Vec<f32>> {
+    pub fn forward_batch(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
         let ModelConfig { hidden_size, vocab_size, .. } = self.config;
         let tokens = || sequences.iter().flat_map(|sequence| sequence.tokens);
         check_tokens(tokens(), vocab_size)?;
-        for Sequence { tokens, cache } in sequences.iter() {
+        for Sequence { tokens, cache, .. } in sequences.iter() {
             assert_eq!(cache.layers.len(), self.layers.len(), "the cache was made for another model");
             cache.check_room(tokens.len())?;
         }
@@ -73,10 +75,10 @@ impl Decoder {
             self.attend(index, layer, &mut work, sequences);
             self.feed(layer, &mut work);
         }
-        for Sequence { tokens, cache } in sequences.iter_mut() {
+        for Sequence { tokens, cache, .. } in sequences.iter_mut() {
             cache.advance(tokens.len());
         }
-        let out = self.logits_of(&mut work, sequences, logits);
+        let out = self.logits_of(&mut work, sequences);
         if let Ok(mut kept) = self.workspaces.lock() {
             kept.push(work);
         }
@@ -112,14 +114,14 @@ impl Decoder {
             operators::rotate(isa, k, kv_heads, head_dim, 0, rotary);
         }
         let mut first = 0;
-        for Sequence { tokens, cache } in sequences.iter_mut() {
+        for Sequence { tokens, cache, .. } in sequences.iter_mut() {
             let rows = first * kv_heads * head_dim..(first + tokens.len()) * kv_heads * head_dim;
             cache.layers[index].append(&k[rows.clone()], &v[rows]);
             first += tokens.len();
         }
         let attended: Vec<Attended> = sequences
             .iter()
-            .map(|Sequence { tokens, cache }| Attended { kv: &cache.layers[index], n: tokens.len() })
+            .map(|Sequence { tokens, cache, .. }| Attended { kv: &cache.layers[index], n: tokens.len() })
             .collect();
         normed.resize(q.len(), 0.0);
         attention(pool, isa, q, heads, &layer.scoring, &attended, normed);
@@ -205,14 +207,14 @@ impl Decoder {
     }
 
     /// Final norm and head of the rows asked for.
-    fn logits_of(&self, work: &mut Workspace, sequences: &[Sequence<'_>], logits: LogitsOf) -> Vec<f32> {
+    fn logits_of(&self, work: &mut Workspace, sequences: &[Sequence<'_>]) -> Vec<f32> {
         let width = self.config.hidden_size;
         self.enter(&mut work.x, &work.y, Some(&self.norm), &mut work.normed);
         let (mut first, mut scored) = (0, Vec::new());
-        for Sequence { tokens, .. } in sequences {
+        for Sequence { tokens, logits, .. } in sequences {
             let from = match logits {
                 LogitsOf::All => 0,
-                LogitsOf::From(from) => from.min(tokens.len()),
+                LogitsOf::From(from) => tokens.len().min(*from),
                 LogitsOf::Last => tokens.len().saturating_sub(1),
             };
             scored.extend_from_slice(&work.normed[(first + from) * width..(first + tokens.len()) * width]);
@@ -266,7 +268,7 @@ impl Workspace {
         for (Rotation { short, long }, (cos, sin)) in rotations.iter().zip(&mut self.tables) {
             cos.clear();
             sin.clear();
-            for Sequence { tokens, cache } in sequences {
+            for Sequence { tokens, cache, .. } in sequences {
                 let frequencies = if cache.is_long() { long } else { short };
                 for position in cache.len()..cache.len() + tokens.len() {
                     frequencies.push(position, cos, sin);

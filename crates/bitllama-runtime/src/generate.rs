@@ -6,13 +6,11 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-use crate::model::{Decoder, LogitsOf};
+use crate::Result;
+use crate::model::Decoder;
 use crate::sampling::{Sampler, Sampling};
-use crate::text::{TextStream, encode, own_bos};
-use crate::{Error, Result};
-
-/// Tokens of a prompt that run at once: bounds the memory of activations, and is enough to keep the cores busy.
-const PROMPT_BATCH: usize = 512;
+use crate::session::Session;
+use crate::text::{StopStrings, TextStream, encode, own_bos};
 
 /// What ends a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +18,8 @@ const PROMPT_BATCH: usize = 512;
 pub enum Stop {
     /// The model gave one of its [`end_tokens`](bitllama_core::ModelConfig::end_tokens).
     EndOfText,
+    /// One of the strings that end it came.
+    StopString,
     /// As many tokens as were asked for.
     MaxTokens,
     /// The model's context is full.
@@ -28,102 +28,165 @@ pub enum Stop {
     Interrupted,
 }
 
+/// Length, choice and end of a generation. The default is greedy, up to 128 tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Choice of each token.
+    pub sampling: Sampling,
+    /// Strings that end the text; it has none of them.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerationOptions {
+    fn default() -> Self {
+        Self { max_tokens: 128, sampling: Sampling::default(), stop: Vec::new() }
+    }
+}
+
 /// A finished generation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Generation {
     /// The text after the prompt.
     pub text: String,
-    /// Its tokens, without the one that ended it.
+    /// Its tokens, without an end token that ended it; those of a stop string are among them.
     pub tokens: Vec<u32>,
     /// What ended it.
     pub stop: Stop,
     /// Tokens of the prompt, BOS included.
     pub prompt_tokens: usize,
-    /// Prompt tokens run a second.
+    /// Prompt tokens run per second; of those that a session had computed before, none is counted.
     pub prompt_tokens_per_second: f64,
-    /// Generated tokens run a second, one at a time; the first one counts to the prompt. 0 if there was only one.
+    /// Generated tokens run per second, one at a time; the first one counts to the prompt. 0 if there was only one.
     pub decode_tokens_per_second: f64,
 }
 
-/// Continues `prompt` by at most `max_tokens` tokens, and hands each piece of text to `on_text`.
+/// Continues `prompt`, and hands each piece of text to `on_text`.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+///
+/// use bitllama_runtime::{GenerationOptions, Settings, generate, open};
+///
+/// # fn main() -> bitllama_runtime::Result<()> {
+/// let model = open("runs/quickstart/artifact".as_ref())?;
+/// let decoder = model.decoder.with_settings(Settings::fast());
+/// let options = GenerationOptions { max_tokens: 32, ..GenerationOptions::default() };
+/// let generation = generate(&decoder, &model.tokenizer, "It is a truth", &options, |piece| {
+///     print!("{piece}");
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("\n{:.1} tokens/s", generation.decode_tokens_per_second);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
-/// [`Error::EmptyPrompt`] without a single token to start from, [`Error::Context`] if the prompt exceeds the model's
-/// context, [`Error::Sampling`] for parameters out of range, [`Error::Tokenizer`], or [`Error::NotFinite`] where the
+/// [`EmptyPrompt`](crate::Error::EmptyPrompt) without a single token to start from, [`Context`](crate::Error::Context) if the prompt exceeds the model's
+/// context, [`Sampling`](crate::Error::Sampling) for parameters out of range, [`Tokenizer`](crate::Error::Tokenizer), or [`NotFinite`](crate::Error::NotFinite) where the
 /// model computes nonsense.
 pub fn generate(
     decoder: &Decoder,
     tokenizer: &Tokenizer,
     prompt: &str,
-    max_tokens: usize,
-    sampling: Sampling,
-    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    options: &GenerationOptions,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    let mut sampler = Sampler::new(sampling)?;
-    let config = decoder.config();
     let mut prompt = encode(tokenizer, own_bos(tokenizer)?, prompt)?;
     if prompt.is_empty() {
         // Nothing to go on from but the token that begins texts.
-        prompt.extend(config.bos_token_id);
+        prompt.extend(decoder.config().bos_token_id);
     }
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    let mut cache = decoder.new_cache_for(prompt.len().saturating_add(max_tokens));
-    if prompt.len() > cache.remaining() {
-        return Err(Error::Context { positions: prompt.len(), limit: cache.remaining() });
-    }
+    let mut session = Session::new(decoder, prompt.len().saturating_add(options.max_tokens));
+    generate_in(&mut session, tokenizer, &prompt, options, on_text)
+}
+
+/// As [`generate`] from tokens, in a session that keeps what it computes: the next prompt that begins with the same tokens costs its
+/// new ones only.
+///
+/// # Errors
+/// As [`generate`]; [`Token`](crate::Error::Token) for a token of the prompt outside the vocabulary.
+pub fn generate_in(
+    session: &mut Session<'_>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerationOptions,
+    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generation> {
+    let mut sampler = Sampler::new(options.sampling.clone())?.after(prompt);
+    let start = Instant::now();
+    let (mut logits, computed) = session.restart(prompt)?;
+    let prompt_tokens_per_second = rate(computed, start);
 
     let start = Instant::now();
-    let mut logits = Vec::new();
-    for batch in prompt.chunks(PROMPT_BATCH) {
-        let last = cache.len() + batch.len() == prompt.len();
-        logits = decoder.forward(batch, &mut cache, if last { LogitsOf::Last } else { LogitsOf::From(batch.len()) })?;
-    }
-    let prompt_tokens_per_second = rate(prompt.len(), start);
-
-    let start = Instant::now();
-    let mut stream = TextStream::new(tokenizer, &prompt);
-    let (mut text, mut tokens, mut steps) = (String::new(), Vec::new(), 0);
+    let mut text =
+        Text { stream: TextStream::new(tokenizer, prompt), stops: StopStrings::new(&options.stop), all: String::new() };
+    let (mut tokens, mut steps) = (Vec::new(), 0);
     let stop = loop {
-        if tokens.len() == max_tokens {
+        if tokens.len() == options.max_tokens {
             break Stop::MaxTokens;
         }
-        if !tokens.is_empty() {
-            if cache.remaining() == 0 {
+        if let Some(last) = tokens.last() {
+            if session.remaining() == 0 {
                 break Stop::ContextFull;
             }
-            logits = decoder.forward(&tokens[tokens.len() - 1..], &mut cache, LogitsOf::Last)?;
+            logits = session.extend(&[*last])?;
             steps += 1;
         }
         let token = sampler.sample(&logits)?;
-        if config.end_tokens().any(|end| end == token) {
+        if session.decoder().config().end_tokens().any(|end| end == token) {
             break Stop::EndOfText;
         }
         tokens.push(token);
-        if let Some(piece) = stream.push(token)? {
-            text.push_str(&piece);
-            if on_text(&piece).is_break() {
-                break Stop::Interrupted;
-            }
+        if let Some(stop) = text.push(token, &mut on_text)? {
+            break stop;
         }
     };
     let decode_tokens_per_second = if steps == 0 { 0.0 } else { rate(steps, start) };
-    if stop != Stop::Interrupted
-        && let Some(piece) = stream.finish()?
-    {
-        text.push_str(&piece);
-        // Nothing follows that could be interrupted.
-        let _ = on_text(&piece);
+    let (text, stop) = text.finish(stop, &mut on_text)?;
+    let prompt_tokens = prompt.len();
+    Ok(Generation { text, tokens, stop, prompt_tokens, prompt_tokens_per_second, decode_tokens_per_second })
+}
+
+/// The text of a generation on its way out.
+struct Text<'a> {
+    stream: TextStream<&'a Tokenizer>,
+    stops: StopStrings,
+    all: String,
+}
+
+impl Text<'_> {
+    /// Takes a token, and gives the reason if the text ends with it.
+    fn push(&mut self, token: u32, on_text: &mut impl FnMut(&str) -> ControlFlow<()>) -> Result<Option<Stop>> {
+        let Some(piece) = self.stream.push(token)? else { return Ok(None) };
+        let (piece, stopped) = self.stops.push(&piece);
+        self.all.push_str(&piece);
+        let wanted = piece.is_empty() || on_text(&piece).is_continue();
+        Ok(match (stopped, wanted) {
+            (true, _) => Some(Stop::StopString),
+            (false, false) => Some(Stop::Interrupted),
+            (false, true) => None,
+        })
     }
-    Ok(Generation {
-        text,
-        tokens,
-        stop,
-        prompt_tokens: prompt.len(),
-        prompt_tokens_per_second,
-        decode_tokens_per_second,
-    })
+
+    /// The whole text, whose held rest goes out now unless a stop string or nobody's interest ended it. A stop string may end within
+    /// the rest.
+    fn finish(mut self, stop: Stop, on_text: &mut impl FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stop)> {
+        if matches!(stop, Stop::Interrupted | Stop::StopString) {
+            return Ok((self.all, stop));
+        }
+        let (mut rest, stopped) = self.stops.push(&self.stream.finish()?.unwrap_or_default());
+        if !stopped {
+            rest.push_str(&self.stops.finish());
+        }
+        self.all.push_str(&rest);
+        if !rest.is_empty() {
+            // Nothing follows that could be interrupted.
+            let _ = on_text(&rest);
+        }
+        Ok((self.all, if stopped { Stop::StopString } else { stop }))
+    }
 }
 
 fn rate(tokens: usize, start: Instant) -> f64 {

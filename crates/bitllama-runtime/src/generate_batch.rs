@@ -35,15 +35,17 @@ pub fn generate_batch(decoder: &Decoder, starts: &[Start], length: usize) -> Res
     let mut out: Vec<Vec<u32>> = starts.iter().map(|start| start.tokens.clone()).collect();
     let mut active = Vec::new();
     for (index, start) in starts.iter().enumerate().filter(|(_, start)| start.tokens.len() < length) {
-        let (sampler, likeliest) = (Sampler::new(start.sampling)?, Sampler::new(Sampling::default())?);
+        let (sampler, likeliest) =
+            (Sampler::new(start.sampling.clone())?.after(&start.tokens), Sampler::new(Sampling::default())?);
         active.push(Active { index, sampler, likeliest, greedy: start.greedy, next: start.tokens.clone() });
     }
     let mut caches: Vec<_> = active.iter().map(|_| decoder.new_cache_for(length)).collect();
     let (ends, vocab) = (decoder.config().end_tokens().collect::<Vec<_>>(), decoder.config().vocab_size);
     while !active.is_empty() {
+        let sequences = active.iter().zip(&mut caches);
         let mut batch: Vec<Sequence> =
-            active.iter().zip(&mut caches).map(|(one, cache)| Sequence { tokens: &one.next, cache }).collect();
-        let logits = decoder.forward_batch(&mut batch, LogitsOf::Last)?;
+            sequences.map(|(one, cache)| Sequence { tokens: &one.next, cache, logits: LogitsOf::Last }).collect();
+        let logits = decoder.forward_batch(&mut batch)?;
         let chosen: Vec<u32> = active
             .par_iter_mut()
             .zip(logits.par_chunks_exact(vocab))

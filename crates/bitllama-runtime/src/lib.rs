@@ -7,12 +7,13 @@
 //! | [`model`] | the decoder: what it is made of, and how it computes |
 //! | [`forward`] | one pass: tokens to logits, for one sequence or several |
 //! | [`kv_cache`] | keys and values of the positions seen so far |
-//! | [`sampling`] | choosing the next token |
+//! | [`session`] | a sequence that keeps what it has computed |
+//! | [`sampling`] | the choice of the next token |
 //! | [`text`] | text to tokens and back, while they arrive |
 //! | [`mod@generate`] | text generation |
 //! | [`mod@generate_batch`] | several sequences in step, for corpora |
 //! | [`evaluate`] | perplexity and divergence from a teacher, by llama.cpp's protocol; multiple-choice tasks, by lm-evaluation-harness's |
-//! | [`bench`] | tokens a second, and random models to time |
+//! | [`bench`] | tokens per second, and random models to time |
 //!
 //! A decoder computes on a [`bitllama_kernels::Pool`], the evaluation of its logits on the current rayon pool; results
 //! do not depend on the size of either.
@@ -30,14 +31,16 @@ pub mod memory;
 pub mod model;
 pub mod open;
 pub mod sampling;
+pub mod session;
 #[cfg(test)]
 mod testing;
 pub mod text;
 
 pub use error::{BoxError, Error, Result, one_line, short_quotations};
 pub use forward::Sequence;
-pub use generate::{Generation, Stop, generate};
+pub use generate::{Generation, GenerationOptions, Stop, generate, generate_in};
 pub use kv_cache::KvCache;
 pub use model::{Decoder, LogitsOf, Settings};
-pub use open::{open, open_latent, open_quantized};
+pub use open::{Opened, open, open_latent, open_quantized};
 pub use sampling::{Sampler, Sampling};
+pub use session::Session;

@@ -6,11 +6,22 @@ use bitllama_core::weights::WeightSpec;
 use bitllama_core::{PackedMatrix, Quantizer, Scheme};
 use bitllama_formats::artifact::MANIFEST_FILE;
 use bitllama_formats::hf::CONFIG;
-use bitllama_formats::{Artifact, Model, StoredWeight, checkpoint, model};
+use bitllama_formats::{Artifact, Companions, Model, StoredWeight, checkpoint, model};
 use tokenizers::Tokenizer;
 
 use crate::model::Decoder;
 use crate::{Error, Result};
+
+/// A model that runs, and what belongs to its texts.
+#[derive(Debug)]
+pub struct Opened {
+    /// The model.
+    pub decoder: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Files beside the tokenizer, a chat template among them where the model has one.
+    pub companions: Companions,
+}
 
 /// Opens an artifact, a checkpoint, which is the student that its bit plan makes of its weights, a Hugging Face directory or
 /// GGUF file in f32, or the folder of a run, which is its best student; with its tokenizer. A directory with a
@@ -18,7 +29,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, or it cannot be read, or an artifact has no tokenizer.
-pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
+pub fn open(path: &Path) -> Result<Opened> {
     let path = &checkpoint::student_of(path)?;
     let is_artifact = path.join(MANIFEST_FILE).is_file();
     if path.is_dir() && !is_artifact && !path.join(CONFIG).is_file() {
@@ -32,19 +43,21 @@ pub fn open(path: &Path) -> Result<(Decoder, Tokenizer)> {
     let mut artifact = Artifact::open(path)?;
     let tokenizer = artifact.tokenizer.take();
     let tokenizer = tokenizer.ok_or_else(|| invalid(path, "the artifact has no tokenizer.json"))?;
-    Ok((Decoder::from_artifact(&artifact)?, tokenizer))
+    let decoder = Decoder::from_artifact(&artifact)?;
+    Ok(Opened { decoder, tokenizer, companions: artifact.companions })
 }
 
 /// Opens the latent weights of a checkpoint, or of the best one of a run, in f32: what training moves, before any rounding.
 ///
 /// # Errors
 /// [`Error::Format`] if it is no checkpoint, or cannot be read.
-pub fn open_latent(path: &Path) -> Result<(Decoder, Tokenizer)> {
+pub fn open_latent(path: &Path) -> Result<Opened> {
     of_model(model::open_latent(path)?)
 }
 
-fn of_model(model: Model) -> Result<(Decoder, Tokenizer)> {
-    Ok((Decoder::from_model(&model)?, model.tokenizer))
+fn of_model(model: Model) -> Result<Opened> {
+    let decoder = Decoder::from_model(&model)?;
+    Ok(Opened { decoder, tokenizer: model.tokenizer, companions: model.companions })
 }
 
 fn invalid(path: &Path, reason: &str) -> Error {
@@ -60,7 +73,7 @@ pub fn open_quantized(
     path: &Path,
     latent: bool,
     scheme: impl Fn(&WeightSpec) -> Option<Scheme>,
-) -> Result<(Decoder, Tokenizer)> {
+) -> Result<Opened> {
     let path = &checkpoint::student_of(path)?;
     if path.join(MANIFEST_FILE).is_file() {
         return Err(invalid(path, "an artifact has its schemes already; only full-precision models can be quantized"));
@@ -77,5 +90,5 @@ pub fn open_quantized(
             _ => StoredWeight::Full(data),
         })
     })?;
-    Ok((decoder, model.tokenizer))
+    Ok(Opened { decoder, tokenizer: model.tokenizer, companions: model.companions })
 }

@@ -1,6 +1,6 @@
 //! Text to tokens, and tokens back to text while they arrive.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 
 use bitllama_formats::tokenizer::guarded;
 use rayon::prelude::*;
@@ -10,10 +10,12 @@ use crate::{Error, Result};
 
 mod reading;
 mod spelling;
+mod stops;
 mod windows;
 
 pub use reading::Reading;
 pub use spelling::for_corpus;
+pub use stops::StopStrings;
 
 /// Tokens of `text` with `bos` in front, if there is one; only once where the text itself begins with it.
 ///
@@ -101,8 +103,8 @@ pub fn decode(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
 /// tokens since the last emission are decoded together with those before them, and what they add is emitted once it
 /// ends in a whole character. (The method of text-generation-inference's `prefix_offset` and `read_offset`.)
 #[derive(Debug, Clone)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream<T> {
+    tokenizer: T,
     tokens: Vec<u32>,
     /// `tokens[context..emitted]` is decoded as context.
     context: usize,
@@ -113,9 +115,9 @@ pub struct TextStream<'a> {
 /// Tokens of a prompt that serve as context for the first piece.
 const PROMPT_CONTEXT: usize = 6;
 
-impl<'a> TextStream<'a> {
+impl<T: Deref<Target = Tokenizer>> TextStream<T> {
     /// A stream that goes on after the tokens of `prompt`.
-    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+    pub fn new(tokenizer: T, prompt: &[u32]) -> Self {
         let tokens = prompt[prompt.len().saturating_sub(PROMPT_CONTEXT)..].to_vec();
         Self { tokenizer, emitted: tokens.len(), tokens, context: 0 }
     }
@@ -150,7 +152,7 @@ impl<'a> TextStream<'a> {
 
     /// The text of the context, and of the context with the tokens not yet emitted.
     fn texts(&self) -> Result<(String, String)> {
-        let text = |tokens: &[u32]| decode(self.tokenizer, tokens);
+        let text = |tokens: &[u32]| decode(&self.tokenizer, tokens);
         Ok((text(&self.tokens[self.context..self.emitted])?, text(&self.tokens[self.context..])?))
     }
 }

@@ -10,7 +10,7 @@ use bitllama_core::weights::WeightSpec;
 use bitllama_core::{ModelConfig, RopeScaling, Scheme, rope};
 use bitllama_formats::StoredWeight;
 use bitllama_runtime::evaluate::{LogitModel, Options, compare, perplexity};
-use bitllama_runtime::{Decoder, Error, LogitsOf, Sampling, Stop, generate};
+use bitllama_runtime::{Decoder, Error, GenerationOptions, LogitsOf, Sampling, Stop, generate};
 use testing::{byte_tokenizer, random_weight, tiny_config};
 
 const TOKENS: [u32; 11] = [256, 5, 77, 5, 200, 3, 3, 19, 101, 0, 42];
@@ -223,10 +223,16 @@ fn generation_is_deterministic_streams_all_text_and_stops() {
     let decoder = decoder(&config, mixed);
     let run = |max_tokens, sampling| {
         let mut streamed = String::new();
-        let generation = generate(&decoder, &tokenizer, "héllo", max_tokens, sampling, |piece| {
-            streamed.push_str(piece);
-            ControlFlow::Continue(())
-        });
+        let generation = generate(
+            &decoder,
+            &tokenizer,
+            "héllo",
+            &GenerationOptions { max_tokens, sampling, stop: Vec::new() },
+            |piece| {
+                streamed.push_str(piece);
+                ControlFlow::Continue(())
+            },
+        );
         let generation = generation.unwrap();
         assert_eq!(generation.text, streamed);
         generation
@@ -242,10 +248,10 @@ fn generation_is_deterministic_streams_all_text_and_stops() {
         assert!(row[*token as usize] >= best - 1e-4, "greedy takes the likeliest token");
     }
     let warm = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
-    assert_eq!(run(20, warm).tokens, run(20, warm).tokens);
-    assert_ne!(run(20, warm).tokens, run(20, Sampling { seed: 4, ..warm }).tokens);
+    assert_eq!(run(20, warm.clone()).tokens, run(20, warm.clone()).tokens);
+    assert_ne!(run(20, warm.clone()).tokens, run(20, Sampling { seed: 4, ..warm.clone() }).tokens);
 
-    assert_eq!(run(0, warm).stop, Stop::MaxTokens);
+    assert_eq!(run(0, warm.clone()).stop, Stop::MaxTokens);
     let long = run(1000, warm);
     // The last token needs no place of its own: nothing is computed from it.
     assert_eq!((long.stop, long.tokens.len()), (Stop::ContextFull, 64 - 6 + 1));
@@ -255,14 +261,29 @@ fn generation_is_deterministic_streams_all_text_and_stops() {
 fn generation_ends_at_an_end_token_or_when_nobody_listens() {
     let (mut config, tokenizer) = (tiny_config(), byte_tokenizer());
     let warm = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
+    let options = GenerationOptions { max_tokens: 30, sampling: warm, stop: Vec::new() };
     let run =
-        |config: &ModelConfig, flow| generate(&decoder(config, mixed), &tokenizer, "ab", 30, warm, |_| flow).unwrap();
+        |config: &ModelConfig, flow| generate(&decoder(config, mixed), &tokenizer, "ab", &options, |_| flow).unwrap();
     let whole = run(&config, ControlFlow::Continue(()));
     config.eos_token_ids = vec![whole.tokens[9], 257];
     let ended = run(&config, ControlFlow::Continue(()));
     let end = whole.tokens.iter().position(|t| *t == whole.tokens[9]).unwrap();
     assert_eq!((ended.stop, ended.tokens.as_slice()), (Stop::EndOfText, &whole.tokens[..end]));
     assert_eq!(run(&config, ControlFlow::Break(())).stop, Stop::Interrupted);
+
+    // Without the end token, up to a string that the text has.
+    config.eos_token_ids = vec![257];
+    let cut = whole.text.char_indices().nth(4).unwrap().0;
+    let stop: String = whole.text[cut..].chars().take(2).collect();
+    let options = GenerationOptions { stop: vec!["no such text".into(), stop.clone()], ..options.clone() };
+    let mut streamed = String::new();
+    let stopped = generate(&decoder(&config, mixed), &tokenizer, "ab", &options, |piece| {
+        streamed.push_str(piece);
+        ControlFlow::Continue(())
+    });
+    let stopped = stopped.unwrap();
+    assert_eq!((stopped.stop, &stopped.text), (Stop::StopString, &streamed));
+    assert_eq!(stopped.text, whole.text[..whole.text.find(&stop).unwrap()]);
 }
 
 #[test]
@@ -270,9 +291,10 @@ fn prompts_that_cannot_be_continued_are_refused() {
     let tokenizer = byte_tokenizer();
     let mut config = tiny_config();
     config.bos_token_id = None;
+    let options = GenerationOptions { max_tokens: 1, ..GenerationOptions::default() };
     let run = |text: &str| {
         let go = |_: &str| ControlFlow::Continue(());
-        generate(&decoder(&config, mixed), &tokenizer, text, 1, Sampling::default(), go).map(|_| ())
+        generate(&decoder(&config, mixed), &tokenizer, text, &options, go).map(|_| ())
     };
     assert!(matches!(run(""), Err(Error::EmptyPrompt)));
     assert!(matches!(run(&"a".repeat(65)), Err(Error::Context { positions: 65, limit: 64 })));

@@ -33,7 +33,7 @@ fn a_ternary_artifact_of_1_1b_gives_its_first_token_within_300_ms() {
     let mut times: Vec<f64> = (0..7)
         .map(|_| {
             let start = Instant::now();
-            let (decoder, _) = open(&path).unwrap();
+            let decoder = open(&path).unwrap().decoder;
             let decoder = decoder.with_settings(Settings::fast());
             decoder.forward(&[1], &mut decoder.new_cache(), LogitsOf::Last).unwrap();
             start.elapsed().as_secs_f64()

@@ -12,7 +12,7 @@ use bitllama_formats::identity::Identity;
 use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
 use bitllama_runtime::text::decode;
-use bitllama_runtime::{Decoder, KvCache, Sampler, Sampling, memory};
+use bitllama_runtime::{Decoder, KvCache, Sampling, memory};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -117,9 +117,10 @@ pub fn run(args: Args) -> Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
-    let sampling = |seed| Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed };
+    let (temperature, top_k, top_p) = (args.temperature, args.top_k, args.top_p);
+    let sampling = |seed| Sampling { temperature, top_k, top_p, seed, ..Sampling::default() };
     // Before a file that they would not fill is made or replaced.
-    Sampler::new(sampling(args.seed))?;
+    sampling(args.seed).check()?;
     let decoder = Decoder::from_model(&model)?;
     let mut corpus = Corpus::open(&args.output, serde_json::to_value(&origin)?, args.batch, args.overwrite)?;
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);

@@ -10,7 +10,7 @@ use bitllama_core::{ActivationPlan, ModelConfig, Rule, Scheme};
 use bitllama_formats::{Model, StoredWeight, hub, output};
 use bitllama_runtime::evaluate::{self, Perplexity};
 use bitllama_runtime::text::{encode_start, own_bos};
-use bitllama_runtime::{Decoder, Sampling, Settings, generate};
+use bitllama_runtime::{Decoder, GenerationOptions, Settings, generate};
 use serde_json::json;
 use tokenizers::Tokenizer;
 
@@ -200,7 +200,8 @@ impl Report<'_> {
             written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
             if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let generation = generate(decoder, tokenizer, prompt, *max_tokens, Sampling::default(), on_text)?;
+        let options = GenerationOptions { max_tokens: *max_tokens, ..GenerationOptions::default() };
+        let generation = generate(decoder, tokenizer, prompt, &options, on_text)?;
         written?;
         drop(stdout);
         let next = next_command(&self.args.model, &self.model.config, self.scheme);
