@@ -1,6 +1,6 @@
 //! The filter `tojson`: Python's `json.dumps`, without the escapes for HTML that Jinja's own filter adds.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use crate::python;
@@ -13,21 +13,34 @@ const DEPTH: usize = 128;
 /// # Errors
 ///
 /// If the value has no JSON, is nested deeper than 128 levels, or an argument is of the wrong type.
-pub fn tojson(state: &State, value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<Value> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| indentation(&indent)).transpose()?;
-    let (item, key) = match separators.as_deref() {
-        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(invalid("tojson takes two separators")),
-    };
-    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false);
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+pub fn tojson(state: &State, value: &Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
+    let mut arguments = [Value::UNDEFINED, Value::UNDEFINED, Value::UNDEFINED, Value::UNDEFINED];
+    for (at, (name, argument)) in ["ensure_ascii", "indent", "separators", "sort_keys"].into_iter().zip(&mut arguments).enumerate() {
+        *argument = options.get::<Option<Value>>(name)?.or_else(|| positional.get(at).cloned()).unwrap_or_default();
+    }
     options.assert_all_used()?;
+    if positional.len() > arguments.len() {
+        return Err(invalid("tojson takes four options"));
+    }
+    let [ensure_ascii, indent, separators, sort_keys] = arguments;
+    let indent = if indent.is_none() || indent.is_undefined() { None } else { Some(indentation(&indent)?) };
+    let (item, key) = separators_of(&separators, indent.is_some())?;
+    let (ensure_ascii, sort_keys) = (ensure_ascii.is_true(), sort_keys.is_true());
     let mut writer = Writer { state, out: String::new(), paid: 0, indent, item, key, ensure_ascii, sort_keys };
     writer.value(value, 0)?;
     Ok(writer.out)
+}
+
+/// What stands between items and after keys.
+fn separators_of(value: &Value, indented: bool) -> Result<(String, String), Error> {
+    if value.is_none() || value.is_undefined() {
+        return Ok((if indented { "," } else { ", " }.to_owned(), ": ".to_owned()));
+    }
+    let separators: Vec<Value> = value.try_iter()?.checked().collect::<Result<_, _>>()?;
+    match separators.iter().map(Value::as_str).collect::<Option<Vec<_>>>().as_deref() {
+        Some([item, key]) => Ok(((*item).to_owned(), (*key).to_owned())),
+        _ => Err(invalid("tojson takes two texts as separators")),
+    }
 }
 
 /// `indent` of `json.dumps`: a number of spaces, or the text itself.
@@ -149,12 +162,11 @@ impl Writer<'_, '_, '_> {
 
 /// The number as Python's `json` writes it.
 fn number(value: &Value) -> String {
-    match f64::try_from(value.clone()) {
-        _ if value.is_integer() => value.to_string(),
-        Ok(float) if float.is_nan() => "NaN".to_owned(),
-        Ok(float) if float.is_infinite() => if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
-        Ok(float) => python::float(float),
-        Err(_) => value.to_string(),
+    match python::number(value).as_str() {
+        "nan" => "NaN".to_owned(),
+        "inf" => "Infinity".to_owned(),
+        "-inf" => "-Infinity".to_owned(),
+        number => number.to_owned(),
     }
 }
 

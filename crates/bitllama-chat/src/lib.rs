@@ -27,9 +27,10 @@
 //! | `environment` | filters, functions and tests that templates find |
 //! | `methods` | Python's methods of strings, lists and dicts |
 //! | `json` | Python's `json.dumps` |
-//! | `python` | Python's text of numbers, and its white space |
+//! | `text` | Python's `str` and `repr` of values |
+//! | `python` | Python's text of numbers, its white space, its lines |
 //! | `date` | Python's `strftime` |
-//! | `generation` | the tag `generation`, which the template engine does not have |
+//! | `tags` | tags that the template engine lacks or takes otherwise |
 //!
 //! A template comes with a model and may be hostile: it reads nothing but the conversation, the special tokens and the date, and
 //! [`Limits`] bound its steps, its memory and its output.
@@ -41,11 +42,12 @@ pub mod conversation;
 mod date;
 mod environment;
 mod error;
-mod generation;
 mod json;
 mod methods;
 mod python;
+mod tags;
 pub mod template;
+mod text;
 
 pub use chrono::NaiveDateTime;
 

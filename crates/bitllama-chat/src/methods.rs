@@ -1,6 +1,6 @@
 //! Python's methods of strings, lists and dicts, where `minijinja_contrib::pycompat` lacks them or differs.
 
-use minijinja::value::{Tuple, from_args};
+use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
@@ -12,9 +12,28 @@ use crate::python;
 ///
 /// If there is no such method, or its arguments are others.
 pub fn call(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    match value.as_str().map(|text| string(text, name, args)).transpose()?.flatten() {
-        Some(result) => Ok(result),
-        None => pycompat::unknown_method_callback(state, value, name, args),
+    let own = match value.kind() {
+        ValueKind::String => string(value.as_str().unwrap_or_default(), name, args)?,
+        ValueKind::Seq | ValueKind::Iterable => list(value, name, args)?,
+        ValueKind::Map if name == "copy" => from_args::<()>(args).map(|()| Some(value.clone()))?,
+        _ => None,
+    };
+    own.map_or_else(|| pycompat::unknown_method_callback(state, value, name, args), Ok)
+}
+
+fn list(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let items = || value.try_iter()?.checked().collect::<Result<Vec<_>, _>>();
+    let (sought, copied) = match name {
+        "index" | "count" => (from_args::<(&Value,)>(args)?.0, false),
+        "copy" => (value, true),
+        _ => return Ok(None),
+    };
+    let items = items()?;
+    match items.iter().position(|item| item == sought) {
+        _ if copied => Ok(Some(Value::from(items))),
+        _ if name == "count" => Ok(Some(Value::from(items.iter().filter(|item| *item == sought).count()))),
+        Some(at) => Ok(Some(Value::from(at))),
+        None => Err(Error::new(ErrorKind::InvalidOperation, "the list does not have the item")),
     }
 }
 
@@ -30,10 +49,22 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
         "rsplit" => rsplit(text, args)?,
         "index" => index(text, text.find(word(args)?))?,
         "rindex" => index(text, text.rfind(word(args)?))?,
+        "join" => return all_strings(args),
         "splitlines" => lines(text, args)?,
         "isspace" => Value::from(!text.is_empty() && text.chars().all(python::is_space)),
         _ => return Ok(None),
     }))
+}
+
+/// `join` is left to `pycompat`, which would join numbers too.
+fn all_strings(args: &[Value]) -> Result<Option<Value>, Error> {
+    let (items,): (&Value,) = from_args(args)?;
+    for item in items.try_iter()?.checked() {
+        if item?.as_str().is_none() {
+            return Err(Error::new(ErrorKind::InvalidOperation, "join takes a list of strings"));
+        }
+    }
+    Ok(None)
 }
 
 /// The only argument.

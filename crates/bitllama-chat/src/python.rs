@@ -1,4 +1,6 @@
-//! Python's text of numbers, its white space and its lines.
+//! Python's text of numbers, its white space, its lines and its printable characters.
+
+use minijinja::Value;
 
 /// `str.isspace` of one character.
 pub fn is_space(c: char) -> bool {
@@ -56,6 +58,25 @@ fn is_line_end(c: char) -> bool {
     matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
+/// `str.isprintable` of one character.
+pub fn is_printable(c: char) -> bool {
+    match c {
+        ' '..='~' => true,
+        // Rust escapes what Python does; after a letter it leaves marks that combine with it.
+        _ => String::from_iter(['a', c]).escape_debug().count() == 2,
+    }
+}
+
+/// `repr` of a number.
+pub fn number(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        _ if value.is_integer() => value.to_string(),
+        Ok(number) if number.is_nan() => "nan".to_owned(),
+        Ok(number) if number.is_finite() => float(number),
+        _ => value.to_string(),
+    }
+}
+
 /// `repr` of a finite float: the shortest digits that give it back, with an exponent below 1e-4 and from 1e16 on.
 pub fn float(value: f64) -> String {
     let scientific = format!("{value:e}");
@@ -81,6 +102,12 @@ mod tests {
         for (value, text) in cases.into_iter().chain(far) {
             assert_eq!(float(value), text);
         }
+    }
+
+    #[test]
+    fn printable_characters_are_those_of_python() {
+        assert!(" aé日\u{301}🦙\u{fe0f}\"\\'".chars().all(is_printable));
+        assert!(!"\0\n\u{7f}\u{a0}\u{ad}\u{200b}\u{2028}\u{3000}\u{e000}\u{feff}".chars().any(is_printable));
     }
 
     #[test]

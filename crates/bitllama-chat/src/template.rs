@@ -9,7 +9,7 @@ use minijinja::{Environment, Value};
 use crate::config::SpecialTokens;
 use crate::conversation::Conversation;
 use crate::error::{self, Error, Result};
-use crate::{environment, generation};
+use crate::{environment, tags};
 
 /// The template that renders conversations with tools, if a model has several.
 pub(crate) const TOOL_USE: &str = "tool_use";
@@ -56,7 +56,7 @@ impl ChatTemplate {
     pub(crate) fn named<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>, special: SpecialTokens) -> Result<Self> {
         let mut environment = environment::new().map_err(|error| error::syntax(&error))?;
         for (name, source) in sources {
-            let source = generation::as_with_blocks(source).into_owned();
+            let source = tags::rewritten(source);
             environment.add_template_owned(name.to_owned(), source).map_err(|error| error::syntax(&error))?;
         }
         Ok(ChatTemplate { environment, special, limits: Limits::default(), clock: None })
