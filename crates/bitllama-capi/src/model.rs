@@ -408,7 +408,8 @@ unsafe fn feed(
     }
     let mut caches = contexts.iter().map(|context| context.lock()).collect::<Result<Vec<_>, _>>()?;
     let pairs = tokens.iter().zip(&mut caches);
-    let mut sequences: Vec<Sequence> = pairs.map(|(tokens, cache)| Sequence { tokens, cache, logits: wanted }).collect();
+    let mut sequences: Vec<Sequence> =
+        pairs.map(|(tokens, cache)| Sequence { tokens, cache, logits: wanted }).collect();
     let found = model.decoder.forward_batch(&mut sequences)?;
     debug_assert!(found.len() <= size);
     // SAFETY: checked above: as many logits as `fits` was asked for, or none.

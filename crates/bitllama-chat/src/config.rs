@@ -28,6 +28,23 @@ const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 const CONFIG: &str = "tokenizer_config.json";
 
 impl ChatTemplate {
+    /// Compiles the template of a model, whose files `file` gives by their names: `tokenizer_config.json`, `chat_template.jinja`,
+    /// `chat_template.json`. `None` if the model has none.
+    ///
+    /// # Errors
+    ///
+    /// If a file is no UTF-8 or no JSON; those of [`ChatTemplate::from_config`].
+    pub fn from_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Result<Option<Self>> {
+        let text = |name: &str| {
+            let text = file(name).map(std::str::from_utf8).transpose();
+            text.map_err(|error| Error::Config(format!("{name}: {error}; correct the file")))
+        };
+        let config = text(CONFIG)?.map(serde_json::from_str::<Value>).transpose();
+        let config = config.map_err(|error| Error::Config(format!("{CONFIG}: {error}; correct the file")))?;
+        let files = TemplateFiles { jinja: text("chat_template.jinja")?, json: text("chat_template.json")? };
+        Self::from_config(&config.unwrap_or_default(), &files)
+    }
+
     /// Compiles the template of a model, from the content of its `tokenizer_config.json` and the files beside it. `None` if the
     /// model has none.
     ///
@@ -68,7 +85,11 @@ fn sources<'a>(file: &str, entry: &'a Value) -> Result<Vec<(&'a str, &'a str)>> 
         Value::Array(entries) => {
             let all: Vec<(&str, &str)> = entries.iter().map(named).collect::<Result<_>>()?;
             let used: Vec<_> = all.into_iter().filter(|(name, _)| [DEFAULT, TOOL_USE].contains(name)).collect();
-            if used.is_empty() { Err(invalid(file, "chat_template", "has neither `default` nor `tool_use`")) } else { Ok(used) }
+            if used.is_empty() {
+                Err(invalid(file, "chat_template", "has neither `default` nor `tool_use`"))
+            } else {
+                Ok(used)
+            }
         }
         _ => Err(bad()),
     }
@@ -85,11 +106,15 @@ pub fn special_tokens(config: &Value) -> Result<SpecialTokens> {
     for (name, value) in config.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
         match text(value) {
             Some(text) if name.ends_with("_token") => drop(tokens.insert(name.clone(), text.to_owned())),
-            None if NAMES.contains(&name.as_str()) => return Err(invalid(CONFIG, name, "is neither a text nor an object with one")),
+            None if NAMES.contains(&name.as_str()) => {
+                return Err(invalid(CONFIG, name, "is neither a text nor an object with one"));
+            }
             _ => {}
         }
     }
-    let extra = ["extra_special_tokens", "model_specific_special_tokens"].into_iter().filter_map(|key| config.get(key)?.as_object());
+    let extra = ["extra_special_tokens", "model_specific_special_tokens"]
+        .into_iter()
+        .filter_map(|key| config.get(key)?.as_object());
     tokens.extend(extra.flatten().filter_map(|(name, value)| Some((name.clone(), text(value)?.to_owned()))));
     Ok(tokens)
 }
@@ -129,10 +154,19 @@ mod tests {
             "image_token": "<img>", "add_bos_token": true, "extra_special_tokens": {"boi_token": "<boi>", "eoi_token": {"content": "<eoi>"}},
         });
         let tokens = special_tokens(&config).unwrap();
-        let pairs = [("boi_token", "<boi>"), ("bos_token", "<s>"), ("eoi_token", "<eoi>"), ("eos_token", "</s>"), ("image_token", "<img>")];
+        let pairs = [
+            ("boi_token", "<boi>"),
+            ("bos_token", "<s>"),
+            ("eoi_token", "<eoi>"),
+            ("eos_token", "</s>"),
+            ("image_token", "<img>"),
+        ];
         assert_eq!(tokens, pairs.map(|(name, text)| (name.to_owned(), text.to_owned())).into());
         let error = special_tokens(&json!({"eos_token": 2})).unwrap_err().to_string();
-        assert_eq!(error, "tokenizer_config.json: `eos_token` is neither a text nor an object with one; correct the entry");
+        assert_eq!(
+            error,
+            "tokenizer_config.json: `eos_token` is neither a text nor an object with one; correct the entry"
+        );
     }
 
     #[test]
@@ -143,6 +177,28 @@ mod tests {
         assert_eq!(rendered(&config, files, false).unwrap(), "json</s>");
         assert_eq!(rendered(&config, TemplateFiles { jinja: Some("jinja"), ..files }, false).unwrap(), "jinja");
         assert_eq!(rendered(&config, TemplateFiles { json: Some("{}"), jinja: None }, false).unwrap(), "config");
+    }
+
+    #[test]
+    fn files_are_found_by_their_names() {
+        let of = |files: &[(&str, &'static [u8])]| {
+            let found = |name: &str| files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| *bytes);
+            ChatTemplate::from_files(found)
+        };
+        assert!(of(&[]).unwrap().is_none());
+        let config: (&str, &[u8]) = ("tokenizer_config.json", br#"{"eos_token": "</s>"}"#);
+        let template = of(&[config, ("chat_template.jinja", b"{{ eos_token }}")]).unwrap().unwrap();
+        let conversation = Conversation { messages: vec![message("user", "a")], ..Conversation::default() };
+        assert_eq!(template.render(&conversation).unwrap(), "</s>");
+        assert!(
+            of(&[("chat_template.jinja", b"\xff")])
+                .unwrap_err()
+                .to_string()
+                .starts_with("chat_template.jinja: invalid utf-8")
+        );
+        assert!(
+            of(&[("tokenizer_config.json", b"{")]).unwrap_err().to_string().starts_with("tokenizer_config.json: EOF")
+        );
     }
 
     #[test]
@@ -164,7 +220,8 @@ mod tests {
             (json!([{"name": "default"}]), "is neither a text nor a list of {name, template}"),
             (json!([{"name": "rag", "template": ""}]), "has neither `default` nor `tool_use`"),
         ] {
-            let error = ChatTemplate::from_config(&json!({"chat_template": entry}), &TemplateFiles::default()).unwrap_err();
+            let error =
+                ChatTemplate::from_config(&json!({"chat_template": entry}), &TemplateFiles::default()).unwrap_err();
             assert_eq!(error.to_string(), format!("tokenizer_config.json: `chat_template` {cause}; correct the entry"));
         }
         let files = TemplateFiles { json: Some("{"), jinja: None };

@@ -46,7 +46,8 @@ pub fn new() -> Result<Environment<'static>, Error> {
 /// Lets `strftime_now` tell the date of `clock`, or that on the wall.
 pub fn set_clock(env: &mut Environment<'_>, clock: Option<NaiveDateTime>) {
     env.add_function("strftime_now", move |format: &str| {
-        date::strftime(clock.unwrap_or_else(date::now), format).ok_or_else(|| invalid("strftime_now takes directives of strftime"))
+        date::strftime(clock.unwrap_or_else(date::now), format)
+            .ok_or_else(|| invalid("strftime_now takes directives of strftime"))
     });
 }
 
@@ -72,7 +73,10 @@ fn trim(value: &Value, set: Option<&str>, options: Kwargs) -> Result<String, Err
 
 /// Whatever has a length and items, in Python: strings and mappings too.
 fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+    )
 }
 
 /// Whatever Python iterates over.

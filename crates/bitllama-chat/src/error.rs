@@ -29,7 +29,9 @@ pub enum Error {
     #[error("the chat template refuses the conversation: \"{}\"", printable(.0))]
     Refused(String),
     /// A template that takes more steps or memory than [`Limits::fuel`](crate::Limits::fuel) allows.
-    #[error("chat template, line {0}: the limit of steps and memory is reached; shorten the conversation or raise the limit")]
+    #[error(
+        "chat template, line {0}: the limit of steps and memory is reached; shorten the conversation or raise the limit"
+    )]
     Fuel(usize),
     /// A prompt that is longer than [`Limits::output`](crate::Limits::output).
     #[error("chat template: the prompt is longer than {0} bytes; shorten the conversation or raise the limit")]

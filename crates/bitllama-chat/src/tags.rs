@@ -27,7 +27,9 @@ pub fn rewritten(source: &str) -> String {
 
 /// Where the next expression, tag or comment starts.
 fn next_opening(text: &str) -> Option<usize> {
-    text.match_indices('{').map(|(at, _)| at).find(|&at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
+    text.match_indices('{')
+        .map(|(at, _)| at)
+        .find(|&at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
 /// The length of the expression, tag or comment at the start of `text`; a raw block is one with its content.
@@ -93,7 +95,10 @@ fn rewritten_tag(tag: &str) -> Cow<'_, str> {
 fn iterated(content: &str) -> Option<Range<usize>> {
     let words = words(content);
     let start = words.iter().find(|(word, _)| *word == "in").map(|(word, at)| at + word.len())?;
-    let end = words.iter().find(|&&(word, at)| at >= start && matches!(word, "if" | "recursive")).map_or(content.len(), |&(_, at)| at);
+    let end = words
+        .iter()
+        .find(|&&(word, at)| at >= start && matches!(word, "if" | "recursive"))
+        .map_or(content.len(), |&(_, at)| at);
     (words.first() == Some(&("for", 0))).then_some(start..end)
 }
 
@@ -150,8 +155,14 @@ mod tests {
     fn loops_refuse_what_python_does() {
         for (source, expected) in [
             ("{% for x in xs %}", "{% for x in ( xs)|_iterated  %}"),
-            ("{%- for k, v in m.items() if k not in ks -%}", "{%- for k, v in ( m.items() )|_iterated if k not in ks -%}"),
-            ("{% for (a, b) in f(')' if x in y) recursive %}", "{% for (a, b) in ( f(')' if x in y) )|_iterated recursive %}"),
+            (
+                "{%- for k, v in m.items() if k not in ks -%}",
+                "{%- for k, v in ( m.items() )|_iterated if k not in ks -%}",
+            ),
+            (
+                "{% for (a, b) in f(')' if x in y) recursive %}",
+                "{% for (a, b) in ( f(')' if x in y) )|_iterated recursive %}",
+            ),
             ("{%for\ni\nin\n'%}\\' if '~[1]%}", "{%for\ni\nin (\n'%}\\' if '~[1])|_iterated %}"),
         ] {
             assert_eq!(rewritten(source), expected);

@@ -53,7 +53,10 @@ impl ChatTemplate {
     }
 
     /// Compiles templates by name, of which `render` uses `default` and `tool_use`.
-    pub(crate) fn named<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>, special: SpecialTokens) -> Result<Self> {
+    pub(crate) fn named<'a>(
+        sources: impl IntoIterator<Item = (&'a str, &'a str)>,
+        special: SpecialTokens,
+    ) -> Result<Self> {
         let mut environment = environment::new().map_err(|error| error::syntax(&error))?;
         for (name, source) in sources {
             let source = tags::rewritten(source);
@@ -111,7 +114,9 @@ impl ChatTemplate {
         match conversation.tools {
             Some(_) if has(TOOL_USE) => Ok(TOOL_USE),
             _ if has(DEFAULT) => Ok(DEFAULT),
-            _ => Err(Error::Config("the model has a chat template for conversations with tools only; give tools".to_owned())),
+            _ => Err(Error::Config(
+                "the model has a chat template for conversations with tools only; give tools".to_owned(),
+            )),
         }
     }
 }

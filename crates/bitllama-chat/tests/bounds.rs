@@ -46,7 +46,9 @@ fn expressions_nested_without_end_are_no_template() {
 
 #[test]
 fn x_nested() {
-    let r = render("{% set ns = namespace(x=[]) %}{% for i in range(10000) %}{% for j in range(40) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}a");
+    let r = render(
+        "{% set ns = namespace(x=[]) %}{% for i in range(10000) %}{% for j in range(40) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}a",
+    );
     println!("{r:?}");
 }
 

@@ -68,7 +68,8 @@ fn difference(outcome: &Outcome, result: &Result<String, Error>) -> String {
 fn model_differences(golden: &Golden) -> Vec<String> {
     let mut differences = Vec::new();
     for model in &golden.models {
-        let template = ChatTemplate::new(&model.template, model.special_tokens.clone()).map(|template| template.with_clock(golden.now));
+        let template = ChatTemplate::new(&model.template, model.special_tokens.clone())
+            .map(|template| template.with_clock(golden.now));
         for (name, outcome) in &model.cases {
             let result = template.clone().and_then(|template| template.render(&golden.conversations[name]));
             if !outcome.admits(&result) {
@@ -85,7 +86,9 @@ fn expression_differences(golden: &Golden) -> Vec<String> {
     let render = |source| ChatTemplate::new(source, SpecialTokens::new())?.with_clock(golden.now).render(&conversation);
     let results = golden.expressions.iter().map(|expression| (expression, render(&expression.template)));
     let different = results.filter(|(expression, result)| !expression.outcome.admits(result));
-    different.map(|(expression, result)| format!("{}\n{}", expression.template, difference(&expression.outcome, &result))).collect()
+    different
+        .map(|(expression, result)| format!("{}\n{}", expression.template, difference(&expression.outcome, &result)))
+        .collect()
 }
 
 #[test]

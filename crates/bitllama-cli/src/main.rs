@@ -8,6 +8,7 @@ mod eval;
 mod inspect;
 mod run;
 mod sampling;
+mod serve;
 mod source;
 
 use std::io::{self, Write};
@@ -30,6 +31,7 @@ enum Command {
     Bench(bench::Options),
     Run(run::Options),
     Chat(chat::Options),
+    Serve(serve::Options),
     Eval(eval::Options),
     Inspect(inspect::Options),
 }
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Chat(options) => chat::run(&options),
+        Command::Serve(options) => serve::run(&options),
         Command::Eval(options) => eval::run(&options),
         Command::Inspect(options) => inspect::run(&options),
     };

@@ -135,8 +135,11 @@ fn time_generation(
             *cache_bytes = caches.iter().map(|cache| cache.bytes()).sum();
         }
         let tokens: Vec<u32> = (0..sequences).map(|index| token(decoder, depth + step * sequences + index)).collect();
-        let mut batch: Vec<Sequence> =
-            tokens.chunks(1).zip(&mut caches).map(|(tokens, cache)| Sequence { tokens, cache, logits: LogitsOf::Last }).collect();
+        let mut batch: Vec<Sequence> = tokens
+            .chunks(1)
+            .zip(&mut caches)
+            .map(|(tokens, cache)| Sequence { tokens, cache, logits: LogitsOf::Last })
+            .collect();
         decoder.forward_batch(&mut batch)?;
     }
     Ok((generate * sequences) as f64 / start.elapsed().as_secs_f64())

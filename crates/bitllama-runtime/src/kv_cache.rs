@@ -5,6 +5,20 @@ use bitllama_kernels::kv::{KvKind, LayerKv};
 
 use crate::{Error, Result};
 
+/// Positions beyond twice its window that a layer may hold while tokens come one by one.
+const WINDOW_SLACK: usize = 272;
+
+/// Bytes of a key or value of one head.
+fn head_bytes(kind: KvKind, head_dim: usize) -> usize {
+    let elements = head_dim.next_multiple_of(16);
+    match kind {
+        KvKind::F32 => 4 * elements,
+        KvKind::F16 => 2 * elements,
+        KvKind::Int8 => elements + size_of::<f32>(),
+        KvKind::Int4 => elements / 2 + size_of::<f32>(),
+    }
+}
+
 /// Keys and values of one sequence. Memory grows with the sequence.
 #[derive(Debug, Clone)]
 pub struct KvCache {
@@ -69,6 +83,16 @@ impl KvCache {
     pub fn bytes_at_most(config: &ModelConfig, positions: usize) -> u128 {
         let numbers = 2 * config.num_hidden_layers * config.kv_size();
         positions as u128 * numbers as u128 * size_of::<f32>() as u128
+    }
+
+    /// Bytes that `positions` of a sequence take in this kind, about: layers with a window keep what it needs.
+    pub fn bytes_for(config: &ModelConfig, kind: KvKind, positions: usize) -> usize {
+        let per_layer = |index| {
+            let window = config.window_of(config.arch.layer(index));
+            let stored = window.map_or(positions, |window| positions.min(2 * window + WINDOW_SLACK));
+            stored * config.num_key_value_heads * 2 * head_bytes(kind, config.head_dim)
+        };
+        (0..config.num_hidden_layers).map(per_layer).sum()
     }
 
     /// Takes memory for `positions` in all, or as many as the context has, which spares the copies of growth up to

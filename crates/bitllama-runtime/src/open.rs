@@ -69,11 +69,7 @@ fn invalid(path: &Path, reason: &str) -> Error {
 ///
 /// # Errors
 /// [`Error::Format`] if nothing is there, it cannot be read, or it is an artifact, which has its schemes already.
-pub fn open_quantized(
-    path: &Path,
-    latent: bool,
-    scheme: impl Fn(&WeightSpec) -> Option<Scheme>,
-) -> Result<Opened> {
+pub fn open_quantized(path: &Path, latent: bool, scheme: impl Fn(&WeightSpec) -> Option<Scheme>) -> Result<Opened> {
     let path = &checkpoint::student_of(path)?;
     if path.join(MANIFEST_FILE).is_file() {
         return Err(invalid(path, "an artifact has its schemes already; only full-precision models can be quantized"));

@@ -1,0 +1,290 @@
+//! `POST /v1/completions`: texts to continue.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bitllama_runtime::text::{encode, own_bos};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::answer::{Usage, Whole, finish_reason, whole};
+use super::body::parse;
+use super::error::{ApiError, Result};
+use super::logprobs::Lists;
+use super::sampling::Parameters;
+use super::stream::{Pieces, respond};
+use super::{Head, Server};
+use crate::engine::{Event, Prompt, Request};
+use crate::models::Served;
+
+/// Keys of a request.
+const KEYS: [&str; 21] = [
+    "model",
+    "prompt",
+    "max_tokens",
+    "echo",
+    "logprobs",
+    "best_of",
+    "suffix",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "n",
+    "stop",
+    "stream",
+    "stream_options",
+    "ignore_eos",
+];
+
+/// Tokens generated where nobody says how many, as in OpenAI's API.
+const MAX_TOKENS: usize = 16;
+
+/// Likeliest tokens that are given with each one, at most.
+const MAX_LOGPROBS: usize = 20;
+
+#[derive(Debug, Deserialize)]
+struct Body {
+    model: Option<String>,
+    prompt: Option<Prompts>,
+    max_tokens: Option<usize>,
+    #[serde(default)]
+    echo: bool,
+    logprobs: Option<usize>,
+    best_of: Option<usize>,
+    suffix: Option<String>,
+    #[serde(flatten)]
+    parameters: Parameters,
+}
+
+/// One or several texts, or their tokens.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompts {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    Lists(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    fn tokens(self, model: &Served) -> Result<Vec<Vec<u32>>> {
+        let tokenizer = model.engine.tokenizer();
+        let encoded = |text: String| {
+            let mut tokens = encode(tokenizer, own_bos(tokenizer)?, &text)?;
+            if tokens.is_empty() {
+                tokens.extend(model.engine.decoder().config().bos_token_id);
+            }
+            Ok(tokens)
+        };
+        let all = match self {
+            Prompts::Text(text) => vec![encoded(text)],
+            Prompts::Texts(texts) => texts.into_iter().map(encoded).collect(),
+            Prompts::Tokens(tokens) => vec![Ok(tokens)],
+            Prompts::Lists(lists) => lists.into_iter().map(Ok).collect(),
+        };
+        let all: bitllama_runtime::Result<Vec<_>> = all.into_iter().collect();
+        let all = all.map_err(|error| ApiError::parameter("prompt", error.to_string()))?;
+        match all.is_empty() {
+            true => Err(ApiError::parameter("prompt", "there is no prompt")),
+            false => Ok(all),
+        }
+    }
+}
+
+/// A choice in the making: its prompt and its events.
+struct Choice {
+    index: usize,
+    prompt: Vec<u32>,
+    events: UnboundedReceiver<Event>,
+}
+
+/// How choices are told.
+#[derive(Clone, Copy)]
+struct Form {
+    echo: bool,
+    logprobs: bool,
+}
+
+/// Answers a request.
+pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Response> {
+    let body: Body = parse(&body, &KEYS)?;
+    let place = server.model(body.model.as_deref())?;
+    let model = server.models.at(place);
+    let answers = check(&body)?;
+    let form = Form { echo: body.echo, logprobs: body.logprobs.is_some() };
+    let prompts = body.prompt.ok_or_else(|| ApiError::parameter("prompt", "there is no prompt"))?.tokens(model)?;
+    let mut choices = Vec::with_capacity(prompts.len() * answers);
+    for prompt in prompts {
+        for answer in 0..answers {
+            let options = body.parameters.options(body.max_tokens.unwrap_or(MAX_TOKENS), answer)?;
+            let request = Request {
+                prompt: prompt.clone(),
+                options,
+                logprobs: body.logprobs,
+                prompt_logprobs: body.echo && body.logprobs.is_some(),
+                ignore_eos: body.parameters.ignore_eos,
+            };
+            let events = model.engine.submit(request)?;
+            choices.push(Choice { index: choices.len(), prompt: prompt.clone(), events });
+        }
+    }
+    let head = Head::new("cmpl", "text_completion", &model.id);
+    if body.parameters.stream {
+        let (server, counts) = (server.clone(), body.parameters.counts());
+        return Ok(respond(move |pieces| stream(server, place, head, choices, form, answers, counts, pieces)));
+    }
+    let mut usage = Usage::default();
+    let mut told = Vec::with_capacity(choices.len());
+    for Choice { index, prompt, events } in choices {
+        let whole = whole(events).await?;
+        // A prompt with several answers counts once.
+        if index % answers == 0 {
+            usage.prompt += prompt.len();
+            usage.cached += whole.prompt.cached;
+        }
+        usage.completion += whole.done.tokens;
+        told.push(told_whole(model, index, &prompt, &whole, form));
+    }
+    let mut answer = head.object(told);
+    answer["usage"] = usage.to_json();
+    Ok(Json(answer).into_response())
+}
+
+fn check(body: &Body) -> Result<usize> {
+    let answers = body.parameters.answers()?;
+    if body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(ApiError::parameter("suffix", "suffix is not supported"));
+    }
+    if body.best_of.is_some_and(|best_of| best_of != answers) {
+        return Err(ApiError::parameter("best_of", "best_of other than n is not supported"));
+    }
+    match body.logprobs {
+        Some(count) if count > MAX_LOGPROBS => {
+            Err(ApiError::parameter("logprobs", format!("logprobs = {count} is more than {MAX_LOGPROBS}")))
+        }
+        _ => Ok(answers),
+    }
+}
+
+fn told_whole(model: &Served, index: usize, prompt: &[u32], whole: &Whole, form: Form) -> Value {
+    let tokenizer = model.engine.tokenizer();
+    let beginning = if form.echo { text_of(tokenizer, prompt) } else { String::new() };
+    let logprobs = form.logprobs.then(|| {
+        let mut lists = Lists::new(tokenizer, 0);
+        if form.echo {
+            push_prompt(&mut lists, prompt, &whole.prompt);
+        }
+        lists.extend(&whole.logprobs);
+        lists.to_json()
+    });
+    json!({
+        "index": index, "text": beginning + &whole.text, "logprobs": logprobs,
+        "finish_reason": finish_reason(whole.done.stop),
+    })
+}
+
+fn push_prompt(lists: &mut Lists, tokens: &[u32], prompt: &Prompt) {
+    tokens.first().into_iter().for_each(|token| lists.push_first(*token));
+    lists.extend(&prompt.logprobs);
+}
+
+fn text_of(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    bitllama_runtime::text::decode(tokenizer, tokens).unwrap_or_default()
+}
+
+/// Sends all choices as their tokens come.
+#[allow(clippy::too_many_arguments)] // What a stream is told with, moved into its task.
+async fn stream(
+    server: Server,
+    place: usize,
+    head: Head,
+    choices: Vec<Choice>,
+    form: Form,
+    answers: usize,
+    counts: bool,
+    pieces: Pieces,
+) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for choice in choices {
+        let (server, head, pieces) = (server.clone(), head.clone(), pieces.clone());
+        tasks.spawn(async move {
+            let (index, prompt) = (choice.index, choice.prompt.len());
+            let mut usage = tokio::select! {
+                usage = stream_choice(server.models.at(place), &head, choice, form, &pieces) => usage?,
+                () = pieces.closed() => return None,
+            };
+            if index % answers == 0 {
+                usage.prompt = prompt;
+            } else {
+                usage.cached = 0;
+            }
+            Some(usage)
+        });
+    }
+    let mut all = Usage::default();
+    while let Some(usage) = tasks.join_next().await {
+        if let Ok(Some(usage)) = usage {
+            all.prompt += usage.prompt;
+            all.cached += usage.cached;
+            all.completion += usage.completion;
+        }
+    }
+    if counts {
+        let mut last = head.object(Vec::new());
+        last["usage"] = all.to_json();
+        drop(pieces.send(&last).await);
+    }
+    pieces.finish().await;
+}
+
+/// Sends a choice as its tokens come. None where nobody reads any more, or it failed.
+async fn stream_choice(model: &Served, head: &Head, choice: Choice, form: Form, pieces: &Pieces) -> Option<Usage> {
+    let Choice { index, prompt, mut events } = choice;
+    let tokenizer = model.engine.tokenizer();
+    let (mut usage, mut offset) = (Usage::default(), 0);
+    while let Some(event) = events.recv().await {
+        let mut lists = Lists::new(tokenizer, offset);
+        let (text, reason) = match event {
+            Event::Prompt(computed) => {
+                usage.cached = computed.cached;
+                if !form.echo {
+                    continue;
+                }
+                push_prompt(&mut lists, &prompt, &computed);
+                (text_of(tokenizer, &prompt), None)
+            }
+            Event::Token(token) => {
+                lists.extend(token.logprob.as_slice());
+                if token.text.is_empty() && !form.logprobs {
+                    continue;
+                }
+                (token.text, None)
+            }
+            Event::Done(done) => {
+                usage.completion = done.tokens;
+                (done.text, Some(finish_reason(done.stop)))
+            }
+            Event::Failed(error) => {
+                drop(pieces.send(&ApiError::internal(error).body()).await);
+                return None;
+            }
+        };
+        offset = lists.offset();
+        let logprobs = form.logprobs.then(|| lists.to_json());
+        let piece = json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason });
+        pieces.send(&head.object(vec![piece])).await.ok()?;
+        if reason.is_some() {
+            return Some(usage);
+        }
+    }
+    None
+}
