@@ -68,7 +68,11 @@ fn sources<'a>(file: &str, entry: &'a Value) -> Result<Vec<(&'a str, &'a str)>> 
         Value::Array(entries) => {
             let all: Vec<(&str, &str)> = entries.iter().map(named).collect::<Result<_>>()?;
             let used: Vec<_> = all.into_iter().filter(|(name, _)| [DEFAULT, TOOL_USE].contains(name)).collect();
-            if used.is_empty() { Err(invalid(file, "chat_template", "has neither `default` nor `tool_use`")) } else { Ok(used) }
+            if used.is_empty() {
+                Err(invalid(file, "chat_template", "has neither `default` nor `tool_use`"))
+            } else {
+                Ok(used)
+            }
         }
         _ => Err(bad()),
     }
@@ -85,11 +89,15 @@ pub fn special_tokens(config: &Value) -> Result<SpecialTokens> {
     for (name, value) in config.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
         match text(value) {
             Some(text) if name.ends_with("_token") => drop(tokens.insert(name.clone(), text.to_owned())),
-            None if NAMES.contains(&name.as_str()) => return Err(invalid(CONFIG, name, "is neither a text nor an object with one")),
+            None if NAMES.contains(&name.as_str()) => {
+                return Err(invalid(CONFIG, name, "is neither a text nor an object with one"));
+            }
             _ => {}
         }
     }
-    let extra = ["extra_special_tokens", "model_specific_special_tokens"].into_iter().filter_map(|key| config.get(key)?.as_object());
+    let extra = ["extra_special_tokens", "model_specific_special_tokens"]
+        .into_iter()
+        .filter_map(|key| config.get(key)?.as_object());
     tokens.extend(extra.flatten().filter_map(|(name, value)| Some((name.clone(), text(value)?.to_owned()))));
     Ok(tokens)
 }
@@ -129,10 +137,19 @@ mod tests {
             "image_token": "<img>", "add_bos_token": true, "extra_special_tokens": {"boi_token": "<boi>", "eoi_token": {"content": "<eoi>"}},
         });
         let tokens = special_tokens(&config).unwrap();
-        let pairs = [("boi_token", "<boi>"), ("bos_token", "<s>"), ("eoi_token", "<eoi>"), ("eos_token", "</s>"), ("image_token", "<img>")];
+        let pairs = [
+            ("boi_token", "<boi>"),
+            ("bos_token", "<s>"),
+            ("eoi_token", "<eoi>"),
+            ("eos_token", "</s>"),
+            ("image_token", "<img>"),
+        ];
         assert_eq!(tokens, pairs.map(|(name, text)| (name.to_owned(), text.to_owned())).into());
         let error = special_tokens(&json!({"eos_token": 2})).unwrap_err().to_string();
-        assert_eq!(error, "tokenizer_config.json: `eos_token` is neither a text nor an object with one; correct the entry");
+        assert_eq!(
+            error,
+            "tokenizer_config.json: `eos_token` is neither a text nor an object with one; correct the entry"
+        );
     }
 
     #[test]
@@ -164,7 +181,8 @@ mod tests {
             (json!([{"name": "default"}]), "is neither a text nor a list of {name, template}"),
             (json!([{"name": "rag", "template": ""}]), "has neither `default` nor `tool_use`"),
         ] {
-            let error = ChatTemplate::from_config(&json!({"chat_template": entry}), &TemplateFiles::default()).unwrap_err();
+            let error =
+                ChatTemplate::from_config(&json!({"chat_template": entry}), &TemplateFiles::default()).unwrap_err();
             assert_eq!(error.to_string(), format!("tokenizer_config.json: `chat_template` {cause}; correct the entry"));
         }
         let files = TemplateFiles { json: Some("{"), jinja: None };

@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn directives_mean_what_they_mean_in_python() {
-        let now = chrono::NaiveDate::from_ymd_opt(2024, 3, 7).and_then(|day| day.and_hms_micro_opt(15, 4, 5, 67)).unwrap();
+        let now =
+            chrono::NaiveDate::from_ymd_opt(2024, 3, 7).and_then(|day| day.and_hms_micro_opt(15, 4, 5, 67)).unwrap();
         let text = |format| strftime(now, format);
         assert_eq!(text("%d %b %Y").unwrap(), "07 Mar 2024");
         assert_eq!(text("%A, %B %-d, %y; %e %j").unwrap(), "Thursday, March 7, 24;  7 067");

@@ -15,7 +15,9 @@ const DEPTH: usize = 128;
 /// If the value has no JSON, is nested deeper than 128 levels, or an argument is of the wrong type.
 pub fn tojson(state: &State, value: &Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let mut arguments = [Value::UNDEFINED, Value::UNDEFINED, Value::UNDEFINED, Value::UNDEFINED];
-    for (at, (name, argument)) in ["ensure_ascii", "indent", "separators", "sort_keys"].into_iter().zip(&mut arguments).enumerate() {
+    for (at, (name, argument)) in
+        ["ensure_ascii", "indent", "separators", "sort_keys"].into_iter().zip(&mut arguments).enumerate()
+    {
         *argument = options.get::<Option<Value>>(name)?.or_else(|| positional.get(at).cloned()).unwrap_or_default();
     }
     options.assert_all_used()?;
@@ -107,7 +109,7 @@ impl Writer<'_, '_, '_> {
         for key in keys {
             self.separate(&mut empty, depth);
             self.string(&key_text(&key)?);
-            self.out.push_str(&self.key.clone());
+            self.out.push_str(&self.key);
             self.value(&value.get_item(&key)?, depth)?;
         }
         self.close('}', empty, depth)

@@ -68,7 +68,8 @@ fn difference(outcome: &Outcome, result: &Result<String, Error>) -> String {
 fn model_differences(golden: &Golden) -> Vec<String> {
     let mut differences = Vec::new();
     for model in &golden.models {
-        let template = ChatTemplate::new(&model.template, model.special_tokens.clone()).map(|template| template.with_clock(golden.now));
+        let template = ChatTemplate::new(&model.template, model.special_tokens.clone())
+            .map(|template| template.with_clock(golden.now));
         for (name, outcome) in &model.cases {
             let result = template.clone().and_then(|template| template.render(&golden.conversations[name]));
             if !outcome.admits(&result) {
@@ -85,7 +86,9 @@ fn expression_differences(golden: &Golden) -> Vec<String> {
     let render = |source| ChatTemplate::new(source, SpecialTokens::new())?.with_clock(golden.now).render(&conversation);
     let results = golden.expressions.iter().map(|expression| (expression, render(&expression.template)));
     let different = results.filter(|(expression, result)| !expression.outcome.admits(result));
-    different.map(|(expression, result)| format!("{}\n{}", expression.template, difference(&expression.outcome, &result))).collect()
+    different
+        .map(|(expression, result)| format!("{}\n{}", expression.template, difference(&expression.outcome, &result)))
+        .collect()
 }
 
 #[test]
@@ -100,6 +103,18 @@ fn expressions_are_evaluated_as_in_transformers() {
     let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
     let differences = expression_differences(&golden);
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
+}
+
+#[test]
+fn long_conversations_are_rendered() {
+    let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
+    let turn = |at: usize| bitllama_chat::message(["user", "assistant"][at % 2], &"word ".repeat(50));
+    let conversation = Conversation { messages: (0..2001).map(turn).collect(), ..Conversation::default() };
+    for model in &golden.models {
+        let template = ChatTemplate::new(&model.template, model.special_tokens.clone()).unwrap();
+        let result = template.render(&conversation);
+        assert!(!matches!(result, Err(Error::Fuel(_) | Error::Output(_))), "{}: {result:?}", model.name);
+    }
 }
 
 #[test]
