@@ -42,6 +42,7 @@ LITERAL = {
     "Llama 2": ("{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}", "<s>", "</s>"),
     "Mistral 7B v0.1": ("{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}", "<s>", "</s>"),
     "OLMo 2": ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] + eos_token + '\n' }}{% else %}{{ '<|assistant|>\n'  + message['content'] + eos_token }}{% endif %}{% endif %}{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}", "<|endoftext|>", "<|endoftext|>"),
+    "Mistral 7B v0.3": ("{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}", "<s>", "</s>"),
     "TinyLlama": ("{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}", "<s>", "</s>"),
     "SmolLM2": ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>", "<|im_end|>"),
 }
@@ -70,7 +71,7 @@ FILES = {
     "Functionary 3.2": ("meetkai-functionary-medium-v3.2", *LLAMA),
 }
 TEST = {
-    "Mistral 7B v0.3": ("Mistral-Large-Instruct-2407 (mistralai 'v3' template; modified to have system prompt at start)", "<s>", "</s>"),
+    "Mistral v3, with tools": ("Mistral-Large-Instruct-2407 (mistralai 'v3' template; modified to have system prompt at start)", "<s>", "</s>"),
     "Phi 3": ("Phi-3-mini", "<s>", "<|endoftext|>"),
     "Phi 3 small": ("Phi-3-small", "<|endoftext|>", "<|endoftext|>"),
     "Phi 4": ("phi-4", "<|endoftext|>", "<|im_end|>"),
@@ -198,7 +199,7 @@ def rendered(tokenizer, messages, extra={}, **rest):
 
 
 def cases(tokenizer):
-    """Results by conversation. One equal to that of an earlier conversation with the same messages tells nothing new."""
+    """Results by conversation."""
     return {name: outcome(lambda: rendered(tokenizer, **conversation)) for name, conversation in CONVERSATIONS.items()}
 
 
@@ -263,7 +264,8 @@ def main(sources, everything=None):
         "expressions": list(expressions()),
     }
     path = pathlib.Path(everything or pathlib.Path(__file__).with_suffix(".json"))
-    path.write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")).replace('{"name":', '\n{"name":').replace('{"template":', '\n{"template":') + "\n")
+    text = json.dumps(golden, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(text.replace('{"name":', '\n{"name":').replace('{"template":', '\n{"template":') + "\n")
 
 
 main(pathlib.Path(sys.argv[1]), *sys.argv[2:])

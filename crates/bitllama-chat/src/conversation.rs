@@ -93,11 +93,14 @@ impl Conversation {
         }
     }
 
-    /// Its size in bytes, more or less.
-    pub(crate) fn size(&self) -> u64 {
+    /// The steps that a template may take for its length: four for each byte and, as some templates look at all messages for each,
+    /// sixteen for each pair of messages.
+    pub(crate) fn fuel(&self) -> u64 {
         let lists = self.tools.iter().chain(&self.documents).flatten();
         let maps = self.messages.iter().chain([&self.extra]).flatten();
-        lists.map(size).sum::<u64>() + maps.map(|(key, value)| key.len() as u64 + size(value)).sum::<u64>()
+        let bytes = lists.map(size).sum::<u64>() + maps.map(|(key, value)| key.len() as u64 + size(value)).sum::<u64>();
+        let messages = self.messages.len() as u64;
+        bytes.saturating_mul(4).saturating_add(messages.saturating_mul(messages).saturating_mul(16))
     }
 
     /// The variables of the conversation, without its messages.

@@ -6,9 +6,9 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value, filters};
 
 use crate::error::Raised;
-use crate::{date, json, methods, python, tags, text};
+use crate::{date, json, methods, nesting, python, tags, text};
 
-/// The deepest nesting of calls of macros.
+/// The most loops, blocks `with` and calls of macros within each other, where a call counts as five.
 const RECURSION: usize = 128;
 
 /// An environment without templates.
@@ -31,11 +31,16 @@ pub fn new() -> Result<Environment<'static>, Error> {
     env.add_filter("tojson", json::tojson);
     env.add_filter("trim", trim);
     env.add_filter(tags::ITERATED, iterated);
+    env.add_filter(tags::SET, nesting::set);
+    env.add_filter(tags::SET_ATTRIBUTE, nesting::set_attribute);
     env.add_filter("string", text::str);
     env.add_filter("int", int);
     env.add_filter("float", float);
     env.add_test("sequence", is_sequence);
-    env.add_test("iterable", is_iterable);
+    env.add_test("iterable", is_sequence);
+    for (name, filter) in nesting_filters() {
+        env.add_filter(name, bounded(filter));
+    }
     for (name, filter) in lenient_filters() {
         env.add_filter(name, refusing_none(filter));
     }
@@ -71,17 +76,12 @@ fn trim(value: &Value, set: Option<&str>, options: Kwargs) -> Result<String, Err
     Ok(python::strip_of(&value.to_string(), set.or(named), true, true).to_owned())
 }
 
-/// Whatever has a length and items, in Python: strings and mappings too.
+/// Whatever has items in Python, which strings and mappings have too.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
         ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map | ValueKind::Undefined
     )
-}
-
-/// Whatever Python iterates over.
-fn is_iterable(value: &Value) -> bool {
-    is_sequence(value)
 }
 
 /// `value`, if Python iterates over it.
@@ -102,9 +102,32 @@ fn lenient_filters() -> [(&'static str, Value); 5] {
 
 fn refusing_none(filter: Value) -> impl Fn(&mut State, Value, Rest<Value>, Kwargs) -> Result<Value, Error> {
     move |state, value, options, named| {
-        let all: Vec<Value> = [iterated(value)?].into_iter().chain(options.0).chain([Value::from(named)]).collect();
-        filter.call(state, &all)
+        let value = iterated(value)?;
+        apply(&filter, state, value, options, named)
     }
+}
+
+/// Filters whose results are nested deeper than what they are given.
+fn nesting_filters() -> [(&'static str, Value); 4] {
+    [
+        ("batch", Value::from_function(filters::batch)),
+        ("slice", Value::from_function(filters::slice)),
+        ("zip", Value::from_function(filters::zip)),
+        ("groupby", Value::from_function(filters::groupby)),
+    ]
+}
+
+fn bounded(filter: Value) -> impl Fn(&mut State, Value, Rest<Value>, Kwargs) -> Result<Value, Error> {
+    move |state, value, options, named| {
+        let result = apply(&filter, state, value, options, named)?;
+        nesting::set(state, result)
+    }
+}
+
+fn apply(filter: &Value, state: &mut State, value: Value, options: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let keywords = named.args().next().is_some().then(|| Value::from(named.clone()));
+    let all: Vec<Value> = [value].into_iter().chain(options.0).chain(keywords).collect();
+    filter.call(state, &all)
 }
 
 /// Jinja's `int`: `default` for what is no number.

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 
-use bitllama_core::excerpt::{excerpt, printable};
+use bitllama_core::excerpt::printable;
 use minijinja::ErrorKind;
 
 /// A failed reading or rendering of a chat template. Each message is one line.
@@ -86,9 +86,17 @@ fn chain(error: &minijinja::Error) -> impl Iterator<Item = &(dyn std::error::Err
 /// What the innermost error says, in one line.
 fn cause(error: &minijinja::Error) -> String {
     let inner = chain(error).filter_map(|error| error.downcast_ref::<minijinja::Error>()).last().unwrap_or(error);
-    let foreign = inner.source().map(|source| format!(": {}", excerpt(&source.to_string()))).unwrap_or_default();
-    match inner.detail() {
-        Some(detail) => format!("{}{foreign}", excerpt(detail)),
-        None => format!("{}{foreign}", inner.kind()),
+    match (inner.detail(), inner.source()) {
+        (Some(detail), None) => cut(detail),
+        (Some(detail), Some(source)) => cut(&format!("{detail}: {source}")),
+        (None, _) => inner.kind().to_string(),
+    }
+}
+
+/// `text` in one line of at most 120 characters.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}..", printable(&text[..end])),
+        None => printable(text).into_owned(),
     }
 }

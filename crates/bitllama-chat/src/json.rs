@@ -109,7 +109,7 @@ impl Writer<'_, '_, '_> {
         for key in keys {
             self.separate(&mut empty, depth);
             self.string(&key_text(&key)?);
-            self.out.push_str(&self.key.clone());
+            self.out.push_str(&self.key);
             self.value(&value.get_item(&key)?, depth)?;
         }
         self.close('}', empty, depth)

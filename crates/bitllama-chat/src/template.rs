@@ -1,6 +1,7 @@
 //! A compiled template and its bounds.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use chrono::NaiveDateTime;
 use minijinja::value::Serde;
@@ -20,16 +21,16 @@ pub(crate) const DEFAULT: &str = "default";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Steps of the template engine, where 64 bytes that a step makes count as a step. What a conversation needs comes on top:
-    /// four steps for each of its bytes.
+    /// four steps for each of its bytes and sixteen for each pair of messages.
     pub fuel: u64,
     /// Longest prompt, in bytes.
     pub output: usize,
 }
 
 impl Default for Limits {
-    /// Five million steps, which are a few seconds and at most some 300 MB, and 64 MiB of prompt.
+    /// A million steps, which make at most some 64 MB, and 64 MiB of prompt.
     fn default() -> Self {
-        Limits { fuel: 5_000_000, output: 64 << 20 }
+        Limits { fuel: 1_000_000, output: 64 << 20 }
     }
 }
 
@@ -59,7 +60,7 @@ impl ChatTemplate {
     ) -> Result<Self> {
         let mut environment = environment::new().map_err(|error| error::syntax(&error))?;
         for (name, source) in sources {
-            let source = tags::rewritten(source);
+            let source = tags::rewritten(source)?;
             environment.add_template_owned(name.to_owned(), source).map_err(|error| error::syntax(&error))?;
         }
         Ok(ChatTemplate { environment, special, limits: Limits::default(), clock: None })
@@ -97,14 +98,17 @@ impl ChatTemplate {
 
     fn evaluate(&self, variables: Value, conversation: &Conversation) -> Result<String> {
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(self.limits.fuel.saturating_add(conversation.size().saturating_mul(4))));
+        environment.set_fuel(Some(self.limits.fuel.saturating_add(conversation.fuel())));
         environment::set_clock(&mut environment, self.clock);
         let template = environment.get_template(self.choice(conversation)?).map_err(|error| error::render(&error))?;
         let mut out = Bounded { bytes: Vec::new(), limit: self.limits.output, over: false };
-        match template.render_captured_to(variables, &mut out) {
-            Err(_) if out.over => Err(Error::Output(self.limits.output)),
-            Err(error) => Err(error::render(&error)),
-            Ok(_) => String::from_utf8(out.bytes).map_err(|error| Error::Conversation(error.to_string())),
+        // The engine is not free of panics, such as that of `loop.cycle()` without arguments.
+        let rendered = catch_unwind(AssertUnwindSafe(|| template.render_captured_to(variables, &mut out).map(drop)));
+        match rendered {
+            Err(_) => Err(Error::Render { line: 1, cause: "the template engine fails".to_owned() }),
+            Ok(Err(_)) if out.over => Err(Error::Output(self.limits.output)),
+            Ok(Err(error)) => Err(error::render(&error)),
+            Ok(Ok(())) => String::from_utf8(out.bytes).map_err(|error| Error::Conversation(error.to_string())),
         }
     }
 

@@ -106,6 +106,18 @@ fn expressions_are_evaluated_as_in_transformers() {
 }
 
 #[test]
+fn long_conversations_are_rendered() {
+    let golden: Golden = serde_json::from_str(GOLDEN).unwrap();
+    let turn = |at: usize| bitllama_chat::message(["user", "assistant"][at % 2], &"word ".repeat(50));
+    let conversation = Conversation { messages: (0..2001).map(turn).collect(), ..Conversation::default() };
+    for model in &golden.models {
+        let template = ChatTemplate::new(&model.template, model.special_tokens.clone()).unwrap();
+        let result = template.render(&conversation);
+        assert!(!matches!(result, Err(Error::Fuel(_) | Error::Output(_))), "{}: {result:?}", model.name);
+    }
+}
+
+#[test]
 #[ignore = "needs a file that chat_templates.py writes, named by BITLLAMA_CHAT_TEMPLATES"]
 fn prompts_of_many_more_templates_are_those_of_transformers() {
     let file = std::env::var("BITLLAMA_CHAT_TEMPLATES").unwrap();
