@@ -5,7 +5,7 @@
 
 TEACHER is a GGUF in F32; llama.cpp quantizes it with the importance matrix (the file of ik_llama.cpp's or an older llama.cpp's
 `llama-imatrix`), every matrix in the type and the embedding in Q8_0 as the students have it, or as near as it gets where columns are no
-whole blocks. Both files are evaluated by llama.cpp as `llama_cpp_rows.py` does: perplexity and divergence from the teacher, whose logits
+whole blocks. Where llama.cpp does not make a type of these columns, TYPE is the one beside which the student stands. Files are evaluated by llama.cpp as `llama_cpp_rows.py` does: perplexity and divergence from the teacher, whose logits
 are kept in --cache.
 """
 
@@ -70,12 +70,16 @@ def main():
     texts = [rows.read_text(pair, args) for pair in args.texts]
     print("| type | file | MB | text | perplexity | KLD | same top |")
     print("|---|---|---|---|---|---|---|")
+    told = set()
     for pair in args.ours:
         kind, _, ours = pair.partition("=")
         theirs = args.cache / f"{args.teacher.stem}-{kind}-imatrix.gguf"
         if not theirs.exists():
             quantize(args.teacher, theirs, kind, matrix)
-        for name, path in (("llama.cpp with imatrix", theirs), ("trained", pathlib.Path(ours))):
+        for name, path in (("llama.cpp with imatrix", theirs), (f"trained: {ours}", pathlib.Path(ours))):
+            if path in told:
+                continue
+            told.add(path)
             for text in texts:
                 found = rows.compare(rows.each_chunk(path, text), rows.teacher_logits(args.teacher, text, args.cache), text)
                 size = path.stat().st_size / 1e6

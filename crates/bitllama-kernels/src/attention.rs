@@ -5,11 +5,14 @@
 //! tiles, as in FlashAttention (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>), so no more scores than those of a
 //! tile exist at a time. Where a long past is split over tasks, the one that ends last joins their results.
 //!
+//! Tiles begin at multiples of their length, each is summed up for itself, and the sums are joined in the order of positions. So a
+//! token's result is the same to the bit however its sequence was cut into passes: alone, in a chunk of a prompt, or after positions
+//! that came from another sequence's cache.
+//!
 //! With a window, a task begins at the first position that one of its tokens sees, and each row leaves out what it does
 //! not see: the cost is that of the window.
 //!
-//! How the work is cut depends on the shapes of a sequence only, and results are joined in the order of positions: they
-//! depend neither on the number of threads nor on the other sequences, nor on what [`LayerKv`] still stores of positions
+//! Results depend neither on the number of threads nor on the other sequences, nor on what [`LayerKv`] still stores of positions
 //! before a window.
 
 mod tile;
@@ -31,11 +34,14 @@ const ROWS: usize = 64;
 /// Rows up to which a task counts as decoding: reading keys and values is then what takes the time.
 const DECODE_ROWS: usize = 16;
 
-/// Positions of a task, about: in decoding, and in a prompt.
-const POSITIONS: [usize; 2] = [256, 1024];
+/// Tiles of a task, where positions are split: in decoding, and in a prompt.
+const TILES: [usize; 2] = [1, 4];
 
 /// Parts that the positions of a sequence are cut into, at most.
 const PARTS: usize = 64;
+
+/// Tasks of a sequence from which on its positions are not split: there is work for all threads.
+const ENOUGH: usize = 16;
 
 /// Multiplications below which other threads are not worth their start.
 const SERIAL: usize = 1 << 17;
@@ -142,17 +148,16 @@ struct Task<'a> {
     /// Stored positions to go over, from a multiple of [`LANES`].
     start: usize,
     end: usize,
-    /// The split that this is a part of, and which part.
+    /// The split that this is a part of, and its first tile there.
     split: Option<(usize, usize)>,
 }
 
 /// Tasks that differ in their positions only.
 struct Split {
-    parts: usize,
-    /// Parts that are not done.
+    tiles: usize,
+    /// Tasks that are not done.
     left: AtomicUsize,
-    /// Where the partial results start: `[parts, rows, value_stride + LANES]`, of each row what [`Task`] sums up, then
-    /// the maximum and the sum of [`Running`].
+    /// Start of the sums of tiles: `[tiles, rows, value_stride + LANES]`.
     partials: usize,
 }
 
@@ -170,37 +175,40 @@ impl<'a> Plan<'a> {
             let seen = scoring.window.map_or(0, |window| (past + first + 1).saturating_sub(window));
             let begin = seen / LANES * LANES;
             assert!(kv.first() <= begin, "position {seen} is seen, but those before {} are dropped", kv.first());
-            let (rows, span) = ((last - first) * group, past + last - begin);
-            let begin = begin - kv.first();
-            let positions = POSITIONS[usize::from(rows > DECODE_ROWS)].max(span / PARTS);
-            let parts = span.div_ceil(positions);
-            let part_len = span.div_ceil(parts).next_multiple_of(LANES);
-            let parts = span.div_ceil(part_len);
+            let (rows, end) = ((last - first) * group, past + last);
+            let (first_tile, tiles) = (begin / TILE, end.div_ceil(TILE) - begin / TILE);
+            let decoding = rows <= DECODE_ROWS;
+            let per_task = match decoding || blocks * kv.kv_heads() < ENOUGH {
+                true => TILES[usize::from(!decoding)].max(tiles.div_ceil(PARTS)),
+                false => tiles,
+            };
+            let parts = tiles.div_ceil(per_task);
             for kv_head in 0..kv.kv_heads() {
                 let split = self.splits.len();
-                for part in 0..parts {
+                for tile in (0..tiles).step_by(per_task) {
+                    let from = (first_tile + tile) * TILE;
                     self.tasks.push(Task {
                         kv,
                         kv_head,
                         token: token + first,
                         tokens: last - first,
                         visible: past + first + 1 - kv.first(),
-                        start: begin + part * part_len,
-                        end: begin + span.min((part + 1) * part_len),
-                        split: (parts > 1).then_some((split, part)),
+                        start: from.max(begin) - kv.first(),
+                        end: end.min(from + per_task * TILE) - kv.first(),
+                        split: (parts > 1).then_some((split, tile)),
                     });
                 }
                 if parts > 1 {
-                    self.splits.push(Split { parts, left: AtomicUsize::new(parts), partials: self.partials });
-                    self.partials += parts * rows * partial_stride(kv.head_dim());
+                    self.splits.push(Split { tiles, left: AtomicUsize::new(parts), partials: self.partials });
+                    self.partials += tiles * rows * partial_stride(kv.head_dim());
                 }
-                self.work += 2 * rows * span * kv.head_dim();
+                self.work += 2 * rows * (end - begin) * kv.head_dim();
             }
         }
     }
 }
 
-/// Elements of one row's partial result.
+/// Elements of one row's sums of a tile: weighted values, then the largest score and the sum of weights.
 fn partial_stride(head_dim: usize) -> usize {
     value_stride(head_dim) + LANES
 }
@@ -247,9 +255,11 @@ struct Scratch {
     q: Aligned<f32>,
     /// `[rows, TILE]`.
     scores: Aligned<f32>,
-    /// Weighted sums of values, `[rows, value_stride]`.
+    /// Weighted sums of the values of a tile, `[rows, value_stride]`.
     acc: Aligned<f32>,
     running: Vec<Running>,
+    /// Sums of the tiles so far, `[rows, value_stride + LANES]`.
+    total: Aligned<f32>,
     /// Keys and values of a tile in `f32`.
     keys: Aligned<f32>,
     values: Aligned<f32>,
@@ -260,12 +270,38 @@ fn run_task<S: Simd>(s: S, batch: &Batch, task: &Task, scratch: &mut Scratch) {
     let head_dim = task.kv.head_dim();
     let group = batch.heads / task.kv.kv_heads();
     let (rows, stride) = (task.tokens * group, value_stride(head_dim));
+    let partial_stride = partial_stride(head_dim);
+    let len = rows * partial_stride;
     scratch.prepare(rows, head_dim);
     pack_queries::<S>(batch, task, group, scratch);
-    let mut start = task.start;
+    let (mut start, mut tile) = (task.start, 0);
     while start < task.end {
+        scratch.begin_tile(rows, stride);
         run_tile(s, task, &batch.scoring, group, start, scratch);
-        start += TILE;
+        let Scratch { acc, running, total, .. } = scratch;
+        let sums = acc.as_slice()[..rows * stride].chunks_exact(stride).zip(&*running);
+        match task.split {
+            Some((split, first)) => {
+                let at = batch.splits[split].partials + (first + tile) * len;
+                // SAFETY: the sums of this tile belong to this task until it is done.
+                let partials = unsafe { batch.partials.part(at, len) };
+                partials.chunks_exact_mut(partial_stride).zip(sums).for_each(|(out, sums)| put_sums(s, sums, out));
+            }
+            None => {
+                let total = total.as_mut_slice()[..len].chunks_exact_mut(partial_stride);
+                for (total, sums) in total.zip(sums) {
+                    match tile {
+                        0 => put_sums(s, sums, total),
+                        _ => {
+                            let (acc, running) = sums;
+                            add_sums(s, total, acc, running.max, s.sum(s.load(&running.sum)));
+                        }
+                    }
+                }
+            }
+        }
+        start = tile_end(task, start);
+        tile += 1;
     }
 
     // The rows of one token lie together in `out`.
@@ -275,68 +311,75 @@ fn run_task<S: Simd>(s: S, batch: &Batch, task: &Task, scratch: &mut Scratch) {
         // two slices of one call are alive at a time.
         unsafe { batch.out.part(start, group * head_dim) }
     };
-    let acc = &scratch.acc.as_slice()[..rows * stride];
-    let Some((split, part)) = task.split else {
-        for (row, (acc, running)) in acc.chunks_exact(stride).zip(&scratch.running).enumerate() {
-            let out = &mut out_of(row / group)[row % group * head_dim..][..head_dim];
-            let inverse = 1.0 / s.sum(s.load(&running.sum));
-            out.iter_mut().zip(acc).for_each(|(out, acc)| *out = acc * inverse);
+    let total = &mut scratch.total.as_mut_slice()[..len];
+    if let Some((split, _)) = task.split {
+        let split = &batch.splits[split];
+        if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
         }
-        return;
-    };
-
-    let split = &batch.splits[split];
-    let partial_stride = partial_stride(head_dim);
-    let len = rows * partial_stride;
-    // SAFETY: this part of the partial results belongs to this task until it is done.
-    let partials = unsafe { batch.partials.part(split.partials + part * len, len) };
-    for ((partial, acc), running) in
-        partials.chunks_exact_mut(partial_stride).zip(acc.chunks_exact(stride)).zip(&scratch.running)
-    {
-        partial[..stride].copy_from_slice(acc);
-        partial[stride] = running.max;
-        partial[stride + 1] = s.sum(s.load(&running.sum));
+        // SAFETY: all tasks of the split are done, which the counter has told this one.
+        let partials = unsafe { batch.partials.part(split.partials, split.tiles * len) };
+        let (first, others) = partials.split_at(len);
+        total.copy_from_slice(first);
+        for tile in others.chunks_exact(len) {
+            for (total, part) in total.chunks_exact_mut(partial_stride).zip(tile.chunks_exact(partial_stride)) {
+                add_sums(s, total, &part[..stride], part[stride], part[stride + 1]);
+            }
+        }
     }
-    if split.left.fetch_sub(1, Ordering::AcqRel) > 1 {
-        return;
-    }
-    // SAFETY: all tasks of the split are done, which the counter has told this one.
-    let partials = unsafe { batch.partials.part(split.partials, split.parts * len) };
-    let acc = scratch.acc.as_mut_slice();
-    for row in 0..rows {
-        let parts = || partials.chunks_exact(len).map(|part| &part[row * partial_stride..][..partial_stride]);
-        join(s, parts(), &mut acc[..stride]);
-        out_of(row / group)[row % group * head_dim..][..head_dim].copy_from_slice(&acc[..head_dim]);
+    for (row, total) in total.chunks_exact(partial_stride).enumerate() {
+        let out = &mut out_of(row / group)[row % group * head_dim..][..head_dim];
+        let inverse = 1.0 / total[stride + 1];
+        out.iter_mut().zip(total).for_each(|(out, sum)| *out = sum * inverse);
     }
 }
 
-/// One row's result from those of its parts.
+/// The end of the tile in which stored position `start` lies, or that of the task.
+fn tile_end(task: &Task, start: usize) -> usize {
+    let first = task.kv.first();
+    task.end.min((start + first) / TILE * TILE + TILE - first)
+}
+
+/// One row's sums of a tile, as they are kept.
 #[inline(always)]
-fn join<'a, S: Simd>(s: S, parts: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
-    let stride = out.len();
-    let out = out.as_chunks_mut::<LANES>().0;
-    let max = parts.clone().map(|part| part[stride]).fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = s.splat(0.0);
-    out.fill([0.0; LANES]);
-    for part in parts {
-        let weight = exp_lanes(s, s.splat(part[stride] - max));
-        sum = s.mul_add(weight, s.splat(part[stride + 1]), sum);
-        for (out, x) in out.iter_mut().zip(part.as_chunks::<LANES>().0) {
-            s.store(s.mul_add(weight, s.load(x), s.load(out)), out);
-        }
+fn put_sums<S: Simd>(s: S, (acc, running): (&[f32], &Running), out: &mut [f32]) {
+    let stride = acc.len();
+    out[..stride].copy_from_slice(acc);
+    out[stride] = running.max;
+    out[stride + 1] = s.sum(s.load(&running.sum));
+}
+
+/// Adds one row's sums of a tile to those of the tiles before, both relative to the larger maximum.
+#[inline(always)]
+fn add_sums<S: Simd>(s: S, total: &mut [f32], acc: &[f32], max: f32, sum: f32) {
+    let stride = acc.len();
+    let (values, rest) = total.split_at_mut(stride);
+    let before = rest[0];
+    if max == f32::NEG_INFINITY {
+        return;
     }
-    for out in out {
-        s.store(s.div(s.load(out), sum), out);
+    let largest = before.max(max);
+    // A tile that the row does not see has no maximum; its share becomes 0.
+    let (old, new) = (exp_lanes(s, s.splat(before - largest)), exp_lanes(s, s.splat(max - largest)));
+    for (total, acc) in values.as_chunks_mut::<LANES>().0.iter_mut().zip(acc.as_chunks::<LANES>().0) {
+        s.store(s.mul_add(new, s.load(acc), s.mul(old, s.load(total))), total);
     }
+    let sums = s.mul_add(new, s.splat(sum), s.mul(old, s.splat(rest[1])));
+    (rest[0], rest[1]) = (largest, s.largest(sums));
 }
 
 impl Scratch {
-    /// Room for a task, with nothing summed up.
+    /// Room for a task.
     fn prepare(&mut self, rows: usize, head_dim: usize) {
         let stride = value_stride(head_dim);
         self.q.grow(rows * head_dim);
         self.scores.grow(rows * TILE);
         self.acc.grow(rows * stride);
+        self.total.grow(rows * partial_stride(head_dim));
+    }
+
+    /// Nothing summed up.
+    fn begin_tile(&mut self, rows: usize, stride: usize) {
         self.acc.as_mut_slice()[..rows * stride].fill(0.0);
         self.running.clear();
         self.running.resize(rows, Running::NONE);
@@ -365,12 +408,12 @@ fn pack_queries<S: Simd>(batch: &Batch, task: &Task, group: usize, scratch: &mut
     }
 }
 
-/// Goes on over the tile of positions from `start` on.
+/// Sums up the tile of positions from `start` on.
 #[inline(always)]
 fn run_tile<S: Simd>(s: S, task: &Task, scoring: &Scoring, group: usize, start: usize, scratch: &mut Scratch) {
     let head_dim = task.kv.head_dim();
     let (rows, stride) = (task.tokens * group, value_stride(head_dim));
-    let len = TILE.min(task.end - start);
+    let len = tile_end(task, start) - start;
     // Positions of the tile that a row sees: from the first on, before the last.
     let until = |row: usize| (task.visible + row / group).saturating_sub(start).min(len);
     let from = |row: usize| match scoring.window {

@@ -361,9 +361,9 @@ proptest! {
     }
 
     #[test]
-    fn a_prompt_is_its_tokens_one_by_one(
-        kv_heads in 1usize..3, group in 1usize..9, head_dim in 1usize..70, past in 0usize..300, n in 1usize..70,
-        kind in 0usize..4, (cap, window) in scoring(), seed in any::<u64>(),
+    fn a_prompt_is_its_tokens_one_by_one_and_in_any_passes(
+        kv_heads in 1usize..3, group in 1usize..9, head_dim in 1usize..70, past in 0usize..1200, n in 1usize..70,
+        kind in 0usize..4, (cap, window) in scoring(), cut in 0.0f64..1.0, seed in any::<u64>(),
     ) {
         let kind = KvKind::ALL[kind];
         let scoring = Scoring { cap, window, ..Scoring::new(head_dim) };
@@ -383,8 +383,20 @@ proptest! {
                 kv.append(&keys[token * row..][..row], &values[token * row..][..row]);
                 let mut out = vec![f32::NAN; q.len()];
                 attention(&pool, isa, q, heads, &scoring, &[Sequence { kv: &kv, n: 1 }], &mut out);
-                assert_near(batch, &wide(&out), |_| 4e-6, "prompt");
+                assert_eq!(batch, out, "{isa}: token {token} alone");
             }
+            kv.truncate(past);
+            // In two passes, cut anywhere.
+            let first = (n as f64 * cut) as usize;
+            let mut passes = vec![f32::NAN; q.len()];
+            let mut done = 0;
+            for tokens in [first, n - first] {
+                let (from, to) = (done * heads * head_dim, (done + tokens) * heads * head_dim);
+                kv.append(&keys[done * row..][..tokens * row], &values[done * row..][..tokens * row]);
+                attention(&pool, isa, &q[from..to], heads, &scoring, &[Sequence { kv: &kv, n: tokens }], &mut passes[from..to]);
+                done += tokens;
+            }
+            assert_eq!(batch, passes, "{isa}: cut at {first}");
             kv.truncate(past);
         }
     }
