@@ -33,6 +33,7 @@ SOURCE = ROOT / "crates/bitllama-server/src"
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 SCREENS = {"desktop": (1280, 800), "phone": (390, 844)}
 
+OWN_PAGE = False
 passed, failed = 0, 0
 
 
@@ -235,6 +236,9 @@ class Person:
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.context.on("request", request)
+        if OWN_PAGE:
+            page = (SOURCE / "page.html").read_text()
+            self.context.route(url + "/", lambda route: route.fulfill(response=route.fetch(), body=page))
         self.page.goto(url + "/")
         self.until("document.querySelectorAll('#model option').length || !document.querySelector('#key-form').hidden")
 
@@ -258,6 +262,8 @@ class Person:
         self.check(overflow <= 0, f"{what}: {overflow} px of horizontal scrolling")
         if self.shots:
             self.shots.mkdir(parents=True, exist_ok=True)
+            if whole:
+                self.page.evaluate("scrollTo(0, 0)")
             self.page.screenshot(path=self.shots / f"{self.name}-{what}.png", full_page=whole)
 
     def axe(self, what):
@@ -629,12 +635,15 @@ def main():
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", help="a running server")
     where.add_argument("--mock", action="store_true", help="an imitation of the server")
+    parser.add_argument("--own-page", action="store_true", help="page.html from here in place of the server's")
     parser.add_argument("--shots", type=Path, help="folder for pictures")
     parser.add_argument("--browser", help="path of a Chromium or Chrome")
     parser.add_argument("--chat", help="model for the chat (default: the first one)")
     parser.add_argument("--pair", nargs=2, metavar="ID", help="models to compare (default: those that the page chooses)")
     parser.add_argument("--long", default="long: count from one to one thousand", help="message with a long answer")
     args = parser.parse_args()
+    global OWN_PAGE
+    OWN_PAGE = args.own_page
     binary = args.browser or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]
