@@ -54,7 +54,7 @@ const MAX_LOGPROBS: usize = 20;
 #[derive(Debug, Deserialize)]
 struct Body {
     model: Option<String>,
-    prompt: Option<Prompts>,
+    prompt: Option<Value>,
     max_tokens: Option<usize>,
     #[serde(default)]
     echo: bool,
@@ -65,38 +65,30 @@ struct Body {
     parameters: Parameters,
 }
 
-/// One or several texts, or their tokens.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Prompts {
-    Text(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    Lists(Vec<Vec<u32>>),
-}
-
-impl Prompts {
-    fn tokens(self, model: &Served) -> Result<Vec<Vec<u32>>> {
-        let tokenizer = model.engine.tokenizer();
-        let encoded = |text: String| {
-            let mut tokens = encode(tokenizer, own_bos(tokenizer)?, &text)?;
-            if tokens.is_empty() {
-                tokens.extend(model.engine.decoder().config().bos_token_id);
-            }
-            Ok(tokens)
-        };
-        let all = match self {
-            Prompts::Text(text) => vec![encoded(text)],
-            Prompts::Texts(texts) => texts.into_iter().map(encoded).collect(),
-            Prompts::Tokens(tokens) => vec![Ok(tokens)],
-            Prompts::Lists(lists) => lists.into_iter().map(Ok).collect(),
-        };
-        let all: bitllama_runtime::Result<Vec<_>> = all.into_iter().collect();
-        let all = all.map_err(|error| ApiError::parameter("prompt", error.to_string()))?;
-        match all.is_empty() {
-            true => Err(ApiError::parameter("prompt", "there is no prompt")),
-            false => Ok(all),
+/// The tokens of `prompt`: a text, several, the tokens of one, or those of several.
+fn prompts(prompt: &Value, model: &Served) -> Result<Vec<Vec<u32>>> {
+    let fault = |cause: String| ApiError::parameter("prompt", cause);
+    let unfit = || fault("prompt is no text, list of texts, list of token ids or list of such lists".into());
+    let tokenizer = model.engine.tokenizer();
+    let encoded = |text: &str| {
+        let tokens = own_bos(tokenizer).and_then(|bos| encode(tokenizer, bos, text));
+        let mut tokens = tokens.map_err(|error| fault(error.to_string()))?;
+        if tokens.is_empty() {
+            tokens.extend(model.engine.decoder().config().bos_token_id);
         }
+        Ok(tokens)
+    };
+    let id = |token: &Value| token.as_u64().and_then(|token| u32::try_from(token).ok()).ok_or_else(unfit);
+    let ids = |tokens: &[Value]| tokens.iter().map(id).collect::<Result<Vec<u32>>>();
+    match prompt {
+        Value::String(text) => Ok(vec![encoded(text)?]),
+        Value::Array(items) => match items.first() {
+            None => Err(fault("there is no prompt".into())),
+            Some(Value::Number(_)) => Ok(vec![ids(items)?]),
+            Some(Value::Array(_)) => items.iter().map(|list| ids(list.as_array().ok_or_else(unfit)?)).collect(),
+            Some(_) => items.iter().map(|text| encoded(text.as_str().ok_or_else(unfit)?)).collect(),
+        },
+        _ => Err(unfit()),
     }
 }
 
@@ -121,7 +113,8 @@ pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Re
     let model = server.models.at(place);
     let answers = check(&body)?;
     let form = Form { echo: body.echo, logprobs: body.logprobs.is_some() };
-    let prompts = body.prompt.ok_or_else(|| ApiError::parameter("prompt", "there is no prompt"))?.tokens(model)?;
+    let prompt = body.prompt.as_ref().ok_or_else(|| ApiError::parameter("prompt", "there is no prompt"))?;
+    let prompts = prompts(prompt, model)?;
     let mut choices = Vec::with_capacity(prompts.len() * answers);
     for prompt in prompts {
         for answer in 0..answers {

@@ -28,7 +28,7 @@ pub struct Parameters {
     logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<i64>,
     n: Option<usize>,
-    stop: Option<OneOrMany>,
+    stop: Option<serde_json::Value>,
     /// Whether the answer comes in pieces.
     #[serde(default)]
     pub stream: bool,
@@ -45,14 +45,6 @@ pub struct StreamOptions {
     /// Whether a last piece counts tokens.
     #[serde(default)]
     pub include_usage: bool,
-}
-
-/// A text, or several.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
 }
 
 impl Parameters {
@@ -102,10 +94,13 @@ impl Parameters {
     }
 
     fn stops(&self) -> Result<Vec<String>> {
+        use serde_json::Value;
+        let unfit = || ApiError::parameter("stop", "stop is no text or list of texts");
+        let text = |stop: &Value| stop.as_str().map(str::to_owned).ok_or_else(unfit);
         let stops = match &self.stop {
             None => Vec::new(),
-            Some(OneOrMany::One(stop)) => vec![stop.clone()],
-            Some(OneOrMany::Many(stops)) => stops.clone(),
+            Some(Value::Array(stops)) => stops.iter().map(text).collect::<Result<_>>()?,
+            Some(stop) => vec![text(stop)?],
         };
         match stops.len() > MAX_STOPS {
             true => Err(ApiError::parameter(

@@ -83,7 +83,8 @@ impl Slot {
     /// Gives it a cache, which may have its first tokens already.
     pub fn start(&mut self, cache: KvCache) {
         if let Some(prompt) = &mut self.prompt {
-            prompt.cached = cache.len();
+            // What was found before the positions were taken away is found again.
+            *prompt = Prompt { cached: cache.len(), logprobs: Vec::new() };
         }
         self.cache = Some(cache);
     }

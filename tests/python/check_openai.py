@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Talk to a running `bitllama serve` with OpenAI's own client.
+
+    check_openai.py --url http://127.0.0.1:8080 --chat MODEL [--text MODEL] [--api-key KEY]
+
+MODEL of --chat has a chat template, that of --text need not (default: the same). Completions and chat, whole and in pieces,
+probabilities, several answers, stop strings, seeds, errors, tokens. Needs the package `openai` (requirements.txt).
+"""
+
+import argparse
+import math
+import sys
+import urllib.error
+import urllib.request
+
+import openai
+
+failed = 0
+
+
+def check(what, holds, found=""):
+    global failed
+    failed += not holds
+    print(f"{'ok' if holds else 'FAILED'}: {what}{'' if holds else f' ({found!r})'}", flush=True)
+
+
+def completions(client, model):
+    whole = client.completions.create(model=model, prompt="It is a truth", max_tokens=12, temperature=0)
+    text = whole.choices[0].text
+    check("a completion has text", len(text) > 0 and whole.object == "text_completion")
+    check("its end is its length", whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 12, whole.usage)
+    pieces = list(client.completions.create(model=model, prompt="It is a truth", max_tokens=12, temperature=0, stream=True))
+    check("a stream has the same text", "".join(piece.choices[0].text for piece in pieces) == text)
+    check("and comes in pieces", len(pieces) > 4, len(pieces))
+    several = client.completions.create(model=model, prompt=["It is a truth", "The sea"], max_tokens=5, n=2, temperature=1, seed=3)
+    check("two prompts with two answers are four choices", [choice.index for choice in several.choices] == [0, 1, 2, 3])
+    check("the answers of a prompt differ", several.choices[0].text != several.choices[1].text)
+    again = client.completions.create(model=model, prompt=["It is a truth", "The sea"], max_tokens=5, n=2, temperature=1, seed=3)
+    check("a seed gives the same again", [choice.text for choice in again.choices] == [choice.text for choice in several.choices])
+    echo = client.completions.create(model=model, prompt="It is a truth", max_tokens=4, temperature=0, echo=True, logprobs=2)
+    choice = echo.choices[0]
+    check("an echo begins with the prompt", choice.text.startswith("It is a truth"), choice.text)
+    logprobs = choice.logprobs
+    check("probabilities are given for all tokens but the first", logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:]))
+    check("the likeliest tokens are two", all(len(top) == 2 for top in logprobs.top_logprobs[1:]))
+    check("greedy tokens are the likeliest", all(math.isclose(value, max(top.values())) for value, top in list(zip(logprobs.token_logprobs, logprobs.top_logprobs))[-4:]))
+    word = text.split()[1] if len(text.split()) > 1 else text[1:3]
+    stopped = client.completions.create(model=model, prompt="It is a truth", max_tokens=12, temperature=0, stop=[word])
+    check("a stop string ends the text", stopped.choices[0].text == text[:text.find(word)] and stopped.choices[0].finish_reason == "stop", stopped.choices[0])
+    biased = client.completions.create(model=model, prompt="It is a truth", max_tokens=3, temperature=0, logit_bias={"300": 100})
+    check("a bias of 100 decides", len(biased.choices[0].text) > 0 and not text.startswith(biased.choices[0].text), biased.choices[0])
+
+
+def chat(client, model):
+    messages = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Name two colours."}]
+    whole = client.chat.completions.create(model=model, messages=messages, max_completion_tokens=24, temperature=0)
+    text = whole.choices[0].message.content
+    check("a chat has an answer", len(text) > 0 and whole.choices[0].message.role == "assistant", text)
+    stream = client.chat.completions.create(model=model, messages=messages, max_completion_tokens=24, temperature=0, stream=True, stream_options={"include_usage": True})
+    pieces = list(stream)
+    check("a stream has the same answer", "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == text)
+    usage = pieces[-1].usage
+    check("its last piece counts tokens", usage and usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage)
+    check("the prompt came from the cache", usage and usage.prompt_tokens_details.cached_tokens > usage.prompt_tokens // 2, usage)
+    likely = client.chat.completions.create(model=model, messages=messages, max_tokens=3, temperature=0, logprobs=True, top_logprobs=3)
+    content = likely.choices[0].logprobs.content
+    check("probabilities of three tokens, with three others each", len(content) == 3 and all(len(entry.top_logprobs) == 3 for entry in content), content)
+    several = client.chat.completions.create(model=model, messages=messages, max_tokens=6, temperature=1, n=3, seed=1)
+    check("three answers", len({choice.message.content for choice in several.choices}) > 1)
+
+
+def faults(client, url, key):
+    def fails(what, kind, call):
+        try:
+            call()
+        except kind as error:
+            check(what, bool(error.body and error.body.get("message")), error.body)
+        else:
+            check(what, False, "no error")
+
+    fails("a model that there is not", openai.NotFoundError, lambda: client.completions.create(model="no-such", prompt="a"))
+    fails("a temperature below 0", openai.BadRequestError, lambda: client.completions.create(model=None, prompt="a", temperature=-1))
+    fails("a parameter that there is not", openai.BadRequestError, lambda: client.completions.create(model=None, prompt="a", extra_body={"tempreture": 1}))
+    fails("no messages", openai.BadRequestError, lambda: client.chat.completions.create(model=None, messages=[]))
+    fails("a prompt beyond the context", openai.BadRequestError, lambda: client.completions.create(model=None, prompt=[5] * 300000))
+    for body in (b"{", b"[]", b"\xff\xfe", b"{\"prompt\": 3}", b"{\"prompt\": \"a\", \"max_tokens\": -1}"):
+        request = urllib.request.Request(f"{url}/v1/completions", body, {"Authorization": f"Bearer {key}"})
+        try:
+            urllib.request.urlopen(request)
+            check(f"the body {body!r}", False, "no error")
+        except urllib.error.HTTPError as error:
+            check(f"the body {body!r} is answered with 400", error.code == 400, error.code)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--chat", required=True, metavar="MODEL")
+    parser.add_argument("--text", metavar="MODEL")
+    parser.add_argument("--api-key", default="none")
+    args = parser.parse_args()
+    client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.api_key, max_retries=0)
+    names = [model.id for model in client.models.list()]
+    check("the models are listed", args.chat in names, names)
+    check("a model is described", client.models.retrieve(args.chat).id == args.chat)
+    completions(client, args.text or args.chat)
+    chat(client, args.chat)
+    faults(client, args.url, args.api_key)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
