@@ -32,11 +32,32 @@ pub(crate) fn request(parameter: &'static str, cause: impl AsRef<str>) -> Error 
 /// The longest cause, in characters.
 const LENGTH: usize = 200;
 
-/// The first line of `text`, at most 200 characters, as a message may show it.
+/// The first line of `text`, with the last one where it only announces it, at most 200 characters, as a message may show it.
 pub(crate) fn one_line(text: &str) -> String {
-    let line = text.trim().lines().next().unwrap_or_default().trim_end();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && *line != "<non-verbose/>");
+    let first = lines.next().unwrap_or_default();
+    let line = match lines.next_back().filter(|_| first.ends_with(':')) {
+        Some(last) => format!("{first} {last}"),
+        None => first.to_owned(),
+    };
     match line.char_indices().nth(LENGTH) {
         Some((end, _)) => format!("{}..", printable(&line[..end])),
-        None => printable(line).into_owned(),
+        None => printable(&line).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_one_line() {
+        assert_eq!(one_line("a\u{1b}b \nc"), "a\\u{1b}b");
+        assert_eq!(
+            one_line("regex parse error:\n  (\n  ^\nerror: unclosed group\n<non-verbose/>"),
+            "regex parse error: error: unclosed group"
+        );
+        assert_eq!(one_line(&"ä".repeat(201)), "ä".repeat(200) + "..");
+        assert_eq!(one_line(""), "");
     }
 }
