@@ -39,7 +39,7 @@ impl Constraint {
     /// The start of a generation. The grammar is compiled, which takes milliseconds; clones cost less.
     ///
     /// # Errors
-    /// [`Error::Request`] if the grammar cannot be compiled, or is too large.
+    /// [`Error::Request`] if the grammar cannot be compiled, is too large, or admits no text.
     pub fn new(vocabulary: &Arc<Vocabulary>, grammar: &Grammar) -> Result<Self> {
         let compile = || vocabulary.factory.create_parser(grammar.source.clone());
         let parser = std::thread::scope(|scope| {
@@ -49,8 +49,12 @@ impl Constraint {
             parser.map_err(|error| one_line(&error.to_string()))
         });
         let parser = parser.map_err(|cause| grammar.error(&cause))?;
-        let matcher = Matcher::new(Ok(parser));
-        Ok(Self { matcher, vocabulary: Arc::clone(vocabulary) })
+        let mut constraint = Self { matcher: Matcher::new(Ok(parser)), vocabulary: Arc::clone(vocabulary) };
+        // The first mask shows whether there is any text, and whether its beginnings are too many.
+        if constraint.may_end().is_ok_and(|ends| !ends) {
+            constraint.matcher.compute_mask().map_err(|error| grammar.error(&cause(&error)))?;
+        }
+        Ok(constraint)
     }
 
     /// Sets the logits of all tokens that may not come next to negative infinity. Once [`is_over`](Self::is_over), these are all
@@ -107,5 +111,13 @@ impl Constraint {
 }
 
 fn failed(error: impl fmt::Display) -> Error {
-    Error::Generation(one_line(&error.to_string()))
+    Error::Generation(cause(&error))
+}
+
+/// What an error says, in one line. llguidance has only a name for a grammar without a text.
+fn cause(error: &impl fmt::Display) -> String {
+    match one_line(&error.to_string()).as_str() {
+        "NoExtension" | "NoExtensionBias" => "no text of the grammar goes on here".into(),
+        line => line.to_owned(),
+    }
 }

@@ -8,14 +8,21 @@ const DEEPEST: usize = 128;
 /// Most values in a schema.
 const MOST_VALUES: usize = 50_000;
 
+/// Most properties of an object: a model may leave out each of them, and all that may follow are looked at for each token.
+const MOST_PROPERTIES: usize = 1000;
+/// The largest bound of a number, up to which all whole numbers are exact.
+const LARGEST: f64 = 9_007_199_254_740_992.0;
+
 /// Keywords with a schema.
 const ONE: [&str; 3] = ["items", "additionalProperties", "additionalItems"];
 /// Keywords with a list of schemas.
 const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 /// Keywords with schemas by name.
 const MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+/// Keywords with numbers that bound others.
+const BOUNDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
 /// Keywords with other values.
-const VALUES: [&str; 15] = [
+const VALUES: [&str; 12] = [
     "type",
     "const",
     "enum",
@@ -28,9 +35,6 @@ const VALUES: [&str; 15] = [
     "maxLength",
     "pattern",
     "format",
-    "minimum",
-    "maximum",
-    "multipleOf",
 ];
 /// Keywords that describe and demand nothing.
 const DESCRIPTIONS: [&str; 15] = [
@@ -98,11 +102,18 @@ fn walk(schema: &Value, place: &str) -> Result<(), String> {
             key if LISTS.contains(&key) => list(value, &name, place)?,
             key if MAPS.contains(&key) => {
                 let named = value.as_object().ok_or_else(|| format!("{} is no object", within()))?;
+                if named.len() > MOST_PROPERTIES && key.ends_with("roperties") {
+                    return Err(format!("{} has more than {MOST_PROPERTIES} entries", within()));
+                }
                 named.iter().try_for_each(|(own, schema)| walk(schema, &format!("`{}`", excerpt(own))))?;
             }
             "$ref" if value.as_str().is_some_and(|at| at == "#" || at.starts_with("#/")) => {}
             "$ref" => return Err(format!("{} must begin with `#/`: references go within the schema", within())),
-            "exclusiveMinimum" | "exclusiveMaximum" => {}
+            key if BOUNDS.contains(&key) => {
+                if value.as_f64().is_some_and(|bound| bound.abs() > LARGEST) {
+                    return Err(format!("{} is beyond 2^53", within()));
+                }
+            }
             key if VALUES.contains(&key) || DESCRIPTIONS.contains(&key) => {}
             key if key.starts_with("x-") && key != "x-guidance" => {}
             _ => return Err(format!("the keyword {} is not supported", within())),
@@ -193,6 +204,11 @@ mod tests {
         assert_eq!(checked(&deep, false).unwrap(), deep);
         assert_eq!(cause(json!({ "items": deep })), "the schema is nested deeper than 128 levels");
         let wide = json!({"enum": vec![1; MOST_VALUES]});
+        let bound = json!({"properties": {"a": {"maximum": 1e300}}});
+        assert_eq!(cause(bound), "`maximum` in `a` is beyond 2^53");
+        let properties: Map<String, Value> = (0..1001).map(|name| (name.to_string(), json!({}))).collect();
+        let cause_of_many = "`properties` in the schema has more than 1000 entries";
+        assert_eq!(cause(json!({ "properties": properties })), cause_of_many);
         assert_eq!(cause(wide), "the schema has more than 50000 values");
     }
 

@@ -29,8 +29,12 @@ pub struct Splitter {
     value: Scan,
     /// What stands before the call that is read, since the last thing that was told.
     before: String,
-    /// Whether anything was told.
-    begun: bool,
+    /// White space between the last content and a call. It is told if more content comes.
+    gap: String,
+    /// Whether a call was told.
+    called: bool,
+    /// Whether content was told.
+    spoken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +60,9 @@ struct Written<'a> {
 
 impl Splitter {
     pub(crate) fn new(facts: &'static Facts, names: Vec<String>) -> Self {
-        let (held, before) = (String::new(), String::new());
-        Self { facts, names, held, place: Place::Content, value: Scan::default(), before, begun: false }
+        let text = String::new;
+        let (place, value) = (Place::Content, Scan::default());
+        Self { facts, names, held: text(), place, value, before: text(), gap: text(), called: false, spoken: false }
     }
 
     /// Takes a piece and tells what it adds.
@@ -84,8 +89,8 @@ impl Splitter {
 
     fn tell(&mut self, text: &str, deltas: &mut Vec<Delta>) {
         if !text.is_empty() {
-            self.begun = true;
-            deltas.push(Delta::Content(text.to_owned()));
+            self.spoken = true;
+            deltas.push(Delta::Content(std::mem::take(&mut self.gap) + text));
         }
     }
 
@@ -106,7 +111,7 @@ impl Splitter {
             return Step::Wait;
         }
         let start = self.held.trim_start();
-        if self.facts.bare && !self.begun {
+        if self.facts.bare && !self.called && !self.spoken {
             if start.is_empty() {
                 return Step::Wait;
             }
@@ -147,8 +152,12 @@ impl Splitter {
             self.value = Scan::default();
             match self.call(&value) {
                 Some(call) => {
-                    self.begun = true;
-                    self.before.clear();
+                    let before = std::mem::take(&mut self.before);
+                    let gap = &before[..before.len() - before.trim_start().len()];
+                    if self.spoken && !gap.is_empty() {
+                        self.gap = gap.to_owned();
+                    }
+                    self.called = true;
                     deltas.push(Delta::Call(call));
                 }
                 None => {
@@ -175,10 +184,12 @@ impl Splitter {
         }
         // Behind the calls, or instead of them.
         let before = std::mem::take(&mut self.before);
-        if deltas.iter().any(|delta| matches!(delta, Delta::Call(_))) || before.is_empty() {
+        let behind = |mark| before.trim_start().strip_prefix(mark).map(str::trim_start);
+        let open = self.facts.end.and_then(behind).unwrap_or(&before);
+        if self.facts.begin.is_some_and(|mark| open.trim_start().starts_with(mark)) {
+            self.tell(open, deltas);
+        } else {
             self.held.drain(..skipped);
-        } else if self.facts.begin.is_some_and(|mark| before.trim_start().starts_with(mark)) {
-            self.tell(&before, deltas);
         }
         self.place = Place::Content;
         Step::Again

@@ -159,7 +159,7 @@ fn text_may_stand_before_and_between_calls_that_have_marks() {
         let text = format!("a {call} b {call}\nc");
         assert!(model.admits(&tools.grammar(&model.vocabulary).unwrap(), &text));
         let answer = tools.parse(&text);
-        assert_eq!((answer.content.as_deref(), answer.tool_calls.len()), (Some("ab\nc"), 2));
+        assert_eq!((answer.content.as_deref(), answer.tool_calls.len()), (Some("a b c"), 2));
     }
 }
 
@@ -192,9 +192,13 @@ fn pieces_of_any_size_give_the_same_answer() {
     for family in FAMILIES {
         let tools = tools(family, json!("auto"), true);
         let (calls, _) = written(family);
-        for text in
-            [calls.clone(), format!("I <tool look [TOOL_ {{}}. {calls}"), calls.replace("}", "} "), "<tool_call".into()]
-        {
+        for text in [
+            calls.clone(),
+            format!("I <tool look [TOOL_ {{}}. {calls}"),
+            calls.replace('}', "} "),
+            format!("a\n{calls}\n\nb {calls}  c"),
+            "<tool_call".into(),
+        ] {
             let whole = tools.parse(&text);
             for size in [1, 2, 3, 7] {
                 let (mut splitter, mut answer) = (tools.splitter(), Answer::default());
