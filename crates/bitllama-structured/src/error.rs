@@ -32,12 +32,12 @@ pub(crate) fn request(parameter: &'static str, cause: impl AsRef<str>) -> Error 
 /// The longest cause, in characters.
 const LENGTH: usize = 200;
 
-/// The first line of `text`, with the last one where it only announces it, at most 200 characters, as a message may show it.
+/// The first line of `text`, with the error that it announces, at most 200 characters, as a message may show it.
 pub(crate) fn one_line(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && *line != "<non-verbose/>");
     let first = lines.next().unwrap_or_default();
-    let line = match lines.next_back().filter(|_| first.ends_with(':')) {
-        Some(last) => format!("{first} {last}"),
+    let line = match lines.find_map(|line| line.strip_prefix("error: ")).filter(|_| first.ends_with(':')) {
+        Some(error) => format!("{first} {error}"),
         None => first.to_owned(),
     };
     match line.char_indices().nth(LENGTH) {
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(one_line("a\u{1b}b \nc"), "a\\u{1b}b");
         assert_eq!(
             one_line("regex parse error:\n  (\n  ^\nerror: unclosed group\n<non-verbose/>"),
-            "regex parse error: error: unclosed group"
+            "regex parse error: unclosed group"
         );
         assert_eq!(one_line(&"ä".repeat(201)), "ä".repeat(200) + "..");
         assert_eq!(one_line(""), "");

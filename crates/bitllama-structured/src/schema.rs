@@ -9,9 +9,18 @@ const DEEPEST: usize = 128;
 const MOST_VALUES: usize = 50_000;
 
 /// Most properties of an object: a model may leave out each of them, and all that may follow are looked at for each token.
-const MOST_PROPERTIES: usize = 1000;
+const MOST_PROPERTIES: usize = 400;
 /// The largest bound of a number, up to which all whole numbers are exact.
 const LARGEST: f64 = 9_007_199_254_740_992.0;
+
+/// The least common multiple of all `multipleOf`, in units of their last digits, is at most this.
+const LARGEST_MULTIPLE: u64 = 10_000;
+/// The dialects whose keywords are read here.
+const DIALECTS: [&str; 3] = [
+    "http://json-schema.org/draft-07/schema",
+    "https://json-schema.org/draft/2019-09/schema",
+    "https://json-schema.org/draft/2020-12/schema",
+];
 
 /// Keywords with a schema.
 const ONE: [&str; 3] = ["items", "additionalProperties", "additionalItems"];
@@ -37,7 +46,7 @@ const VALUES: [&str; 12] = [
     "format",
 ];
 /// Keywords that describe and demand nothing.
-const DESCRIPTIONS: [&str; 15] = [
+const DESCRIPTIONS: [&str; 14] = [
     "title",
     "description",
     "default",
@@ -49,7 +58,6 @@ const DESCRIPTIONS: [&str; 15] = [
     "discriminator",
     "contentMediaType",
     "contentEncoding",
-    "$schema",
     "$id",
     "$comment",
     "$anchor",
@@ -60,7 +68,8 @@ const DESCRIPTIONS: [&str; 15] = [
 pub(crate) fn checked(schema: &Value, closed: bool) -> Result<Value, String> {
     let mut values = 0;
     measure(schema, 0, &mut values)?;
-    walk(schema, "the schema")?;
+    let mut multiple = 1;
+    walk(schema, "the schema", &mut multiple)?;
     if *schema == Value::Bool(false) {
         return Err("the schema admits nothing".into());
     }
@@ -86,8 +95,8 @@ fn measure(value: &Value, depth: usize, values: &mut usize) -> Result<(), String
     }
 }
 
-/// Checks the keywords of a schema and of those within it; `place` names it.
-fn walk(schema: &Value, place: &str) -> Result<(), String> {
+/// Checks the keywords of a schema and of those within it; `place` names it, `multiple` is that of all `multipleOf` so far.
+fn walk(schema: &Value, place: &str, multiple: &mut u64) -> Result<(), String> {
     let object = match schema {
         Value::Bool(_) => return Ok(()),
         Value::Object(object) => object,
@@ -97,21 +106,31 @@ fn walk(schema: &Value, place: &str) -> Result<(), String> {
         let name = excerpt(key);
         let within = || format!("`{name}` in {place}");
         match key.as_str() {
-            "items" if value.is_array() => list(value, &name, place)?,
-            key if ONE.contains(&key) => walk(value, &within())?,
-            key if LISTS.contains(&key) => list(value, &name, place)?,
+            "items" if value.is_array() => list(value, &name, place, multiple)?,
+            key if ONE.contains(&key) => walk(value, &within(), multiple)?,
+            key if LISTS.contains(&key) => list(value, &name, place, multiple)?,
             key if MAPS.contains(&key) => {
                 let named = value.as_object().ok_or_else(|| format!("{} is no object", within()))?;
                 if named.len() > MOST_PROPERTIES && key.ends_with("roperties") {
                     return Err(format!("{} has more than {MOST_PROPERTIES} entries", within()));
                 }
-                named.iter().try_for_each(|(own, schema)| walk(schema, &format!("`{}`", excerpt(own))))?;
+                named.iter().try_for_each(|(own, schema)| walk(schema, &format!("`{}`", excerpt(own)), multiple))?;
             }
             "$ref" if value.as_str().is_some_and(|at| at == "#" || at.starts_with("#/")) => {}
             "$ref" => return Err(format!("{} must begin with `#/`: references go within the schema", within())),
             key if BOUNDS.contains(&key) => {
                 if value.as_f64().is_some_and(|bound| bound.abs() > LARGEST) {
                     return Err(format!("{} is beyond 2^53", within()));
+                }
+                if key == "multipleOf" {
+                    let common = digits(value).and_then(|digits| least_common_multiple(*multiple, digits));
+                    *multiple = common.ok_or_else(|| format!("{} has too many digits", within()))?;
+                }
+            }
+            "$schema" => {
+                let dialect = value.as_str().unwrap_or_default().trim_end_matches('#');
+                if !DIALECTS.contains(&dialect) {
+                    return Err(format!("{} names a dialect that is not supported", within()));
                 }
             }
             key if VALUES.contains(&key) || DESCRIPTIONS.contains(&key) => {}
@@ -122,9 +141,24 @@ fn walk(schema: &Value, place: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn list(value: &Value, name: &str, place: &str) -> Result<(), String> {
+fn list(value: &Value, name: &str, place: &str, multiple: &mut u64) -> Result<(), String> {
     let items = value.as_array().ok_or_else(|| format!("`{name}` in {place} is no list"))?;
-    items.iter().try_for_each(|schema| walk(schema, &format!("`{name}` in {place}")))
+    items.iter().try_for_each(|schema| walk(schema, &format!("`{name}` in {place}"), multiple))
+}
+
+/// The digits of a number, as a whole number: 25 of 0.25.
+fn digits(number: &Value) -> Option<u64> {
+    let text = number.as_number()?.to_string();
+    let digits = text.split(['e', 'E']).next()?.trim_end_matches(".0").replace('.', "");
+    digits.parse().ok().filter(|digits| *digits > 0)
+}
+
+fn least_common_multiple(a: u64, b: u64) -> Option<u64> {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a / divisor).checked_mul(b).filter(|multiple| *multiple <= LARGEST_MULTIPLE)
 }
 
 /// The schemas right within a schema.
@@ -206,8 +240,13 @@ mod tests {
         let wide = json!({"enum": vec![1; MOST_VALUES]});
         let bound = json!({"properties": {"a": {"maximum": 1e300}}});
         assert_eq!(cause(bound), "`maximum` in `a` is beyond 2^53");
-        let properties: Map<String, Value> = (0..1001).map(|name| (name.to_string(), json!({}))).collect();
-        let cause_of_many = "`properties` in the schema has more than 1000 entries";
+        assert_eq!(cause(json!({"multipleOf": 0.0012345})), "`multipleOf` in the schema has too many digits");
+        let several = json!({"allOf": [{"multipleOf": 9973}, {"multipleOf": 11}]});
+        assert_eq!(cause(several), "`multipleOf` in `allOf` in the schema has too many digits");
+        assert!(checked(&json!({"items": {"multipleOf": 0.01}, "anyOf": [{"multipleOf": 2.5}]}), false).is_ok());
+        assert_eq!(cause(json!({"$schema": "urn:a"})), "`$schema` in the schema names a dialect that is not supported");
+        let properties: Map<String, Value> = (0..401).map(|name| (name.to_string(), json!({}))).collect();
+        let cause_of_many = "`properties` in the schema has more than 400 entries";
         assert_eq!(cause(json!({ "properties": properties })), cause_of_many);
         assert_eq!(cause(wide), "the schema has more than 50000 values");
     }
