@@ -116,7 +116,7 @@ fn free_rules(marks: &Marks, facts: &Facts, several: bool, others: &Option<Strin
     }
 }
 
-/// `rest`: what follows the mark.
+/// `rest`: all that follows the mark.
 fn section(marks: &Marks, facts: &Facts, several: bool) -> String {
     let end = marks.end.as_ref().map(element).unwrap_or_default();
     match facts.list {

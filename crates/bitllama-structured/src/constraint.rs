@@ -11,7 +11,7 @@ use crate::vocabulary::{Mask, Vocabulary};
 
 /// Bytes of the stack on which grammars are compiled; only those that are used take memory. Rules of a grammar may be nested
 /// through each other's names as deep as its text is long.
-const STACK: usize = 256 << 20;
+const STACK: usize = 64 << 20;
 
 /// A generation under a grammar: which tokens may come next, and whether the text may end.
 ///
@@ -71,12 +71,20 @@ impl Constraint {
         for end in self.vocabulary.end_tokens() {
             mask.set(*end as usize, ends);
         }
+        let (known, beyond) = logits.split_at_mut(logits.len().min(self.vocabulary.size()));
+        beyond.fill(f32::NEG_INFINITY);
         let mut any = false;
-        for (token, logit) in logits.iter_mut().enumerate() {
-            if token < self.vocabulary.size() && mask.get(token) {
-                any = true;
-            } else {
-                *logit = f32::NEG_INFINITY;
+        for (logits, bits) in known.chunks_mut(32).zip(mask.as_slice()) {
+            match *bits {
+                0 => logits.fill(f32::NEG_INFINITY),
+                u32::MAX => any = true,
+                bits => {
+                    for (place, logit) in logits.iter_mut().enumerate() {
+                        let allowed = bits >> place & 1 == 1;
+                        any |= allowed;
+                        *logit = if allowed { *logit } else { f32::NEG_INFINITY };
+                    }
+                }
             }
         }
         if any { Ok(()) } else { Err(Error::Generation("no token of the model can go on here".into())) }
@@ -114,7 +122,7 @@ fn failed(error: impl fmt::Display) -> Error {
     Error::Generation(cause(&error))
 }
 
-/// What an error says, in one line. llguidance has only a name for a grammar without a text.
+/// The cause of an error, in one line. llguidance has only a name for a grammar without a text.
 fn cause(error: &impl fmt::Display) -> String {
     match one_line(&error.to_string()).as_str() {
         "NoExtension" | "NoExtensionBias" => "no text of the grammar goes on here".into(),

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use crate::families::Facts;
 use crate::tools::ToolCall;
 
-/// What a piece adds to an answer.
+/// A part that a piece adds to an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delta {
     /// Text to read.
@@ -27,7 +27,7 @@ pub struct Splitter {
     held: String,
     place: Place,
     value: Scan,
-    /// What stands before the call that is read, since the last thing that was told.
+    /// Text before the call that is read, since the last thing that was told.
     before: String,
     /// White space between the last content and a call. It is told if more content comes.
     gap: String,
@@ -44,7 +44,7 @@ enum Place {
     Calls,
 }
 
-/// What can be done with the text that is held.
+/// The next step with the text that is held.
 enum Step {
     Again,
     Wait,

@@ -14,7 +14,7 @@ use crate::{calls, schema};
 /// Most functions of a request.
 const MOST: usize = 128;
 
-/// What a model has to do about calls.
+/// The rule for calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Choice {
     None,

@@ -119,10 +119,13 @@ fn an_end_is_allowed_only_where_the_text_is_whole() {
 
 #[test]
 fn a_clone_goes_on_by_itself() {
+    fn other_threads_may_have<T: Send>(_: &T) {}
     let model = common::bytes(&[]);
     let mut first = model.of_schema(&json!({"enum": ["a", "b"]}));
     first.accept(b'"'.into()).unwrap();
     let mut second = first.clone();
+    other_threads_may_have(&second);
+    other_threads_may_have(&model.vocabulary);
     first.accept(b'a'.into()).unwrap();
     assert_eq!(model.allowed(&mut second), [u32::from(b'a'), u32::from(b'b')]);
     second.accept(b'b'.into()).unwrap();
@@ -180,4 +183,19 @@ fn a_model_without_end_tokens_stops_by_itself() {
         constraint.allow(&mut [0.0; 256]).unwrap_err().to_string(),
         "constrained generation: no token of the model can go on here"
     );
+}
+
+#[test]
+fn logits_without_a_token_are_never_allowed() {
+    let model = common::bytes(&[]);
+    let mut constraint = model.start(&Grammar::regex("(?s:.*)").unwrap());
+    // More logits than the vocabulary was made for, and fewer.
+    let mut logits = vec![1.0; 333];
+    constraint.allow(&mut logits).unwrap();
+    assert!(logits[257..].iter().all(|logit| *logit == f32::NEG_INFINITY));
+    assert_eq!(logits[..128], [1.0; 128]);
+    let mut few = vec![1.0; 70];
+    constraint.allow(&mut few).unwrap();
+    assert_eq!(few, [1.0; 70]);
+    assert!(constraint.accept(290).is_err());
 }

@@ -1,4 +1,4 @@
-//! What a JSON schema says about a value, for the keywords that the tests use.
+//! The rules of a JSON schema for a value, for the keywords that the tests use.
 
 use serde_json::Value;
 
