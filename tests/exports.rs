@@ -32,7 +32,7 @@ fn types(report: &Value) -> Vec<String> {
 
 /// Logits of a few tokens, with activations as `bitllama run` rounds them.
 fn logits(path: &Path) -> Vec<f32> {
-    let (decoder, _) = open(path).unwrap();
+    let decoder = open(path).unwrap().decoder;
     let decoder = decoder.with_settings(Settings::fast());
     decoder.forward(&[5, 17, 200, 3, 77], &mut decoder.new_cache(), LogitsOf::All).unwrap().to_vec()
 }

@@ -312,7 +312,7 @@ fn check_artifact(path: &Path, source: &Model, plan: Option<Quantizer>, expected
     for spec in specs(&source.config) {
         ensure!(rounded.read(&spec) == artifact.weights.read(&spec)?, "{} is not what was exported", spec.name);
     }
-    let (mut runtime, _) = bitllama_runtime::open(path)?;
+    let mut runtime = bitllama_runtime::open(path)?.decoder;
     let of_burn = logits(&mut Scored::new(&student, &device), expected)?;
     let of_runtime = logits(&mut runtime, expected)?;
     for (burn, runtime) in of_burn.iter().zip(&of_runtime) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bitllama_formats::Artifact;
-use bitllama_runtime::{Decoder, Sampling, Settings, generate};
+use bitllama_runtime::{Decoder, GenerationOptions, Settings, generate};
 use common::{root, succeed_json, train};
 use serde_json::Value;
 
@@ -49,7 +49,8 @@ fn the_artifact_is_whole_and_generates_what_it_did() {
     let decoder = Decoder::from_artifact(&artifact).unwrap().with_settings(Settings::fast());
     let tokenizer = artifact.tokenizer.as_ref().unwrap();
     let go_on = |_: &str| std::ops::ControlFlow::Continue(());
-    let found = generate(&decoder, tokenizer, "She was", 24, Sampling::default(), go_on).unwrap();
+    let options = GenerationOptions { max_tokens: 24, ..GenerationOptions::default() };
+    let found = generate(&decoder, tokenizer, "She was", &options, go_on).unwrap();
     let expected = figures(3);
     assert_eq!(found.text, expected["text"]);
     assert_eq!(serde_json::to_value(&found.tokens).unwrap(), expected["tokens"]);

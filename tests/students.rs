@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bitllama_core::weights::{WeightSpec, specs};
 use bitllama_formats::checkpoint::{self, CheckpointState};
 use bitllama_formats::{Artifact, Model, StoredWeight, checksums, model};
-use bitllama_runtime::{Decoder, LogitsOf, Settings, open, open_latent};
+use bitllama_runtime::{Decoder, LogitsOf, Opened, Settings, open, open_latent};
 use common::{failure, metrics, root, run_json, short_run, start, succeed, succeed_json, train, wait_for};
 use serde_json::{Value, json};
 
@@ -38,7 +38,7 @@ fn eval(model: &Path, flags: &[&str]) -> f64 {
     succeed_json(train(&args).args(flags))["perplexity"].as_f64().unwrap()
 }
 
-fn logits((decoder, _): (Decoder, tokenizers::Tokenizer)) -> Vec<f32> {
+fn logits(Opened { decoder, .. }: Opened) -> Vec<f32> {
     let tokens: Vec<u32> = (1..40).map(|i| i * 7 % 500).collect();
     decoder.forward(&tokens, &mut decoder.new_cache(), LogitsOf::All).unwrap()
 }

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 
 use bitllama_formats::companions::NAMES;
 use bitllama_runtime::generate::{Stop, generate};
-use bitllama_runtime::{Decoder, Sampling};
+use bitllama_runtime::{GenerationOptions, Opened};
 use common::{failure, root, run_json, short_run, succeed, succeed_json, train};
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
 
 fn golden() -> Value {
     serde_json::from_slice(&fs::read(root().join("tests/golden/token_cases.json")).unwrap()).unwrap()
@@ -84,7 +83,7 @@ fn the_tokenizer_decides_on_the_bos_in_evaluation() {
         let found = succeed_json(&mut train(&["eval", "--model", model, "--text", text, "--ctx", &ctx, "--json"]));
         let (found, right) = (found["perplexity"].as_f64().unwrap(), case["perplexity"].as_f64().unwrap());
         assert!((found / right - 1.0).abs() < 1e-4, "{name}: {found}, right is {right}");
-        let (_, tokenizer) = bitllama_runtime::open(Path::new(model)).unwrap();
+        let tokenizer = bitllama_runtime::open(Path::new(model)).unwrap().tokenizer;
         let front: Vec<u32> = bitllama_runtime::text::own_bos(&tokenizer).unwrap().into_iter().collect();
         assert_eq!(json!(front), case["front"], "{name}");
     }
@@ -92,9 +91,10 @@ fn the_tokenizer_decides_on_the_bos_in_evaluation() {
 
 /// Generates greedily, as `bitllama run` does with `--exact` settings.
 fn generated(model: &Path, prompt: &str) -> (Vec<u32>, Stop) {
-    let (decoder, tokenizer): (Decoder, Tokenizer) = bitllama_runtime::open(model).unwrap();
+    let Opened { decoder, tokenizer, .. } = bitllama_runtime::open(model).unwrap();
     let go_on = |_: &str| ControlFlow::Continue(());
-    let found = generate(&decoder, &tokenizer, prompt, 12, Sampling::default(), go_on).unwrap();
+    let options = GenerationOptions { max_tokens: 12, ..GenerationOptions::default() };
+    let found = generate(&decoder, &tokenizer, prompt, &options, go_on).unwrap();
     (found.tokens, found.stop)
 }
 

@@ -80,7 +80,7 @@ fn mean_loss(model: &mut dyn LogitModel) -> f64 {
 }
 
 fn runtime_loss(folder: &Path) -> f64 {
-    mean_loss(&mut bitllama_runtime::open(folder).unwrap().0)
+    mean_loss(&mut bitllama_runtime::open(folder).unwrap().decoder)
 }
 
 fn golden(name: &str) -> f64 {

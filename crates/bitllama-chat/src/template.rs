@@ -41,6 +41,7 @@ pub struct ChatTemplate {
     special: SpecialTokens,
     limits: Limits,
     clock: Option<NaiveDateTime>,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -59,11 +60,13 @@ impl ChatTemplate {
         special: SpecialTokens,
     ) -> Result<Self> {
         let mut environment = environment::new().map_err(|error| error::syntax(&error))?;
+        let mut all = String::new();
         for (name, source) in sources {
+            all.push_str(source);
             let source = tags::rewritten(source)?;
             environment.add_template_owned(name.to_owned(), source).map_err(|error| error::syntax(&error))?;
         }
-        Ok(ChatTemplate { environment, special, limits: Limits::default(), clock: None })
+        Ok(ChatTemplate { environment, special, limits: Limits::default(), clock: None, source: all })
     }
 
     /// The same template with other bounds.
@@ -74,6 +77,11 @@ impl ChatTemplate {
     /// The same template with `now` for the date that its function `strftime_now` tells, instead of that on the wall.
     pub fn with_clock(self, now: NaiveDateTime) -> Self {
         ChatTemplate { clock: Some(now), ..self }
+    }
+
+    /// The text of the template, of all of them where the model has several.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The special tokens that the template finds as variables.

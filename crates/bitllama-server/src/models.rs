@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitllama_chat::ChatTemplate;
 use bitllama_runtime::{Opened, Settings};
+use bitllama_structured::{Family, family_of};
 
 use crate::engine::{Engine, Limits};
 
@@ -16,6 +17,8 @@ pub struct Served {
     pub engine: Engine,
     /// Its chat template, if it has one.
     pub template: Option<ChatTemplate>,
+    /// The format in which it writes calls of functions.
+    pub family: Family,
     /// Seconds since 1970 at which it was loaded.
     pub created: u64,
 }
@@ -28,7 +31,8 @@ impl Served {
     pub fn start(id: String, model: Opened, settings: Settings, limits: Limits) -> bitllama_chat::Result<Self> {
         let template = ChatTemplate::from_files(|name| model.companions.get(name))?;
         let engine = Engine::start(model.decoder.with_settings(settings), model.tokenizer, limits);
-        Ok(Self { id, engine, template, created: now() })
+        let family = family_of(template.as_ref().map_or("", ChatTemplate::source));
+        Ok(Self { id, engine, template, family, created: now() })
     }
 }
 

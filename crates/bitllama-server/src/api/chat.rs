@@ -1,27 +1,31 @@
 //! `POST /v1/chat/completions`: conversations to answer.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bitllama_chat::{Conversation, Message};
 use bitllama_runtime::text::encode;
+use bitllama_structured::{Delta, Splitter, Tools};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::answer::{Usage, finish_reason, whole};
+use super::answer::{Usage, Whole, finish_reason, whole};
 use super::body::parse;
 use super::error::{ApiError, Result};
 use super::logprobs;
 use super::sampling::Parameters;
 use super::stream::{Pieces, respond};
+use super::structure::{self, Structure};
 use super::{Head, Server};
 use crate::engine::{Event, Request};
 use crate::models::Served;
 
 /// Keys of a request.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 28] = [
     "model",
     "messages",
     "max_tokens",
@@ -43,10 +47,20 @@ const KEYS: [&str; 21] = [
     "stop",
     "stream",
     "stream_options",
+    "ignore_eos",
+    "response_format",
+    "guided_regex",
+    "guided_grammar",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 ];
 
 /// Likeliest tokens that are given with each one, at most.
 const MAX_LOGPROBS: usize = 20;
+
+/// The reason for the end of an answer that calls functions.
+const CALLS: &str = "tool_calls";
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -64,6 +78,11 @@ struct Body {
     /// Whether the last message is the beginning of the answer, as in vLLM.
     #[serde(default)]
     continue_final_message: bool,
+    tools: Option<Value>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    #[serde(flatten)]
+    structure: Structure,
     #[serde(flatten)]
     parameters: Parameters,
 }
@@ -76,6 +95,10 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
     let (answers, top) = check(&body)?;
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(usize::MAX >> 1);
     let prompt = prompt(model, &body)?;
+    let tools = body.tools.as_ref().filter(|tools| tools.as_array().is_none_or(|tools| !tools.is_empty()));
+    let parallel = body.parallel_tool_calls.unwrap_or(true);
+    let tools = tools.map(|tools| structure::tools(model, tools, body.tool_choice.as_ref(), parallel)).transpose()?;
+    let constraint = structure::constraint(model, &body.structure, tools.as_deref())?;
     let mut choices = Vec::with_capacity(answers);
     for answer in 0..answers {
         let request = Request {
@@ -84,13 +107,15 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
             logprobs: top,
             prompt_logprobs: false,
             ignore_eos: body.parameters.ignore_eos,
+            constraint: constraint.clone(),
+            tools: tools.clone(),
         };
         choices.push(model.engine.submit(request)?);
     }
     if body.parameters.stream {
         let head = Head::new("chatcmpl", "chat.completion.chunk", &model.id);
         let (server, counts, prompt) = (server.clone(), body.parameters.counts(), prompt.len());
-        return Ok(respond(move |pieces| stream(server, place, head, choices, (prompt, counts), pieces)));
+        return Ok(respond(move |pieces| stream(server, place, head, choices, tools, (prompt, counts), pieces)));
     }
     let head = Head::new("chatcmpl", "chat.completion", &model.id);
     let mut usage = Usage { prompt: prompt.len(), ..Usage::default() };
@@ -102,14 +127,27 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
         }
         usage.completion += whole.done.tokens;
         let logprobs = top.map(|_| logprobs::of_chat(model.engine.tokenizer(), &whole.logprobs));
-        told.push(json!({
-            "index": index, "message": { "role": "assistant", "content": whole.text, "refusal": null },
-            "logprobs": logprobs, "finish_reason": finish_reason(whole.done.stop),
-        }));
+        let (message, reason) = told_message(&whole, tools.as_deref());
+        told.push(json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }));
     }
     let mut answer = head.object(told);
     answer["usage"] = usage.to_json();
     Ok(Json(answer).into_response())
+}
+
+/// The message of an answer, and the reason for its end.
+fn told_message(whole: &Whole, tools: Option<&Tools>) -> (Value, &'static str) {
+    let reason = finish_reason(whole.done.stop);
+    let Some(tools) = tools else {
+        return (json!({ "role": "assistant", "content": whole.text, "refusal": null }), reason);
+    };
+    let answer = tools.parse(&whole.text);
+    let mut message = json!({ "role": "assistant", "content": answer.content, "refusal": null });
+    if answer.tool_calls.is_empty() {
+        return (message, reason);
+    }
+    message["tool_calls"] = json!(answer.tool_calls);
+    (message, CALLS)
 }
 
 /// Answers per prompt, and likeliest tokens to give with each one.
@@ -130,6 +168,12 @@ fn check(body: &Body) -> Result<(usize, Option<usize>)> {
     }
 }
 
+/// The functions that the template shows to the model; none where it must not call any.
+fn shown_tools(body: &Body) -> Option<Vec<Value>> {
+    let none = body.tool_choice.as_ref().is_some_and(|choice| choice == "none");
+    body.tools.as_ref().and_then(Value::as_array).filter(|tools| !none && !tools.is_empty()).cloned()
+}
+
 /// The tokens of a conversation up to its answer.
 fn prompt(model: &Served, body: &Body) -> Result<Vec<u32>> {
     let template = model.template.as_ref().ok_or_else(|| {
@@ -140,6 +184,7 @@ fn prompt(model: &Served, body: &Body) -> Result<Vec<u32>> {
         add_generation_prompt: !body.continue_final_message,
         continue_final_message: body.continue_final_message,
         extra: body.chat_template_kwargs.clone(),
+        tools: shown_tools(body),
         ..Conversation::default()
     };
     let fault = |error: String| ApiError::parameter("messages", error);
@@ -154,15 +199,17 @@ async fn stream(
     place: usize,
     head: Head,
     choices: Vec<UnboundedReceiver<Event>>,
+    tools: Option<Arc<Tools>>,
     (prompt, counts): (usize, bool),
     pieces: Pieces,
 ) {
     let mut tasks = tokio::task::JoinSet::new();
     for (index, events) in choices.into_iter().enumerate() {
-        let (server, head, pieces) = (server.clone(), head.clone(), pieces.clone());
+        let (server, head, pieces, splitter) =
+            (server.clone(), head.clone(), pieces.clone(), tools.as_ref().map(|tools| tools.splitter()));
         tasks.spawn(async move {
             tokio::select! {
-                usage = stream_choice(server.models.at(place), &head, index, events, &pieces) => usage,
+                usage = stream_choice(server.models.at(place), &head, (index, splitter), events, &pieces) => usage,
                 () = pieces.closed() => None,
             }
         });
@@ -186,11 +233,11 @@ async fn stream(
 async fn stream_choice(
     model: &Served,
     head: &Head,
-    index: usize,
+    (index, splitter): (usize, Option<Splitter>),
     mut events: UnboundedReceiver<Event>,
     pieces: &Pieces,
 ) -> Option<Usage> {
-    let mut usage = Usage::default();
+    let (mut usage, mut text) = (Usage::default(), Text { splitter, calls: 0 });
     let send = async |delta: Value, logprobs: Option<Value>, reason: Option<&str>| {
         let choice = json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason });
         pieces.send(&head.object(vec![choice])).await.ok()
@@ -201,15 +248,23 @@ async fn stream_choice(
             Event::Prompt(computed) => usage.cached = computed.cached,
             Event::Token(token) => {
                 let logprobs = token.logprob.map(|logprob| logprobs::of_chat(model.engine.tokenizer(), &[logprob]));
-                if !token.text.is_empty() || logprobs.is_some() {
-                    send(json!({ "content": token.text }), logprobs, None).await?;
+                let mut deltas = text.push(&token.text);
+                if deltas.is_empty() && logprobs.is_some() {
+                    deltas.push(json!({ "content": "" }));
+                }
+                let mut logprobs = Some(logprobs).into_iter();
+                for delta in deltas {
+                    send(delta, logprobs.next().flatten(), None).await?;
                 }
             }
             Event::Done(done) => {
-                if !done.text.is_empty() {
-                    send(json!({ "content": done.text }), None, None).await?;
+                let mut deltas = text.push(&done.text);
+                deltas.extend(text.finish());
+                for delta in deltas {
+                    send(delta, None, None).await?;
                 }
-                send(json!({}), None, Some(finish_reason(done.stop))).await?;
+                let reason = if text.calls > 0 { CALLS } else { finish_reason(done.stop) };
+                send(json!({}), None, Some(reason)).await?;
                 usage.completion = done.tokens;
                 return Some(usage);
             }
@@ -220,4 +275,42 @@ async fn stream_choice(
         }
     }
     None
+}
+
+/// The text of an answer on its way out, split into content and calls where there are functions to call.
+struct Text {
+    splitter: Option<Splitter>,
+    /// Calls so far.
+    calls: usize,
+}
+
+impl Text {
+    /// What a piece of text adds to the message.
+    fn push(&mut self, piece: &str) -> Vec<Value> {
+        let deltas = match &mut self.splitter {
+            Some(splitter) => splitter.push(piece),
+            None if piece.is_empty() => Vec::new(),
+            None => vec![Delta::Content(piece.to_owned())],
+        };
+        self.told(deltas)
+    }
+
+    /// What was held back.
+    fn finish(&mut self) -> Vec<Value> {
+        let deltas = self.splitter.take().map(Splitter::finish).unwrap_or_default();
+        self.told(deltas)
+    }
+
+    fn told(&mut self, deltas: Vec<Delta>) -> Vec<Value> {
+        let told = |delta| match delta {
+            Delta::Content(text) => json!({ "content": text }),
+            Delta::Call(call) => {
+                let mut call = json!(call);
+                call["index"] = self.calls.into();
+                self.calls += 1;
+                json!({ "tool_calls": [call] })
+            }
+        };
+        deltas.into_iter().map(told).collect()
+    }
 }

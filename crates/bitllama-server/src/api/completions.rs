@@ -16,12 +16,13 @@ use super::error::{ApiError, Result};
 use super::logprobs::Lists;
 use super::sampling::Parameters;
 use super::stream::{Pieces, respond};
+use super::structure::Structure;
 use super::{Head, Server};
 use crate::engine::{Event, Prompt, Request};
 use crate::models::Served;
 
 /// Keys of a request.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 24] = [
     "model",
     "prompt",
     "max_tokens",
@@ -43,6 +44,9 @@ const KEYS: [&str; 21] = [
     "stream",
     "stream_options",
     "ignore_eos",
+    "response_format",
+    "guided_regex",
+    "guided_grammar",
 ];
 
 /// Tokens generated where nobody says how many, as in OpenAI's API.
@@ -60,6 +64,8 @@ struct Body {
     echo: bool,
     logprobs: Option<usize>,
     best_of: Option<usize>,
+    #[serde(flatten)]
+    structure: Structure,
     suffix: Option<String>,
     #[serde(flatten)]
     parameters: Parameters,
@@ -115,6 +121,7 @@ pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Re
     let form = Form { echo: body.echo, logprobs: body.logprobs.is_some() };
     let prompt = body.prompt.as_ref().ok_or_else(|| ApiError::parameter("prompt", "there is no prompt"))?;
     let prompts = prompts(prompt, model)?;
+    let constraint = super::structure::constraint(model, &body.structure, None)?;
     let mut choices = Vec::with_capacity(prompts.len() * answers);
     for prompt in prompts {
         for answer in 0..answers {
@@ -125,6 +132,8 @@ pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Re
                 logprobs: body.logprobs,
                 prompt_logprobs: body.echo && body.logprobs.is_some(),
                 ignore_eos: body.parameters.ignore_eos,
+                constraint: constraint.clone(),
+                tools: None,
             };
             let events = model.engine.submit(request)?;
             choices.push(Choice { index: choices.len(), prompt: prompt.clone(), events });

@@ -7,6 +7,7 @@
 //! | `others` | models, tokens, health, metrics, the page |
 //! | `sampling` | parameters that completions share |
 //! | `body` | bodies whose keys are all understood |
+//! | `structure` | grammars of answers, calls of functions |
 //! | `answer`, `stream` | answers as a whole and in pieces |
 //! | `logprobs` | probabilities in OpenAI's shapes |
 //! | `guard` | keys, and what must not be asked for |
@@ -22,6 +23,7 @@ mod logprobs;
 mod others;
 mod sampling;
 mod stream;
+mod structure;
 
 use std::sync::Arc;
 

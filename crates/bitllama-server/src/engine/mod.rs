@@ -18,10 +18,11 @@ mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use bitllama_runtime::{Decoder, GenerationOptions, KvCache, Stop};
+use bitllama_structured::{Constraint, Tools, Vocabulary};
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -29,7 +30,7 @@ pub use logprobs::TokenLogprob;
 pub use metrics::Metrics;
 
 /// A text to continue.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     /// Tokens to start from, at least one.
     pub prompt: Vec<u32>,
@@ -39,8 +40,12 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Whether tokens of the prompt are given with their probabilities too.
     pub prompt_logprobs: bool,
-    /// Whether end tokens of the model are left out of consideration.
+    /// Whether end tokens of the model are tokens as others; not under a constraint.
     pub ignore_eos: bool,
+    /// Grammar of the answer, at its start.
+    pub constraint: Option<Constraint>,
+    /// Functions that the model may call: special tokens that mark calls become text.
+    pub tools: Option<Arc<Tools>>,
 }
 
 /// A step of a generation.
@@ -163,12 +168,25 @@ pub struct Engine {
 pub(crate) struct Model {
     pub decoder: Decoder,
     pub tokenizer: Arc<Tokenizer>,
+    /// Made when the first request needs it, in a second or so.
+    pub vocabulary: OnceLock<bitllama_structured::Result<Arc<Vocabulary>>>,
+}
+
+impl Model {
+    fn vocabulary(&self) -> bitllama_structured::Result<Arc<Vocabulary>> {
+        let made = self.vocabulary.get_or_init(|| {
+            let config = self.decoder.config();
+            let ends: Vec<u32> = config.end_tokens().collect();
+            Vocabulary::new(&self.tokenizer, config.vocab_size, &ends).map(Arc::new)
+        });
+        made.clone()
+    }
 }
 
 impl Engine {
     /// Starts the thread of a model.
     pub fn start(decoder: Decoder, tokenizer: Tokenizer, limits: Limits) -> Self {
-        let model = Arc::new(Model { decoder, tokenizer: Arc::new(tokenizer) });
+        let model = Arc::new(Model { decoder, tokenizer: Arc::new(tokenizer), vocabulary: OnceLock::new() });
         let (metrics, abort) = (Arc::new(Metrics::default()), Arc::new(AtomicBool::new(false)));
         let (sender, receiver) = mpsc::channel();
         let scheduler = scheduler::Scheduler::new(Arc::clone(&model), limits, Arc::clone(&metrics), Arc::clone(&abort));
@@ -179,6 +197,14 @@ impl Engine {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.model.tokenizer
+    }
+
+    /// The model's tokens as grammars see them.
+    ///
+    /// # Errors
+    /// A tokenizer whose tokens have no bytes.
+    pub fn vocabulary(&self) -> bitllama_structured::Result<Arc<Vocabulary>> {
+        self.model.vocabulary()
     }
 
     /// The decoder.

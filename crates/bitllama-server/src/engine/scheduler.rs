@@ -258,7 +258,7 @@ impl Scheduler {
             generated += usize::from(events.iter().any(|event| matches!(event, super::Event::Token(_))));
             slot.tell(events);
             match next {
-                Err(error) => slot.fail(error.to_string()),
+                Err(error) => slot.fail(error),
                 Ok(Next::Over) => self.keep(&mut slot),
                 Ok(next) => {
                     if is_new && matches!(next, Next::Token) {

@@ -120,33 +120,63 @@ impl Slot {
         Taken { next, events }
     }
 
-    fn choose(&mut self, logits: &[f32], model: &Model, events: &mut Vec<Event>) -> Result<Next, Error> {
+    fn choose(&mut self, logits: &[f32], model: &Model, events: &mut Vec<Event>) -> Result<Next, String> {
         events.extend(self.prompt.take().map(Event::Prompt));
-        let options = &self.request.options;
-        if self.generated() == options.max_tokens {
+        if self.generated() == self.request.options.max_tokens {
             self.end(Stop::MaxTokens, events)?;
             return Ok(Next::Over);
         }
-        let token = self.sampler.sample(logits)?;
+        let token = self.sample(logits)?;
         let ends = || model.decoder.config().end_tokens().any(|end| end == token);
-        if !self.request.ignore_eos && ends() {
+        let constrained = self.request.constraint.is_some();
+        if (constrained || !self.request.ignore_eos) && ends() {
             self.end(Stop::EndOfText, events)?;
             return Ok(Next::Over);
         }
         let logprob = self.request.logprobs.map(|top| TokenLogprob::of(logits, token, top));
+        let piece = self.text_of(token, model)?;
         self.tokens.push(token);
-        let piece = self.stream.as_mut().map(|stream| stream.push(token)).transpose()?.flatten();
-        let (text, stopped) = self.stops.push(&piece.unwrap_or_default());
+        let (text, stopped) = self.stops.push(&piece);
+        let over = match &mut self.request.constraint {
+            None => false,
+            Some(constraint) => {
+                constraint.accept(token).map_err(fault)?;
+                constraint.is_over()
+            }
+        };
         events.push(Event::Token(Generated { token, text, logprob }));
         let full = self.tokens.len() > model.decoder.config().max_position_embeddings;
-        let stop = match (stopped, self.generated() == options.max_tokens, full) {
+        let stop = match (stopped, over, self.generated() == self.request.options.max_tokens, full) {
             (true, ..) => Stop::StopString,
-            (false, true, _) => Stop::MaxTokens,
-            (false, false, true) => Stop::ContextFull,
+            (false, true, ..) => Stop::EndOfText,
+            (false, false, true, _) => Stop::MaxTokens,
+            (false, false, false, true) => Stop::ContextFull,
             _ => return Ok(Next::Token),
         };
         self.end(stop, events)?;
         Ok(Next::Over)
+    }
+
+    /// The next token, among those that the grammar allows.
+    fn sample(&mut self, logits: &[f32]) -> Result<u32, String> {
+        let Some(constraint) = &mut self.request.constraint else { return self.sampler.sample(logits).map_err(fault) };
+        let mut allowed = logits.to_vec();
+        constraint.allow(&mut allowed).map_err(fault)?;
+        self.sampler.sample(&allowed).map_err(fault)
+    }
+
+    /// The text that is whole with a token. Special tokens have none, unless they mark calls of functions.
+    fn text_of(&mut self, token: u32, model: &Model) -> Result<String, String> {
+        if let (Some(tools), Some(Ok(vocabulary))) = (&self.request.tools, model.vocabulary.get())
+            && let Some(mark) = tools.mark(vocabulary, token)
+        {
+            let rest = self.stream.take().map(TextStream::finish).transpose().map_err(fault)?.flatten();
+            let before: Vec<u32> = self.tokens.iter().copied().chain([token]).collect();
+            self.stream = Some(TextStream::new(Arc::clone(&model.tokenizer), &before));
+            return Ok(rest.unwrap_or_default() + mark);
+        }
+        let piece = self.stream.as_mut().map(|stream| stream.push(token)).transpose().map_err(fault)?.flatten();
+        Ok(piece.unwrap_or_default())
     }
 
     /// Tokens generated.
@@ -159,13 +189,13 @@ impl Slot {
         self.submitted.elapsed()
     }
 
-    fn end(&mut self, stop: Stop, events: &mut Vec<Event>) -> Result<(), Error> {
+    fn end(&mut self, stop: Stop, events: &mut Vec<Event>) -> Result<(), String> {
         let tokens = self.generated();
         if stop == Stop::StopString {
             events.push(Event::Done(Done { stop, text: String::new(), tokens }));
             return Ok(());
         }
-        let rest = self.stream.take().map(TextStream::finish).transpose()?.flatten();
+        let rest = self.stream.take().map(TextStream::finish).transpose().map_err(fault)?.flatten();
         let (mut text, stopped) = self.stops.push(&rest.unwrap_or_default());
         if !stopped {
             text.push_str(&std::mem::take(&mut self.stops).finish());
@@ -185,8 +215,13 @@ impl Slot {
     }
 }
 
+/// The line that an error is told in.
+fn fault(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 /// What a pass has given.
 pub(super) struct Taken {
-    pub next: Result<Next, Error>,
+    pub next: Result<Next, String>,
     pub events: Vec<Event>,
 }

@@ -22,7 +22,7 @@ fn engine(limits: Limits) -> Engine {
 
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
     let options = GenerationOptions { max_tokens, ..GenerationOptions::default() };
-    Request { prompt, options, logprobs: None, prompt_logprobs: false, ignore_eos: true }
+    Request { prompt, options, logprobs: None, prompt_logprobs: false, ignore_eos: true, constraint: None, tools: None }
 }
 
 /// A prompt of bytes that depends on `seed`.
