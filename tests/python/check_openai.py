@@ -4,11 +4,13 @@
     check_openai.py --url http://127.0.0.1:8080 --chat MODEL [--text MODEL] [--api-key KEY]
 
 MODEL of --chat has a chat template, that of --text need not (default: the same). Completions and chat, whole and in pieces,
-probabilities, several answers, stop strings, seeds, errors, tokens. Needs the package `openai` (requirements.txt).
+probabilities, several answers, stop strings, seeds, JSON schemas, calls of functions, errors. Needs the package `openai` (requirements.txt).
 """
 
 import argparse
+import json
 import math
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -69,6 +71,47 @@ def chat(client, model):
     check("three answers", len({choice.message.content for choice in several.choices}) > 1)
 
 
+SCHEMA = {
+    "type": "object", "properties": {"colour": {"enum": ["red", "green", "blue"]}, "number": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["colour", "number"], "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}}, "required": ["city", "unit"],
+    }}},
+    {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}, "required": ["zone"]}}},
+]
+
+
+def structured(client, model):
+    messages = [{"role": "user", "content": "Give me a colour and a number."}]
+    ask = {"model": model, "messages": messages, "max_completion_tokens": 60}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    for seed in range(4):
+        choice = client.chat.completions.create(**ask, temperature=1, seed=seed, response_format=form).choices[0]
+        found = json.loads(choice.message.content)
+        check("an answer follows its schema", found["colour"] in ("red", "green", "blue") and 0 <= found["number"] <= 9 and choice.finish_reason == "stop", found)
+    choice = client.chat.completions.create(**ask, temperature=0, response_format={"type": "json_object"}).choices[0]
+    check("an answer is a JSON object", choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict), choice.message.content)
+    choice = client.completions.create(model=model, prompt="Phone:", max_tokens=20, temperature=1, seed=1, extra_body={"guided_regex": "[0-9]{3}-[0-9]{4}"}).choices[0]
+    check("a text follows a regular expression", re.fullmatch("[0-9]{3}-[0-9]{4}", choice.text), choice.text)
+    messages[0]["content"] = "What is the weather in Paris, in C?"
+    for choose, names in (("required", {"get_weather", "get_time"}), ({"type": "function", "function": {"name": "get_time"}}, {"get_time"})):
+        choice = client.chat.completions.create(**ask, temperature=0, tools=TOOLS, tool_choice=choose).choices[0]
+        calls = choice.message.tool_calls or []
+        check("a function is called", choice.finish_reason == "tool_calls" and calls and calls[0].function.name in names, choice)
+        arguments = json.loads(calls[0].function.arguments)
+        check("its arguments follow its schema", set(arguments) <= {"city", "unit", "zone"} and len(arguments) > 0, arguments)
+        pieces = list(client.chat.completions.create(**ask, temperature=0, tools=TOOLS, tool_choice=choose, stream=True))
+        deltas = [call for piece in pieces for call in piece.choices[0].delta.tool_calls or []]
+        check("a stream calls the same", [(delta.index, delta.function.name, delta.function.arguments) for delta in deltas] == [(0, calls[0].function.name, calls[0].function.arguments)] and pieces[-1].choices[0].finish_reason == "tool_calls", deltas)
+    follow = [*messages, {"role": "assistant", "content": None, "tool_calls": [calls[0].model_dump()]}, {"role": "tool", "tool_call_id": calls[0].id, "content": "noon"}]
+    choice = client.chat.completions.create(**{**ask, "messages": follow}, temperature=0, tools=TOOLS).choices[0]
+    check("a conversation goes on after a call", choice.message.content or choice.message.tool_calls, choice)
+    choice = client.chat.completions.create(**ask, temperature=0, tools=TOOLS, tool_choice="none").choices[0]
+    check("no function is called where none may be", not choice.message.tool_calls and choice.message.content, choice)
+
+
 def faults(client, url, key):
     def fails(what, kind, call):
         try:
@@ -81,6 +124,8 @@ def faults(client, url, key):
     fails("a model that there is not", openai.NotFoundError, lambda: client.completions.create(model="no-such", prompt="a"))
     fails("a temperature below 0", openai.BadRequestError, lambda: client.completions.create(model=None, prompt="a", temperature=-1))
     fails("a parameter that there is not", openai.BadRequestError, lambda: client.completions.create(model=None, prompt="a", extra_body={"tempreture": 1}))
+    bad = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "uniqueItems": 3}}}
+    fails("a schema that is not supported", openai.BadRequestError, lambda: client.chat.completions.create(model=None, messages=[{"role": "user", "content": "a"}], response_format=bad))
     fails("no messages", openai.BadRequestError, lambda: client.chat.completions.create(model=None, messages=[]))
     fails("a prompt beyond the context", openai.BadRequestError, lambda: client.completions.create(model=None, prompt=[5] * 300000))
     for body in (b"{", b"[]", b"\xff\xfe", b"{\"prompt\": 3}", b"{\"prompt\": \"a\", \"max_tokens\": -1}"):
@@ -105,6 +150,7 @@ def main():
     check("a model is described", client.models.retrieve(args.chat).id == args.chat)
     completions(client, args.text or args.chat)
     chat(client, args.chat)
+    structured(client, args.chat)
     faults(client, args.url, args.api_key)
     sys.exit(failed > 0)
 

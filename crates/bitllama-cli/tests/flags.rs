@@ -25,11 +25,11 @@ const HUGE: &str = "18446744073709551615";
 
 /// A command, its flags, the line.
 const CASES: [(&[&str], &[&str], &str); 38] = [
-    (&RUN, &["--temperature", "nan"], "artifact: temperature = NaN is not a number from 0 up"),
-    (&RUN, &["--temperature=-1"], "artifact: temperature = -1 is not a number from 0 up"),
+    (&RUN, &["--temperature", "nan"], "temperature = NaN is not a number from 0 up"),
+    (&RUN, &["--temperature=-1"], "temperature = -1 is not a number from 0 up"),
     (&RUN, &["--temperature", "hot"], "invalid value 'hot' for '--temperature <T>': invalid float literal"),
-    (&RUN, &["--top-p", "nan"], "artifact: top-p = NaN is not above 0 and at most 1"),
-    (&RUN, &["--top-k", "0"], "artifact: top-k = 0 is not at least 1"),
+    (&RUN, &["--top-p", "nan"], "top-p = NaN is not above 0 and at most 1"),
+    (&RUN, &["--top-k", "0"], "top-k = 0 is not at least 1"),
     (&RUN, &["-n=-1"], "invalid value '-1' for '--max-tokens <N>': invalid digit found in string"),
     (&RUN, &["--threads", "0"], "invalid value '0' for '--threads <N>': 0 is not in 1..=1024"),
     (&RUN, &["--threads", "65535"], "invalid value '65535' for '--threads <N>': 65535 is not in 1..=1024"),

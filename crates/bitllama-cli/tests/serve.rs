@@ -110,7 +110,7 @@ fn completions_come_whole_and_in_pieces_with_the_same_text() {
         .args(["run", "--artifact", nano.to_str().unwrap(), "--prompt", "It is a truth", "-n", "12"])
         .output()
         .unwrap();
-    assert_eq!(String::from_utf8_lossy(&run.stdout).trim_end_matches('\n'), text);
+    assert_eq!(String::from_utf8_lossy(&run.stdout), format!("{text}\n"));
 }
 
 #[test]

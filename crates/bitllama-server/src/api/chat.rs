@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bitllama_chat::{Conversation, Message};
+use bitllama_chat::{ChatTemplate, Conversation, Message};
 use bitllama_runtime::text::encode;
 use bitllama_structured::{Delta, Splitter, Tools};
 use serde::Deserialize;
@@ -188,9 +188,22 @@ fn prompt(model: &Served, body: &Body) -> Result<Vec<u32>> {
         ..Conversation::default()
     };
     let fault = |error: String| ApiError::parameter("messages", error);
-    let text = template.render(&conversation).map_err(|error| fault(error.to_string()))?;
+    let text = rendered(template, conversation).map_err(|error| fault(error.to_string()))?;
     // The template writes the BOS itself.
     encode(model.engine.tokenizer(), None, &text).map_err(|error| fault(error.to_string()))
+}
+
+/// The text of a conversation. Some templates fail on calls whose content is null, as clients send them, and take an empty one.
+fn rendered(template: &ChatTemplate, mut conversation: Conversation) -> bitllama_chat::Result<String> {
+    let found = template.render(&conversation);
+    let has_text = |message: &Message| message.get("content").is_some_and(|content| !content.is_null());
+    if found.is_ok() || conversation.messages.iter().all(has_text) {
+        return found;
+    }
+    for message in conversation.messages.iter_mut().filter(|message| !has_text(message)) {
+        message.insert("content".into(), "".into());
+    }
+    template.render(&conversation).or(found)
 }
 
 /// Sends all answers as their tokens come.
