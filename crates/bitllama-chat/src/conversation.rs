@@ -1,4 +1,4 @@
-//! What a template renders: messages, tools and further variables.
+//! The input of a template: messages, tools and further variables.
 
 use minijinja::Value;
 use minijinja::value::Serde;
@@ -16,7 +16,7 @@ pub fn message(role: &str, content: &str) -> Message {
     Message::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content.into())])
 }
 
-/// What a template renders.
+/// The input of a template.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Conversation {

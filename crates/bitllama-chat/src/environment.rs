@@ -60,7 +60,7 @@ fn raise_exception(words: &Value) -> Result<Value, Error> {
     Err(invalid("raised by the template").with_source(Raised(words.to_string())))
 }
 
-/// What `{{ value }}` writes.
+/// The text that `{{ value }}` writes.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.as_str() {
         Some(text) => out.write_str(text)?,

@@ -83,7 +83,7 @@ fn chain(error: &minijinja::Error) -> impl Iterator<Item = &(dyn std::error::Err
     std::iter::successors(Some(first), |&error| error.source())
 }
 
-/// What the innermost error says, in one line.
+/// The message of the innermost error, in one line.
 fn cause(error: &minijinja::Error) -> String {
     let inner = chain(error).filter_map(|error| error.downcast_ref::<minijinja::Error>()).last().unwrap_or(error);
     match (inner.detail(), inner.source()) {

@@ -33,7 +33,7 @@ pub fn tojson(state: &State, value: &Value, positional: Rest<Value>, options: Kw
     Ok(writer.out)
 }
 
-/// What stands between items and after keys.
+/// Separators between items and after keys.
 fn separators_of(value: &Value, indented: bool) -> Result<(String, String), Error> {
     if value.is_none() || value.is_undefined() {
         return Ok((if indented { "," } else { ", " }.to_owned(), ": ".to_owned()));

@@ -57,7 +57,7 @@ pub fn rewritten(source: &str) -> Result<String> {
     Ok(out + rest)
 }
 
-/// Where the next expression, tag or comment starts.
+/// Start of the next expression, tag or comment.
 fn next_opening(text: &str) -> Option<usize> {
     text.match_indices('{')
         .map(|(at, _)| at)
@@ -77,7 +77,7 @@ fn extent(text: &str) -> (usize, bool) {
     }
 }
 
-/// Where the code at the start of `text` ends, after `closing`; strings and dicts may contain it.
+/// End of the code at the start of `text`, after `closing`; strings and dicts may contain it.
 fn code_end(text: &str, closing: &str) -> usize {
     let (mut at, mut braces) = (2, 0usize);
     while let Some(c) = text[at..].chars().next() {
@@ -92,7 +92,7 @@ fn code_end(text: &str, closing: &str) -> usize {
     text.len()
 }
 
-/// Where the raw block of which the first tag ends at `from` ends.
+/// End of the raw block whose first tag ends at `from`.
 fn raw_end(text: &str, from: usize) -> usize {
     let mut at = from;
     while let Some(next) = text[at..].find("{%") {
@@ -106,13 +106,13 @@ fn raw_end(text: &str, from: usize) -> usize {
     text.len()
 }
 
-/// What stands between the delimiters of a tag.
+/// The text between the delimiters of a tag.
 fn content(tag: &str) -> Option<&str> {
     let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
     Some(inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim())
 }
 
-/// What is too long or too deep in a tag or expression, the last of `branches`.
+/// The part of a tag or expression that is too long or too deep, the last of `branches`.
 fn excess(tag: &str, branches: usize) -> Option<&'static str> {
     match words(tag.get(2..).unwrap_or_default()) {
         _ if branches > BRANCHES => Some("the template has more than 500 branches `elif`"),
@@ -140,7 +140,7 @@ fn rewritten_tag(tag: &str) -> Cow<'_, str> {
     }
 }
 
-/// What a tag `for` iterates over: after its `in`, up to an `if` or `recursive` outside of brackets.
+/// The expression that a tag `for` iterates over: after its `in`, up to an `if` or `recursive` outside of brackets.
 fn iterated(content: &str) -> Option<Range<usize>> {
     let words = words(content).outer;
     let start = words.iter().find(|(word, _)| *word == "in").map(|(word, at)| at + word.len())?;
@@ -151,7 +151,7 @@ fn iterated(content: &str) -> Option<Range<usize>> {
     (words.first() == Some(&("for", 0))).then_some(start..end)
 }
 
-/// What a tag `set` sets, after its `=`, and the filter for it.
+/// The value of a tag `set`, after its `=`, and the filter for it.
 fn assigned(content: &str) -> (Option<Range<usize>>, &'static str) {
     let words = words(content).outer;
     let start = words

@@ -12,7 +12,7 @@ use crate::sampling::{Sampler, Sampling};
 use crate::session::Session;
 use crate::text::{StopStrings, TextStream, encode, own_bos};
 
-/// What ends a generation.
+/// The reason for the end of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stop {
@@ -52,7 +52,7 @@ pub struct Generation {
     pub text: String,
     /// Its tokens, without an end token that ended it; those of a stop string are among them.
     pub tokens: Vec<u32>,
-    /// What ended it.
+    /// The reason for its end.
     pub stop: Stop,
     /// Tokens of the prompt, BOS included.
     pub prompt_tokens: usize,

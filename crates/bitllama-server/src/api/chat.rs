@@ -17,15 +17,15 @@ use super::answer::{Usage, Whole, finish_reason, whole};
 use super::body::parse;
 use super::error::{ApiError, Result};
 use super::logprobs;
-use super::sampling::Parameters;
+use super::sampling::{self, Parameters};
 use super::stream::{Pieces, respond};
 use super::structure::{self, Structure};
 use super::{Head, Server};
 use crate::engine::{Event, Request};
 use crate::models::Served;
 
-/// Keys of a request.
-const KEYS: [&str; 28] = [
+/// Keys of a request beside those of [`sampling`] and [`structure`].
+const KEYS: [&str; 11] = [
     "model",
     "messages",
     "max_tokens",
@@ -34,23 +34,6 @@ const KEYS: [&str; 28] = [
     "top_logprobs",
     "chat_template_kwargs",
     "continue_final_message",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-    "n",
-    "stop",
-    "stream",
-    "stream_options",
-    "ignore_eos",
-    "response_format",
-    "guided_regex",
-    "guided_grammar",
     "tools",
     "tool_choice",
     "parallel_tool_calls",
@@ -89,7 +72,7 @@ struct Body {
 
 /// Answers a request.
 pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response> {
-    let body: Body = parse(&body, &KEYS)?;
+    let body: Body = parse(&body, &[&KEYS, &sampling::KEYS, &structure::KEYS])?;
     let place = server.model(body.model.as_deref())?;
     let model = server.models.at(place);
     let (answers, top) = check(&body)?;
@@ -298,7 +281,7 @@ struct Text {
 }
 
 impl Text {
-    /// What a piece of text adds to the message.
+    /// The additions to the message that a piece of text makes.
     fn push(&mut self, piece: &str) -> Vec<Value> {
         let deltas = match &mut self.splitter {
             Some(splitter) => splitter.push(piece),
@@ -308,7 +291,7 @@ impl Text {
         self.told(deltas)
     }
 
-    /// What was held back.
+    /// The additions that were held back.
     fn finish(&mut self) -> Vec<Value> {
         let deltas = self.splitter.take().map(Splitter::finish).unwrap_or_default();
         self.told(deltas)

@@ -14,40 +14,15 @@ use super::answer::{Usage, Whole, finish_reason, whole};
 use super::body::parse;
 use super::error::{ApiError, Result};
 use super::logprobs::Lists;
-use super::sampling::Parameters;
+use super::sampling::{self, Parameters};
 use super::stream::{Pieces, respond};
-use super::structure::Structure;
+use super::structure::{self, Structure};
 use super::{Head, Server};
 use crate::engine::{Event, Prompt, Request};
 use crate::models::Served;
 
-/// Keys of a request.
-const KEYS: [&str; 24] = [
-    "model",
-    "prompt",
-    "max_tokens",
-    "echo",
-    "logprobs",
-    "best_of",
-    "suffix",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-    "n",
-    "stop",
-    "stream",
-    "stream_options",
-    "ignore_eos",
-    "response_format",
-    "guided_regex",
-    "guided_grammar",
-];
+/// Keys of a request beside those of [`sampling`] and [`structure`].
+const KEYS: [&str; 7] = ["model", "prompt", "max_tokens", "echo", "logprobs", "best_of", "suffix"];
 
 /// Tokens generated where nobody says how many, as in OpenAI's API.
 const MAX_TOKENS: usize = 16;
@@ -114,14 +89,14 @@ struct Form {
 
 /// Answers a request.
 pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Response> {
-    let body: Body = parse(&body, &KEYS)?;
+    let body: Body = parse(&body, &[&KEYS, &sampling::KEYS, &structure::KEYS])?;
     let place = server.model(body.model.as_deref())?;
     let model = server.models.at(place);
     let answers = check(&body)?;
     let form = Form { echo: body.echo, logprobs: body.logprobs.is_some() };
     let prompt = body.prompt.as_ref().ok_or_else(|| ApiError::parameter("prompt", "there is no prompt"))?;
     let prompts = prompts(prompt, model)?;
-    let constraint = super::structure::constraint(model, &body.structure, None)?;
+    let constraint = structure::constraint(model, &body.structure, None)?;
     let mut choices = Vec::with_capacity(prompts.len() * answers);
     for prompt in prompts {
         for answer in 0..answers {

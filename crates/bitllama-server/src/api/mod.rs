@@ -39,7 +39,7 @@ use tower_http::cors::CorsLayer;
 use crate::models::{Models, now};
 use error::ApiError;
 
-/// What every request sees.
+/// The state that every request sees.
 #[derive(Clone)]
 pub struct Server {
     /// The models.
@@ -96,7 +96,7 @@ pub fn router(server: Server, http: &Http) -> Router {
     }
 }
 
-/// What all objects of an answer begin with.
+/// The fields that all objects of an answer begin with.
 #[derive(Clone)]
 struct Head {
     id: String,

@@ -50,7 +50,7 @@ struct Text {
 
 /// `POST /tokenize`: the tokens of a text, control tokens that it spells among them.
 pub async fn tokenize(State(server): State<Server>, body: Bytes) -> Result<Json<Value>> {
-    let body: Text = parse(&body, &["model", "content", "prompt", "add_special_tokens"])?;
+    let body: Text = parse(&body, &[&["model", "content", "prompt", "add_special_tokens"]])?;
     let model = server.models.at(server.model(body.model.as_deref())?);
     let tokenizer = model.engine.tokenizer();
     let bos = || if body.add_special_tokens { own_bos(tokenizer) } else { Ok(None) };
@@ -67,7 +67,7 @@ struct Tokens {
 
 /// `POST /detokenize`: the text of tokens.
 pub async fn detokenize(State(server): State<Server>, body: Bytes) -> Result<Json<Value>> {
-    let body: Tokens = parse(&body, &["model", "tokens"])?;
+    let body: Tokens = parse(&body, &[&["model", "tokens"]])?;
     let model = server.models.at(server.model(body.model.as_deref())?);
     let text = decode(model.engine.tokenizer(), &body.tokens);
     let text = text.map_err(|error| ApiError::invalid(error.to_string()))?;

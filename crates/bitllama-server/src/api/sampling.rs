@@ -9,6 +9,24 @@ use serde::Deserialize;
 
 use super::error::{ApiError, Result};
 
+/// Keys of [`Parameters`].
+pub const KEYS: [&str; 14] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "n",
+    "stop",
+    "stream",
+    "stream_options",
+    "ignore_eos",
+];
+
 /// Answers to one prompt, at most.
 const MAX_N: usize = 128;
 
@@ -32,14 +50,14 @@ pub struct Parameters {
     /// Whether the answer comes in pieces.
     #[serde(default)]
     pub stream: bool,
-    /// What else a stream has.
+    /// Further parts of a stream.
     pub stream_options: Option<StreamOptions>,
     /// Whether end tokens are tokens as others.
     #[serde(default)]
     pub ignore_eos: bool,
 }
 
-/// What a stream has beside its pieces.
+/// Parts of a stream beside its pieces.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 pub struct StreamOptions {
     /// Whether a last piece counts tokens.

@@ -9,6 +9,9 @@ use serde_json::Value;
 use super::error::{ApiError, Result};
 use crate::models::Served;
 
+/// Keys of [`Structure`].
+pub const KEYS: [&str; 3] = ["response_format", "guided_regex", "guided_grammar"];
+
 /// Parameters of a request that ask for a grammar; the guided ones are vLLM's.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Structure {

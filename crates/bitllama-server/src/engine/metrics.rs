@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// What an engine has done and is doing.
+/// Counters and gauges of an engine.
 #[derive(Debug, Default)]
 pub struct Metrics {
     waiting: AtomicUsize,

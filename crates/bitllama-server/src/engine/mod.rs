@@ -164,7 +164,7 @@ pub struct Engine {
     abort: Arc<AtomicBool>,
 }
 
-/// What a model's threads share.
+/// The parts of a model that threads share.
 pub(crate) struct Model {
     pub decoder: Decoder,
     pub tokenizer: Arc<Tokenizer>,

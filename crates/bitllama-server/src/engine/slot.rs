@@ -23,11 +23,11 @@ pub(super) struct Slot {
     sampler: Sampler,
     stream: Option<TextStream<Arc<Tokenizer>>>,
     stops: StopStrings,
-    /// What is told when the prompt is computed; none once it was.
+    /// The event for when the prompt is computed; none once it was.
     prompt: Option<Prompt>,
 }
 
-/// What follows from a pass for a slot.
+/// The state of a slot after a pass.
 pub(super) enum Next {
     /// More of its prompt is to be computed.
     Prompt,
@@ -220,7 +220,7 @@ fn fault(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// What a pass has given.
+/// The result of a pass for a slot.
 pub(super) struct Taken {
     pub next: Result<Next, String>,
     pub events: Vec<Event>,
