@@ -1,4 +1,4 @@
-//! Who may ask, and the shape of errors that the HTTP library makes.
+//! The API key, and the shape of errors that the HTTP library makes.
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};

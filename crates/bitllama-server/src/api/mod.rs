@@ -10,7 +10,7 @@
 //! | `structure` | grammars of answers, calls of functions |
 //! | `answer`, `stream` | answers as a whole and in pieces |
 //! | `logprobs` | probabilities in OpenAI's shapes |
-//! | `guard` | keys, and what must not be asked for |
+//! | `guard` | the API key, and errors of the HTTP library |
 //! | `error` | errors in OpenAI's shape |
 
 mod answer;
