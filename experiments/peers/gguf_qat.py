@@ -5,8 +5,8 @@
 
 TEACHER is a GGUF in F32; llama.cpp quantizes it with the importance matrix (the file of ik_llama.cpp's or an older llama.cpp's
 `llama-imatrix`), every matrix in the type and the embedding in Q8_0 as the students have it, or as near as it gets where columns are no
-whole blocks. Where llama.cpp does not make a type of these columns, TYPE is the one beside which the student stands. Files are evaluated by llama.cpp as `llama_cpp_rows.py` does: perplexity and divergence from the teacher, whose logits
-are kept in --cache.
+whole blocks. Where llama.cpp does not make a type of these columns, TYPE is the one beside which the student stands. Files
+are evaluated by llama.cpp as `llama_cpp_rows.py` does: perplexity and divergence from the teacher, whose logits are kept in --cache.
 """
 
 import argparse

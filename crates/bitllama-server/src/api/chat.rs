@@ -113,9 +113,7 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
         let (message, reason) = told_message(&whole, tools.as_deref());
         told.push(json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }));
     }
-    let mut answer = head.object(told);
-    answer["usage"] = usage.to_json();
-    Ok(Json(answer).into_response())
+    Ok(Json(head.counted(told, usage)).into_response())
 }
 
 /// The message of an answer, and the reason for its end.
@@ -217,12 +215,7 @@ async fn stream(
             all.completion += usage.completion;
         }
     }
-    if counts {
-        let mut last = head.object(Vec::new());
-        last["usage"] = all.to_json();
-        drop(pieces.send(&last).await);
-    }
-    pieces.finish().await;
+    pieces.finish(counts.then(|| head.counted(Vec::new(), all))).await;
 }
 
 /// Sends an answer as its tokens come. None where nobody reads any more, or it failed.

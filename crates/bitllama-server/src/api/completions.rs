@@ -131,9 +131,7 @@ pub async fn completions(State(server): State<Server>, body: Bytes) -> Result<Re
         usage.completion += whole.done.tokens;
         told.push(told_whole(model, index, &prompt, &whole, form));
     }
-    let mut answer = head.object(told);
-    answer["usage"] = usage.to_json();
-    Ok(Json(answer).into_response())
+    Ok(Json(head.counted(told, usage)).into_response())
 }
 
 fn check(body: &Body) -> Result<usize> {
@@ -215,12 +213,7 @@ async fn stream(
             all.completion += usage.completion;
         }
     }
-    if counts {
-        let mut last = head.object(Vec::new());
-        last["usage"] = all.to_json();
-        drop(pieces.send(&last).await);
-    }
-    pieces.finish().await;
+    pieces.finish(counts.then(|| head.counted(Vec::new(), all))).await;
 }
 
 /// Sends a choice as its tokens come. None where nobody reads any more, or it failed.

@@ -111,6 +111,13 @@ impl Head {
         Self { id, object, created: now(), model: model.to_owned() }
     }
 
+    /// An object with `choices` that counts tokens.
+    fn counted(&self, choices: Vec<Value>, usage: answer::Usage) -> Value {
+        let mut object = self.object(choices);
+        object["usage"] = usage.to_json();
+        object
+    }
+
     /// An object with `choices`.
     fn object(&self, choices: Vec<Value>) -> Value {
         json!({

@@ -32,8 +32,12 @@ impl Pieces {
         self.write(format!("data: {piece}\n\n")).await
     }
 
-    /// Ends the stream.
-    pub async fn finish(self) {
+    /// Ends the stream, after a last piece where there is one.
+    pub async fn finish(self, last: Option<Value>) {
+        // Nobody may read any more.
+        if let Some(last) = last {
+            drop(self.send(&last).await);
+        }
         drop(self.write(DONE.to_owned()).await);
     }
 
