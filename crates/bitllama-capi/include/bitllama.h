@@ -316,7 +316,7 @@ void bitllama_context_free(bitllama_context *context);
 int bitllama_context_len(const bitllama_context *context);
 
 /*
- Forgets all tokens and keeps the memory. After `BITLLAMA_ERROR_INTERNAL` this makes the context usable again.
+ Forgets all tokens. After `BITLLAMA_ERROR_INTERNAL` this makes the context usable again.
 
  Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` or `BITLLAMA_ERROR_BUSY`.
 

@@ -254,7 +254,7 @@ pub unsafe extern "C" fn bitllama_context_len(context: *const Context) -> c_int 
     count(|| Ok(unsafe { at("context", context) }?.lock()?.len()))
 }
 
-/// Forgets all tokens and keeps the memory. After `BITLLAMA_ERROR_INTERNAL` this makes the context usable again.
+/// Forgets all tokens. After `BITLLAMA_ERROR_INTERNAL` this makes the context usable again.
 ///
 /// Returns 0, `BITLLAMA_ERROR_INVALID_ARGUMENT` or `BITLLAMA_ERROR_BUSY`.
 ///

@@ -19,7 +19,7 @@ use tokenizers::Tokenizer;
 
 use crate::run::tell_speed;
 use crate::sampling::SamplingFlags;
-use crate::source::{Compute, Quantize};
+use crate::source::{Compute, Draft, Quantize};
 use input::{Input, Said};
 
 /// Talk with a model
@@ -38,6 +38,8 @@ pub struct Options {
     /// Variable of the chat template, such as enable_thinking=false; the value is JSON, else text; may be given several times
     #[arg(long, value_name = "NAME=VALUE")]
     template: Vec<String>,
+    #[command(flatten)]
+    draft: Draft,
     #[command(flatten)]
     sampling: SamplingFlags,
     #[command(flatten)]
@@ -69,8 +71,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let Some(template) = template else {
         bail!("{}: the model has no chat template; use `bitllama run` to continue a text", at());
     };
+    let draft = options.draft.open(&tokenizer, &settings)?;
     let decoder = decoder.with_settings(settings);
-    let session = Session::new(&decoder, decoder.config().short_context());
+    let mut session = Session::new(&decoder, decoder.config().short_context());
+    if let Some(draft) = &draft {
+        session = session.with_draft(draft);
+    }
     let conversation = Conversation { add_generation_prompt: true, extra, ..Conversation::default() };
     let mut chat =
         Chat { session, tokenizer: &tokenizer, template, conversation, generating, stopped: on_interrupt()? };

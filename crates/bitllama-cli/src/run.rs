@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitllama_runtime::{Generation, Opened, Settings, generate};
+use bitllama_runtime::{Generation, Opened, Settings, generate_with_draft};
 use clap::Args;
 
 use crate::sampling::SamplingFlags;
-use crate::source::{Compute, Quantize};
+use crate::source::{Compute, Draft, Quantize};
 
 /// Continue a prompt
 #[derive(Debug, Args)]
@@ -24,6 +24,8 @@ pub struct Options {
     /// File with the text to continue; `-` is standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    #[command(flatten)]
+    draft: Draft,
     #[command(flatten)]
     sampling: SamplingFlags,
     #[command(flatten)]
@@ -45,6 +47,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     generating.sampling.check()?;
     let settings = options.compute.start(Settings::fast())?;
     let Opened { decoder, tokenizer, .. } = options.quantize.open(&options.artifact)?;
+    let draft = options.draft.open(&tokenizer, &settings)?;
     let decoder = decoder.with_settings(settings);
     let mut stdout = io::stdout().lock();
     let mut written = Ok(());
@@ -56,7 +59,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let generation = generate(&decoder, &tokenizer, &prompt, &generating, on_text)
+    let generation = generate_with_draft(&decoder, draft.as_ref(), &tokenizer, &prompt, &generating, on_text)
         .with_context(|| options.artifact.display().to_string())?;
     written?;
     if options.json {
@@ -94,4 +97,14 @@ pub fn tell_speed(generation: &Generation) {
         generation.tokens.len(),
         generation.decode_tokens_per_second
     );
+    if let Some(draft) = generation.draft {
+        let share = 100.0 * draft.accepted as f64 / draft.guessed.max(1) as f64;
+        let _ = writeln!(
+            io::stderr(),
+            "draft: {} of {} guesses accepted ({share:.0} %), {} passes of the model",
+            draft.accepted,
+            draft.guessed,
+            draft.passes
+        );
+    }
 }

@@ -14,7 +14,7 @@ use bitllama_server::{Connections, Http, Limits, Models, Served, Server, listen,
 use clap::Args;
 use tokio::net::TcpListener;
 
-use crate::source::{Compute, Quantize};
+use crate::source::{Compute, Quantize, open_draft};
 
 /// Answer requests over HTTP, as OpenAI's API does
 #[derive(Debug, Args)]
@@ -23,6 +23,10 @@ pub struct Options {
     /// given several times, the first one answers requests that name no model
     #[arg(long = "artifact", value_name = "[NAME=]PATH", required = true)]
     artifacts: Vec<Named>,
+    /// Smaller model with the same tokenizer, such as a low-bit student, that guesses tokens for the model of this name, or for the first
+    /// one; may be given several times
+    #[arg(long = "draft", value_name = "[NAME=]PATH")]
+    drafts: Vec<DraftOf>,
     /// Address to listen at; others than the loopback let other machines in
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -69,14 +73,36 @@ struct Named {
     path: PathBuf,
 }
 
+/// The path of a draft, and the name of the model that it is for, or none for the first one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DraftOf {
+    model: Option<String>,
+    path: PathBuf,
+}
+
+/// The two parts of `NAME=PATH`.
+fn name_and_path(text: &str) -> (Option<&str>, PathBuf) {
+    match text.split_once('=') {
+        Some((name, path)) if !name.contains(['/', '\\']) => (Some(name), path.into()),
+        _ => (None, text.into()),
+    }
+}
+
+impl FromStr for DraftOf {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (model, path) = name_and_path(text);
+        Ok(Self { model: model.map(str::to_owned), path })
+    }
+}
+
 impl FromStr for Named {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, path) = match text.split_once('=') {
-            Some((name, path)) if !name.contains(['/', '\\']) => (name.to_owned(), PathBuf::from(path)),
-            _ => (name_of(Path::new(text)), PathBuf::from(text)),
-        };
+        let (name, path) = name_and_path(text);
+        let name = name.map_or_else(|| name_of(&path), str::to_owned);
         if name.is_empty() { Err("the model has no name; write NAME=PATH".into()) } else { Ok(Self { name, path }) }
     }
 }
@@ -105,6 +131,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let again = options.artifacts[..index].iter().any(|other| other.name == model.name);
         ensure!(!again, "two models are called {}; write NAME=PATH", model.name);
     }
+    let drafts = drafts(options)?;
     let settings = options.compute.start(Settings::fast())?;
     let limits = Limits {
         kv_bytes: options.kv_memory.saturating_mul(1 << 20),
@@ -117,10 +144,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     // Before models are loaded: a port in use is found at once.
     let listener = runtime.block_on(TcpListener::bind(address)).with_context(|| address.to_string())?;
     let mut models = Vec::new();
-    for Named { name, path } in &options.artifacts {
+    for (Named { name, path }, draft) in options.artifacts.iter().zip(drafts) {
         let at = || path.display().to_string();
         let model = options.quantize.open(path)?;
-        models.push(Served::start(name.clone(), model, settings.clone(), limits).with_context(at)?);
+        let draft = draft.map(|draft| open_draft(draft, &model.tokenizer)).transpose()?;
+        models.push(Served::start(name.clone(), model, draft, settings.clone(), limits).with_context(at)?);
     }
     let server = Server { models: Models::new(models), api_key };
     let http = Http { body: options.body.saturating_mul(1 << 20), cors: options.cors_origin.clone() };
@@ -136,6 +164,27 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(listen(listener, router(server.clone(), &http), connections, interrupted()));
     server.models.iter().for_each(|model| model.engine.abort());
     Ok(())
+}
+
+/// The draft of each model, if it has one.
+fn drafts(options: &Options) -> anyhow::Result<Vec<Option<&Path>>> {
+    let mut drafts = vec![None; options.artifacts.len()];
+    for DraftOf { model, path } in &options.drafts {
+        let of = |name: &String| options.artifacts.iter().position(|other| other.name == *name);
+        let place = model.as_ref().map_or(Some(0), of);
+        let Some(place) = place else {
+            let names = options.artifacts.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+            bail!(
+                "--draft {}: no model is called {}; there are {names}",
+                path.display(),
+                model.as_deref().unwrap_or("")
+            );
+        };
+        let name = &options.artifacts[place].name;
+        ensure!(drafts[place].is_none(), "--draft {}: {name} has a draft already", path.display());
+        drafts[place] = Some(path.as_path());
+    }
+    Ok(drafts)
 }
 
 /// The key of a file, or else of the environment.

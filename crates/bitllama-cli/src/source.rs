@@ -1,13 +1,16 @@
 //! Which model a command opens, and how it computes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use bitllama_core::weights::Kind;
 use bitllama_core::{Scheme, scheme};
 use bitllama_kernels::kv::KvKind;
 use bitllama_kernels::{Isa, Pool, Precision};
-use bitllama_runtime::{Opened, Settings, open, open_latent, open_quantized};
+use bitllama_runtime::speculate::check_draft;
+use bitllama_runtime::{Decoder, Opened, Settings, open, open_latent, open_quantized};
 use clap::Args;
+use tokenizers::Tokenizer;
 
 /// Options for opening a full-precision model or a checkpoint.
 #[derive(Debug, Args)]
@@ -38,6 +41,30 @@ impl Quantize {
             Kind::Norm | Kind::Bias => None,
         })?)
     }
+}
+
+/// A smaller model that guesses tokens.
+#[derive(Debug, Args)]
+pub struct Draft {
+    /// Smaller model with the same tokenizer, such as a low-bit student of this one, that guesses the next tokens, which this one then
+    /// checks several at a time; the text is that of this model alone
+    #[arg(long, value_name = "DIR")]
+    draft: Option<PathBuf>,
+}
+
+impl Draft {
+    /// Opens the draft, if there is one, for a model with this tokenizer.
+    pub fn open(&self, tokenizer: &Tokenizer, settings: &Settings) -> anyhow::Result<Option<Decoder>> {
+        let Some(path) = &self.draft else { return Ok(None) };
+        Ok(Some(open_draft(path, tokenizer)?.with_settings(settings.clone())))
+    }
+}
+
+/// Opens a draft for a model with this tokenizer.
+pub fn open_draft(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Decoder> {
+    let draft = open(path)?;
+    check_draft(tokenizer, &draft.tokenizer).with_context(|| path.display().to_string())?;
+    Ok(draft.decoder)
 }
 
 /// A scheme, or full precision.

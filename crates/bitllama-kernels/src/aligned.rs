@@ -14,7 +14,7 @@ impl Plain for u32 {}
 impl Plain for Nibbles {}
 
 /// A vector of numbers that starts at a cache line, as 64-byte loads want.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Aligned<T> {
     lines: Vec<Line>,
     numbers: std::marker::PhantomData<T>,
@@ -27,6 +27,15 @@ struct Line([u8; 64]);
 impl<T: Plain> Default for Aligned<T> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// A clone has memory for as many numbers as the original.
+impl<T> Clone for Aligned<T> {
+    fn clone(&self) -> Self {
+        let mut lines = Vec::with_capacity(self.lines.capacity());
+        lines.extend_from_slice(&self.lines);
+        Self { lines, numbers: self.numbers }
     }
 }
 
@@ -49,17 +58,6 @@ impl<T: Plain> Aligned<T> {
     pub(crate) fn reserve(&mut self, len: usize) {
         let lines = len.div_ceil(Self::PER_LINE);
         self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
-    }
-
-    /// Moves the numbers `from .. to` to the front. Memory for more than `room` numbers goes back; those after the ones
-    /// moved are any.
-    pub(crate) fn drop_before(&mut self, from: usize, to: usize, room: usize) {
-        self.as_mut_slice().copy_within(from..to, 0);
-        let lines = room.max(to - from).div_ceil(Self::PER_LINE);
-        if lines < self.lines.capacity() {
-            self.lines.truncate(lines);
-            self.lines.shrink_to(lines);
-        }
     }
 
     /// Asks the system for large pages where nothing is stored yet. It need not have them.

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::aligned::Aligned;
 use crate::isa::Isa;
-use crate::kv::{LayerKv, Stored, value_stride};
+use crate::kv::{LayerKv, PAGE, Stored, value_stride};
 use crate::operators::{exp_lanes, soft_cap_all};
 use crate::pool::Pool;
 use crate::simd::{LANES, Simd, for_isa};
@@ -143,9 +143,9 @@ struct Task<'a> {
     /// The first token in the batch, and how many.
     token: usize,
     tokens: usize,
-    /// Stored positions up to the first token's own; the next one has one more.
+    /// Positions up to the first token's own; the next one has one more.
     visible: usize,
-    /// Stored positions to go over, from a multiple of [`LANES`].
+    /// Positions to go over, from a multiple of [`LANES`].
     start: usize,
     end: usize,
     /// The split that this is a part of, and its first tile there.
@@ -192,9 +192,9 @@ impl<'a> Plan<'a> {
                         kv_head,
                         token: token + first,
                         tokens: last - first,
-                        visible: past + first + 1 - kv.first(),
-                        start: from.max(begin) - kv.first(),
-                        end: end.min(from + per_task * TILE) - kv.first(),
+                        visible: past + first + 1,
+                        start: from.max(begin),
+                        end: end.min(from + per_task * TILE),
                         split: (parts > 1).then_some((split, tile)),
                     });
                 }
@@ -334,10 +334,9 @@ fn run_task<S: Simd>(s: S, batch: &Batch, task: &Task, scratch: &mut Scratch) {
     }
 }
 
-/// The end of the tile in which stored position `start` lies, or that of the task.
+/// The end of the tile in which position `start` lies, or that of the task.
 fn tile_end(task: &Task, start: usize) -> usize {
-    let first = task.kv.first();
-    task.end.min((start + first) / TILE * TILE + TILE - first)
+    task.end.min(start / TILE * TILE + TILE)
 }
 
 /// One row's sums of a tile, as they are kept.
@@ -423,9 +422,9 @@ fn run_tile<S: Simd>(s: S, task: &Task, scoring: &Scoring, group: usize, start: 
     // Numbers that several register blocks read are worth converting first.
     let convert = rows > S::ROWS;
     let whole = len.next_multiple_of(LANES);
-    let keys = of_tile(task.kv.keys(task.kv_head), start, whole, head_dim);
+    let keys = of_page(task.kv.keys(task.kv_head, start), start % PAGE, whole, head_dim);
     let (keys, key_scales) = converted(s, keys, convert, &mut scratch.keys);
-    let values = of_tile(task.kv.values(task.kv_head), start, whole, stride);
+    let values = of_page(task.kv.values(task.kv_head, start), start % PAGE, whole, stride);
     let (values, value_scales) = converted(s, values, convert, &mut scratch.values);
 
     let q = scratch.q.as_slice();
@@ -461,8 +460,8 @@ fn run_tile<S: Simd>(s: S, task: &Task, scoring: &Scoring, group: usize, start: 
     }
 }
 
-/// `len` positions of `elements` each, from `start` on; both are whole blocks of [`LANES`].
-fn of_tile(stored: Stored, start: usize, len: usize, elements: usize) -> Stored {
+/// `len` positions of `elements` each, from place `start` of a page on; both are whole blocks of [`LANES`].
+fn of_page(stored: Stored, start: usize, len: usize, elements: usize) -> Stored {
     let range = start * elements..(start + len) * elements;
     match stored {
         Stored::F32(data) => Stored::F32(&data[range]),

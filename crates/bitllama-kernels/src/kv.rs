@@ -4,13 +4,16 @@
 //! another. Keys are interleaved in blocks of [`LANES`] positions, `[block, head_dim, LANES]`, so that a vector holds
 //! one element of that many keys and their scores come out side by side, without sums across a vector.
 //!
-//! A layer with a window keeps the positions that new tokens can see, and moves them to the front of its memory each time
-//! that many others have gathered before them.
+//! Positions lie in pages of [`PAGE`], the tiles of attention. A clone of a sequence shares its pages; whoever appends to a shared one
+//! copies that page first. So texts that begin the same way can have their beginning in memory once. A layer with a window drops pages
+//! that no new token sees.
 
 mod numbers;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bitllama_core::Activation;
 
@@ -18,8 +21,8 @@ use crate::simd::LANES;
 use numbers::Numbers;
 pub(crate) use numbers::Stored;
 
-/// Positions out of a window that are dropped at a time, at least, unless half a window is more.
-const SLACK: usize = 256;
+/// Positions of a page. Page `i` has the positions from `i * PAGE` on.
+pub const PAGE: usize = 256;
 
 /// How the numbers of keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -79,21 +82,30 @@ impl FromStr for KvKind {
     }
 }
 
-/// Keys and values of one layer of one sequence. Memory grows by doubling, whatever is appended at a time; with a window,
-/// it is that of the window, half of it or 256 positions more, and what is appended at once.
+/// Keys and values of one layer of one sequence. The memory of its first page grows by doubling, further pages come whole; with a
+/// window, it is that of the window, two pages more, and what is appended at once. A clone shares all pages.
 #[derive(Debug, Clone)]
 pub struct LayerKv {
     kind: KvKind,
+    kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
-    /// The first position that is stored, a multiple of [`LANES`].
+    /// The first position that is stored, a multiple of [`PAGE`].
     first: usize,
     /// Positions so far.
     len: usize,
     /// Position whose visible past is not dropped.
     held: Option<usize>,
-    /// One for each key-value head.
+    /// From the page of `first` on; the last ones may be empty.
+    pages: VecDeque<Arc<Page>>,
+}
+
+/// Keys and values of [`PAGE`] positions, a pair for each key-value head.
+#[derive(Debug, Clone)]
+struct Page {
     heads: Vec<Head>,
+    /// Positions that there is memory for.
+    room: usize,
 }
 
 /// Keys and values of one head.
@@ -116,8 +128,7 @@ impl LayerKv {
     /// If the window is 0.
     pub fn with_window(kind: KvKind, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Self {
         assert_ne!(window, Some(0), "a window that no token is in");
-        let head = Head { keys: Numbers::new(kind), values: Numbers::new(kind) };
-        Self { kind, head_dim, window, first: 0, len: 0, held: None, heads: vec![head; kv_heads] }
+        Self { kind, kv_heads, head_dim, window, first: 0, len: 0, held: None, pages: VecDeque::new() }
     }
 
     /// How the numbers are stored.
@@ -130,7 +141,7 @@ impl LayerKv {
         self.window
     }
 
-    /// The first position that is still stored, a multiple of 16; 0 without a window.
+    /// The first position that is still stored, a multiple of [`PAGE`]; 0 without a window.
     pub fn first(&self) -> usize {
         self.first
     }
@@ -147,7 +158,7 @@ impl LayerKv {
 
     /// Key-value heads.
     pub fn kv_heads(&self) -> usize {
-        self.heads.len()
+        self.kv_heads
     }
 
     /// Elements of a head.
@@ -155,21 +166,41 @@ impl LayerKv {
         self.head_dim
     }
 
-    /// Bytes of memory held, those for positions to come included.
+    /// Bytes of memory held, those for positions to come and those of shared pages included.
     pub fn bytes(&self) -> usize {
-        self.heads.iter().map(|head| head.keys.bytes() + head.values.bytes()).sum()
+        self.pages.iter().map(|page| page.bytes()).sum()
+    }
+
+    /// Its share of the bytes held: those of a page are divided among the sequences that share it, so that the shares of all sequences
+    /// are the memory of all.
+    pub fn share_of_bytes(&self) -> f64 {
+        self.pages.iter().map(|page| page.bytes() as f64 / Arc::strong_count(page) as f64).sum()
+    }
+
+    /// Whether the next position lies in a page that other sequences share, which is copied then.
+    pub fn copies_next(&self) -> bool {
+        let page = self.pages.get((self.len - self.first) / PAGE);
+        page.is_some_and(|page| Arc::strong_count(page) > 1)
     }
 
     /// Takes memory for `positions` in all, which spares the copies of growth up to there. With a window, it takes no more
     /// than what is stored in decoding.
     pub fn reserve(&mut self, positions: usize) {
-        let most = self.window.map_or(usize::MAX, most_stored);
-        let positions = positions.min(most).next_multiple_of(LANES);
-        let (key, value) = (self.head_dim, value_stride(self.head_dim));
-        for head in &mut self.heads {
-            head.keys.reserve(positions, key);
-            head.values.reserve(positions, value);
+        let most = self.window.map_or(usize::MAX, |window| self.first.saturating_add(most_stored(window)));
+        let until = positions.min(most);
+        for start in (self.len / PAGE * PAGE..until).step_by(PAGE) {
+            let head_dim = self.head_dim;
+            self.page_mut(start).reserve((until - start).min(PAGE), head_dim);
         }
+    }
+
+    /// The page that has `position`, a new one if it is the next, for itself alone.
+    fn page_mut(&mut self, position: usize) -> &mut Page {
+        let index = (position - self.first) / PAGE;
+        if index == self.pages.len() {
+            self.pages.push_back(Arc::new(Page::new(self.kind, self.kv_heads)));
+        }
+        Arc::make_mut(&mut self.pages[index])
     }
 
     /// Appends positions: `keys` (rotated) and `values` are `[n, kv_heads, head_dim]`. With a window, what neither these
@@ -179,20 +210,23 @@ impl LayerKv {
     /// If the two differ in length or are no whole number of rows.
     pub fn append(&mut self, keys: &[f32], values: &[f32]) {
         let (head_dim, stride) = (self.head_dim, value_stride(self.head_dim));
-        let row = self.heads.len() * head_dim;
+        let row = self.kv_heads * head_dim;
         assert!(keys.len() == values.len() && keys.len().is_multiple_of(row), "keys and values are no rows of heads");
         self.drop_unseen();
-        let (first, n) = (self.len - self.first, keys.len() / row);
-        self.len += n;
-        let positions = (first + n).next_multiple_of(LANES);
-        for (index, head) in self.heads.iter_mut().enumerate() {
-            head.keys.resize(positions, head_dim);
-            head.values.resize(positions, stride);
-            for token in 0..n {
-                let start = token * row + index * head_dim;
-                let position = first + token;
-                head.keys.set(position, &keys[start..][..head_dim], key_offset(head_dim, position), LANES);
-                head.values.set(position, &values[start..][..head_dim], position * stride, 1);
+        let until = self.len + keys.len() / row;
+        let mut rows = keys.chunks_exact(row).zip(values.chunks_exact(row));
+        while self.len < until {
+            let start = self.len / PAGE * PAGE;
+            let places = self.len - start..(until - start).min(PAGE);
+            self.len = start + places.end;
+            let page = self.page_mut(start);
+            page.grow(places.end, head_dim, start == 0);
+            for (place, (keys, values)) in places.zip(rows.by_ref()) {
+                let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+                for (head, (key, value)) in page.heads.iter_mut().zip(rows) {
+                    head.keys.set(place, key, key_offset(head_dim, place), LANES);
+                    head.values.set(place, value, place * stride, 1);
+                }
             }
         }
     }
@@ -202,24 +236,13 @@ impl LayerKv {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// Drops positions that neither the next token nor the held one sees, once there are enough of them.
+    /// Drops pages that neither the next token nor the held one sees.
     fn drop_unseen(&mut self) {
-        let Some(window) = self.window else { return };
         let next = self.held.map_or(self.len, |held| held.min(self.len));
-        let first = self.seen_from(next) / LANES * LANES;
-        let dropped = first.saturating_sub(self.first);
-        if dropped < slack(window) {
-            return;
+        let seen = self.seen_from(next);
+        while self.first + PAGE <= seen && self.pages.pop_front().is_some() {
+            self.first += PAGE;
         }
-        let stored = (self.len - self.first).next_multiple_of(LANES);
-        // A long prompt may have taken much more than decoding needs.
-        let room = (2 * most_stored(window)).max(stored - dropped).next_multiple_of(LANES);
-        let (key, value) = (self.head_dim, value_stride(self.head_dim));
-        for head in &mut self.heads {
-            head.keys.drop_before(dropped, stored, key, room);
-            head.values.drop_before(dropped, stored, value, room);
-        }
-        self.first = first;
     }
 
     /// Keeps what a token at `position` sees until [`LayerKv::release`], so that [`LayerKv::truncate`] can go back to
@@ -253,25 +276,27 @@ impl LayerKv {
         );
     }
 
-    /// Forgets all positions from `len` on, and keeps the memory. Does nothing if there are not so many. A held position
-    /// after `len` is held no more.
+    /// Forgets all positions from `len` on. Does nothing if there are not so many. A held position after `len` is held no more.
     ///
     /// # Panics
     /// If what the token at position `len` sees is dropped ([`LayerKv::can_truncate`]).
     pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            self.assert_stored(len);
-            self.len = len;
-            self.first = self.first.min(len);
-            self.held = self.held.filter(|held| *held <= len);
-            for head in &mut self.heads {
-                head.keys.truncate(len - self.first);
-                head.values.truncate(len - self.first);
-            }
+        if len >= self.len {
+            return;
+        }
+        self.assert_stored(len);
+        self.len = len;
+        self.first = self.first.min(len / PAGE * PAGE);
+        self.held = self.held.filter(|held| *held <= len);
+        let pages = (len - self.first).div_ceil(PAGE);
+        self.pages.truncate(pages);
+        let places = len - self.first - pages.saturating_sub(1) * PAGE;
+        if let Some(page) = self.pages.back_mut().filter(|page| page.is_wider_than_needed(places)) {
+            Arc::make_mut(page).truncate(places);
         }
     }
 
-    /// Forgets all positions, and keeps the memory.
+    /// Forgets all positions.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
@@ -281,8 +306,8 @@ impl LayerKv {
     /// # Panics
     /// If there is no such head or position, the position is dropped, or `out` is longer than a head.
     pub fn key_into(&self, kv_head: usize, position: usize, out: &mut [f32]) {
-        let position = self.place(position, out);
-        self.heads[kv_head].keys.get(position, key_offset(self.head_dim, position), LANES, out);
+        let (page, place) = self.place(position, out);
+        page.heads[kv_head].keys.get(place, key_offset(self.head_dim, place), LANES, out);
     }
 
     /// The value of a position as stored, into `out` (`[head_dim]`).
@@ -290,36 +315,75 @@ impl LayerKv {
     /// # Panics
     /// As [`LayerKv::key_into`].
     pub fn value_into(&self, kv_head: usize, position: usize, out: &mut [f32]) {
-        let position = self.place(position, out);
-        self.heads[kv_head].values.get(position, position * value_stride(self.head_dim), 1, out);
+        let (page, place) = self.place(position, out);
+        page.heads[kv_head].values.get(place, place * value_stride(self.head_dim), 1, out);
     }
 
-    /// A position, counted from the first one stored.
-    fn place(&self, position: usize, out: &[f32]) -> usize {
+    /// The page of a position, and its place there.
+    fn place(&self, position: usize, out: &[f32]) -> (&Page, usize) {
         assert!((self.first..self.len).contains(&position), "position {position} is not stored");
         assert!(out.len() <= self.head_dim, "too long a head");
-        position - self.first
+        (&self.pages[(position - self.first) / PAGE], position % PAGE)
     }
 
-    /// From the first position stored on: `[blocks, head_dim, LANES]`, whole blocks at least to the end of the last position.
-    pub(crate) fn keys(&self, kv_head: usize) -> Stored<'_> {
-        self.heads[kv_head].keys.as_stored()
+    /// The keys of the page that has `position`: `[blocks, head_dim, LANES]`, whole blocks at least to the end of the last position.
+    pub(crate) fn keys(&self, kv_head: usize, position: usize) -> Stored<'_> {
+        self.pages[(position - self.first) / PAGE].heads[kv_head].keys.as_stored()
     }
 
-    /// From the first position stored on: `[positions, value_stride(head_dim)]`, whole blocks of [`LANES`] positions at least to the last one.
-    pub(crate) fn values(&self, kv_head: usize) -> Stored<'_> {
-        self.heads[kv_head].values.as_stored()
+    /// The values of the page that has `position`: `[positions, value_stride(head_dim)]`, whole blocks of [`LANES`] positions at least
+    /// to the last one.
+    pub(crate) fn values(&self, kv_head: usize, position: usize) -> Stored<'_> {
+        self.pages[(position - self.first) / PAGE].heads[kv_head].values.as_stored()
     }
 }
 
-/// Positions out of a window that are dropped at a time, at least: each position is then moved twice at most.
-fn slack(window: usize) -> usize {
-    (window / 2).max(SLACK).next_multiple_of(LANES)
+impl Page {
+    fn new(kind: KvKind, kv_heads: usize) -> Self {
+        Self { heads: vec![Head { keys: Numbers::new(kind), values: Numbers::new(kind) }; kv_heads], room: 0 }
+    }
+
+    /// Makes `positions` in all usable. Memory comes for the whole page, or `by_doubling`.
+    fn grow(&mut self, positions: usize, head_dim: usize, by_doubling: bool) {
+        let positions = positions.next_multiple_of(LANES);
+        if positions > self.room {
+            self.reserve(if by_doubling { positions.next_power_of_two() } else { PAGE }, head_dim);
+        }
+        for head in &mut self.heads {
+            head.keys.resize(positions, head_dim);
+            head.values.resize(positions, value_stride(head_dim));
+        }
+    }
+
+    /// Takes memory for `positions` in all.
+    fn reserve(&mut self, positions: usize, head_dim: usize) {
+        self.room = self.room.max(positions.next_multiple_of(LANES));
+        for head in &mut self.heads {
+            head.keys.reserve(self.room, head_dim);
+            head.values.reserve(self.room, value_stride(head_dim));
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.heads.iter().map(|head| head.keys.bytes() + head.values.bytes()).sum()
+    }
+
+    /// Whether [`Page::truncate`] would change how its numbers are kept.
+    fn is_wider_than_needed(&self, len: usize) -> bool {
+        self.heads.iter().any(|head| head.keys.is_wider_than_needed(len) || head.values.is_wider_than_needed(len))
+    }
+
+    fn truncate(&mut self, len: usize) {
+        for head in &mut self.heads {
+            head.keys.truncate(len);
+            head.values.truncate(len);
+        }
+    }
 }
 
 /// Positions stored when tokens come one by one, at most.
-fn most_stored(window: usize) -> usize {
-    window.saturating_add(slack(window) + LANES)
+pub fn most_stored(window: usize) -> usize {
+    window.saturating_add(2 * PAGE)
 }
 
 /// Elements from one value to the next: whole vectors, with zeros at the end.
@@ -402,13 +466,16 @@ mod tests {
             assert_eq!(key(&kv, 1, position), key(&plain, 1, position), "those before it are halves");
         }
         assert_eq!(key(&kv, 0, 21), key(&plain, 0, 21), "other heads are halves");
-        assert!(matches!((kv.keys(1), kv.keys(0), kv.values(1)), (Stored::F32(_), Stored::F16(_), Stored::F16(_))));
+        assert!(matches!(
+            (kv.keys(1, 0), kv.keys(0, 0), kv.values(1, 0)),
+            (Stored::F32(_), Stored::F16(_), Stored::F16(_))
+        ));
         // Forgotten, it is as if it had never been.
         kv.truncate(20);
         plain.truncate(20);
         kv.append(&all[3], &all[3]);
         plain.append(&all[3], &all[3]);
-        assert!(matches!(kv.keys(1), Stored::F16(_)));
+        assert!(matches!(kv.keys(1, 0), Stored::F16(_)));
         for position in 0..21 {
             assert_eq!(key(&kv, 1, position), key(&plain, 1, position));
         }

@@ -1,6 +1,6 @@
 //! Keys and values of a layer with a window: what is kept, what is dropped, and what that costs.
 
-use bitllama_kernels::kv::{KvKind, LayerKv};
+use bitllama_kernels::kv::{KvKind, LayerKv, PAGE};
 
 const HEADS: usize = 2;
 const HEAD_DIM: usize = 21;
@@ -41,7 +41,9 @@ fn what_new_tokens_see_is_kept_and_the_memory_is_that_of_the_window() {
             let slack = 256.max(window / 2) + 32;
             most.reserve(2 * (window + slack + at_once) + slack);
             kv.reserve(1 << 40);
-            assert!(kv.bytes() <= most.bytes() / 2, "{what}: reserved {}", kv.bytes());
+            let mut decoding = LayerKv::new(kind, HEADS, HEAD_DIM);
+            decoding.reserve(window + 2 * PAGE);
+            assert!(kv.bytes() <= decoding.bytes(), "{what}: reserved {}", kv.bytes());
             while all.len() < 4000 {
                 let positions = all.len()..all.len() + at_once;
                 append(&mut all, positions.clone());
@@ -72,9 +74,12 @@ fn memory_of_a_long_prompt_goes_back() {
         let before = kv.bytes();
         append(&mut kv, 10_000..10_001);
         assert!(kv.bytes() * 10 < before, "{kind}: {} of {before} bytes", kv.bytes());
-        let after = kv.bytes();
-        (10_001..12_000).for_each(|position| append(&mut kv, position..position + 1));
-        assert_eq!(kv.bytes(), after, "{kind}: decoding takes no more");
+        let mut two_pages = LayerKv::new(kind, HEADS, HEAD_DIM);
+        two_pages.reserve(2 * PAGE);
+        for position in 10_001..12_000 {
+            append(&mut kv, position..position + 1);
+            assert!(kv.bytes() <= two_pages.bytes(), "{kind}: {} bytes at {position}", kv.bytes());
+        }
     }
 }
 
@@ -137,4 +142,49 @@ fn numbers_beyond_f16_stay_as_computed_after_the_first_of_them_is_dropped() {
     append(&mut kv, 0..1);
     kv.key_into(0, 0, &mut key);
     assert_ne!(key, rows(0..1, 0)[..HEAD_DIM], "halves again");
+}
+
+#[test]
+fn clones_share_pages_until_one_of_them_writes() {
+    for kind in KvKind::ALL {
+        let mut all = LayerKv::new(kind, HEADS, HEAD_DIM);
+        append(&mut all, 0..1000);
+        let mut kv = LayerKv::new(kind, HEADS, HEAD_DIM);
+        append(&mut kv, 0..700);
+        let alone = kv.bytes();
+        assert_eq!(kv.share_of_bytes(), alone as f64);
+        let mut others: Vec<LayerKv> = vec![kv.clone(); 3];
+        assert_eq!((kv.bytes(), kv.share_of_bytes()), (alone, alone as f64 / 4.0), "{kind}");
+
+        // Each goes on in its own way: to other positions, from an earlier one, or not at all.
+        append(&mut kv, 700..1000);
+        others[0].truncate(600);
+        others[0].append(&rows(0..100, 3), &rows(0..100, 4));
+        others[1].truncate(256);
+        append(&mut others[1], 256..300);
+        assert_same(&kv, &all, 0..1000, "the first one");
+        assert_same(&others[0], &all, 0..600, "the beginning of the second one");
+        let mut fresh = LayerKv::new(kind, HEADS, HEAD_DIM);
+        fresh.append(&rows(0..100, 3), &rows(0..100, 4));
+        let (mut got, mut expected) = ([0.0; HEAD_DIM], [0.0; HEAD_DIM]);
+        for position in 0..100 {
+            others[0].key_into(1, 600 + position, &mut got);
+            fresh.key_into(1, position, &mut expected);
+            assert_eq!(got, expected, "{kind}: its own key");
+        }
+        assert_same(&others[1], &all, 0..300, "the third one");
+        assert_same(&others[2], &all, 0..700, "the fourth one");
+
+        // The first page has four users, the second one three; the shares of all are all memory.
+        let total = kv.share_of_bytes() + others.iter().map(LayerKv::share_of_bytes).sum::<f64>();
+        let page = {
+            let mut page = LayerKv::new(kind, HEADS, HEAD_DIM);
+            page.reserve(PAGE);
+            page.bytes() as f64
+        };
+        // 0 to 255 once, 256 to 511 twice (the third one wrote there), 512 to 767 three times, 768 to 999 once.
+        assert_eq!(total.round(), 7.0 * page, "{kind}");
+        drop(others);
+        assert_eq!(kv.share_of_bytes(), kv.bytes() as f64);
+    }
 }

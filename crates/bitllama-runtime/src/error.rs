@@ -69,6 +69,9 @@ pub enum Error {
         /// Its range.
         expected: &'static str,
     },
+    /// A draft model with other tokens than the model that it is to guess for.
+    #[error("the tokenizers of model and draft differ: token `{0}` is not the same in both")]
+    Draft(String),
     /// Logits that are no numbers: the weights are damaged, or training diverged.
     #[error("the model's logits are not finite ({0})")]
     NotFinite(String),

@@ -8,8 +8,9 @@ use tokenizers::Tokenizer;
 
 use crate::Result;
 use crate::model::Decoder;
-use crate::sampling::{Sampler, Sampling};
+use crate::sampling::{Proposal, Sampler, Sampling};
 use crate::session::Session;
+use crate::speculate::Counts;
 use crate::text::{StopStrings, TextStream, encode, own_bos};
 
 /// The reason for the end of a generation.
@@ -58,8 +59,11 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// Prompt tokens run per second; of those that a session had computed before, none is counted.
     pub prompt_tokens_per_second: f64,
-    /// Generated tokens run per second, one at a time; the first one counts to the prompt. 0 if there was only one.
+    /// Generated tokens per second, without the first one, which counts to the prompt. 0 if there was only one.
     pub decode_tokens_per_second: f64,
+    /// How the draft fared, where the session has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft: Option<Counts>,
 }
 
 /// Continues `prompt`, and hands each piece of text to `on_text`.
@@ -93,12 +97,31 @@ pub fn generate(
     options: &GenerationOptions,
     on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    generate_with_draft(decoder, None, tokenizer, prompt, options, on_text)
+}
+
+/// As [`generate`], where a smaller model with the same tokenizer may guess tokens, which costs nothing but time where it is wrong
+/// ([`crate::speculate`]).
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_with_draft(
+    decoder: &Decoder,
+    draft: Option<&Decoder>,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    options: &GenerationOptions,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generation> {
     let mut prompt = encode(tokenizer, own_bos(tokenizer)?, prompt)?;
     if prompt.is_empty() {
         // Nothing to go on from but the token that begins texts.
         prompt.extend(decoder.config().bos_token_id);
     }
     let mut session = Session::new(decoder, prompt.len().saturating_add(options.max_tokens));
+    if let Some(draft) = draft {
+        session = session.with_draft(draft);
+    }
     generate_in(&mut session, tokenizer, &prompt, options, on_text)
 }
 
@@ -122,31 +145,62 @@ pub fn generate_in(
     let start = Instant::now();
     let mut text =
         Text { stream: TextStream::new(tokenizer, prompt), stops: StopStrings::new(&options.stop), all: String::new() };
-    let (mut tokens, mut steps) = (Vec::new(), 0);
-    let stop = loop {
-        if tokens.len() == options.max_tokens {
-            break Stop::MaxTokens;
-        }
-        if let Some(last) = tokens.last() {
-            if session.remaining() == 0 {
-                break Stop::ContextFull;
+    let mut speculation = session.speculation(&sampler);
+    let (vocab, ends) = (session.decoder().config().vocab_size, session.decoder().config().end_tokens());
+    let ends: Vec<u32> = ends.collect();
+    let (mut tokens, mut guesses, mut steps) = (Vec::<u32>::new(), Vec::<Proposal>::new(), 0);
+    let stop = 'text: loop {
+        // A row of logits behind each guess and the token before them; those after the first wrong guess are of another text.
+        let mut accepted = 0;
+        for (index, logits) in logits.chunks_exact(vocab).enumerate() {
+            if tokens.len() == options.max_tokens {
+                break 'text Stop::MaxTokens;
             }
-            logits = session.extend(&[*last])?;
-            steps += 1;
+            let guess = guesses.get(index);
+            let token = match guess {
+                Some(guess) => sampler.check_guess(logits, guess)?,
+                None => sampler.sample(logits)?,
+            };
+            if ends.contains(&token) {
+                break 'text Stop::EndOfText;
+            }
+            tokens.push(token);
+            if let Some(stop) = text.push(token, &mut on_text)? {
+                break 'text stop;
+            }
+            if guess.is_none_or(|guess| guess.token != token) {
+                break;
+            }
+            accepted += 1;
         }
-        let token = sampler.sample(&logits)?;
-        if session.decoder().config().end_tokens().any(|end| end == token) {
-            break Stop::EndOfText;
+        if steps > 0
+            && let Some(speculation) = &mut speculation
+        {
+            speculation.learn(&guesses, accepted);
         }
-        tokens.push(token);
-        if let Some(stop) = text.push(token, &mut on_text)? {
-            break stop;
+        let Some(last) = tokens.last().copied().filter(|_| tokens.len() < options.max_tokens) else {
+            break Stop::MaxTokens;
+        };
+        session.truncate(prompt.len() + tokens.len() - 1);
+        if session.remaining() == 0 {
+            break Stop::ContextFull;
         }
+        // Each pass gives a token beside the guesses.
+        let most = (options.max_tokens - tokens.len() - 1).min(session.remaining() - 1);
+        guesses = match &mut speculation {
+            Some(speculation) => session.guess(last, &sampler, speculation, most)?,
+            None => Vec::new(),
+        };
+        logits = session.extend_by_guesses(last, &guesses)?;
+        steps += 1;
     };
-    let decode_tokens_per_second = if steps == 0 { 0.0 } else { rate(steps, start) };
+    let draft = speculation.map(|speculation| speculation.counts());
+    // Each pass gives a token beside the guesses that it accepts.
+    let later = steps + draft.map_or(0, |draft| draft.accepted);
+    let decode_tokens_per_second = if steps == 0 { 0.0 } else { rate(later, start) };
     let (text, stop) = text.finish(stop, &mut on_text)?;
     let prompt_tokens = prompt.len();
-    Ok(Generation { text, tokens, stop, prompt_tokens, prompt_tokens_per_second, decode_tokens_per_second })
+    Ok(Generation { text, tokens, stop, prompt_tokens, prompt_tokens_per_second, decode_tokens_per_second, draft })
 }
 
 /// The text of a generation on its way out.

@@ -1,12 +1,9 @@
 //! Keys and values of the positions seen so far, so that a new token costs one position only.
 
 use bitllama_core::ModelConfig;
-use bitllama_kernels::kv::{KvKind, LayerKv};
+use bitllama_kernels::kv::{KvKind, LayerKv, most_stored};
 
 use crate::{Error, Result};
-
-/// Positions beyond twice its window that a layer may hold while tokens come one by one.
-const WINDOW_SLACK: usize = 272;
 
 /// Bytes of a key or value of one head.
 fn head_bytes(kind: KvKind, head_dim: usize) -> usize {
@@ -19,7 +16,8 @@ fn head_bytes(kind: KvKind, head_dim: usize) -> usize {
     }
 }
 
-/// Keys and values of one sequence. Memory grows with the sequence.
+/// Keys and values of one sequence. Memory grows with the sequence. A clone shares the memory of the positions so far, until one of
+/// the two changes them.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(crate) layers: Vec<LayerKv>,
@@ -74,7 +72,17 @@ impl KvCache {
         self.limit - self.len
     }
 
-    /// Bytes of memory held, those for positions to come included.
+    /// Its share of the memory of all caches, in bytes: memory that several share is divided among them.
+    pub fn share_of_bytes(&self) -> usize {
+        self.layers.iter().map(LayerKv::share_of_bytes).sum::<f64>().round() as usize
+    }
+
+    /// Whether the next position lies in memory that other caches share, which is copied then.
+    pub fn copies_next(&self) -> bool {
+        self.layers.iter().any(LayerKv::copies_next)
+    }
+
+    /// Bytes of memory held, those for positions to come and those shared included.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(LayerKv::bytes).sum()
     }
@@ -89,7 +97,7 @@ impl KvCache {
     pub fn bytes_for(config: &ModelConfig, kind: KvKind, positions: usize) -> usize {
         let per_layer = |index| {
             let window = config.window_of(config.arch.layer(index));
-            let stored = window.map_or(positions, |window| positions.min(2 * window + WINDOW_SLACK));
+            let stored = window.map_or(positions, |window| positions.min(most_stored(window)));
             stored * config.num_key_value_heads * 2 * head_bytes(kind, config.head_dim)
         };
         (0..config.num_hidden_layers).map(per_layer).sum()
@@ -102,7 +110,7 @@ impl KvCache {
         self.layers.iter_mut().for_each(|layer| layer.reserve(positions));
     }
 
-    /// Forgets all positions and keeps the memory.
+    /// Forgets all positions.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
@@ -112,7 +120,7 @@ impl KvCache {
         len >= self.len || self.layers.iter().all(|layer| layer.can_truncate(len))
     }
 
-    /// Forgets the positions from `len` on, if there are so many, and keeps the memory.
+    /// Forgets the positions from `len` on, if there are so many.
     ///
     /// # Panics
     /// If a layer with a window has forgotten what a token at `len` sees ([`KvCache::can_truncate`], [`KvCache::hold`]).

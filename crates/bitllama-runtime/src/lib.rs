@@ -9,6 +9,7 @@
 //! | [`kv_cache`] | keys and values of the positions seen so far |
 //! | [`session`] | a sequence that keeps what it has computed |
 //! | [`sampling`] | the choice of the next token |
+//! | [`speculate`] | tokens that a smaller model guesses and the model checks |
 //! | [`text`] | text to tokens and back, while they arrive |
 //! | [`mod@generate`] | text generation |
 //! | [`mod@generate_batch`] | several sequences in step, for corpora |
@@ -32,15 +33,16 @@ pub mod model;
 pub mod open;
 pub mod sampling;
 pub mod session;
+pub mod speculate;
 #[cfg(test)]
 mod testing;
 pub mod text;
 
 pub use error::{BoxError, Error, Result, one_line, short_quotations};
 pub use forward::Sequence;
-pub use generate::{Generation, GenerationOptions, Stop, generate, generate_in};
+pub use generate::{Generation, GenerationOptions, Stop, generate, generate_in, generate_with_draft};
 pub use kv_cache::KvCache;
 pub use model::{Decoder, LogitsOf, Settings};
 pub use open::{Opened, open, open_latent, open_quantized};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{Proposal, Sampler, Sampling};
 pub use session::Session;

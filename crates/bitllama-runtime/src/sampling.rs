@@ -1,5 +1,6 @@
 //! The choice of the next token.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use rand::{Rng, SeedableRng};
@@ -91,6 +92,17 @@ impl Sampling {
     }
 }
 
+/// A guess of the next token, drawn by a smaller model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proposal {
+    /// The token.
+    pub token: u32,
+    /// Its probability in the smaller model, before any temperature: how sure that one is.
+    pub confidence: f64,
+    /// Tokens that could have been drawn, with their probabilities; empty where there was no draw.
+    drawn_from: Vec<(u32, f64)>,
+}
+
 /// [`Sampling`] with its state, random numbers and the tokens so far: equal seeds, prompts and logits give equal tokens on every
 /// machine.
 #[derive(Debug, Clone)]
@@ -126,18 +138,34 @@ impl Sampler {
     /// # Errors
     /// [`Error::NotFinite`] if a logit is NaN or +∞, or none is finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let token = match self.sampling.keeps_logits() {
-            true => self.choose(logits)?,
-            false => {
-                argmax(logits)?;
-                let changed = self.changed(logits.to_vec());
-                self.choose(&changed)?
+        let (logits, top) = self.prepared(logits)?;
+        let token = match self.sampling.temperature {
+            0.0 => top,
+            _ => {
+                let mut candidates = Candidates::new(&self.sampling, &logits, top);
+                candidates.at(self.rng.random::<f64>() * candidates.total, |_| 0.0)
             }
         };
+        self.see(token);
+        Ok(token)
+    }
+
+    /// Logits after bias and penalties, and the likeliest token by them.
+    fn prepared<'a>(&self, logits: &'a [f32]) -> Result<(Cow<'a, [f32]>, u32)> {
+        let top = argmax(logits)?;
+        if self.sampling.keeps_logits() {
+            return Ok((logits.into(), top));
+        }
+        let changed = self.changed(logits.to_vec());
+        let top = argmax(&changed)?;
+        Ok((changed.into(), top))
+    }
+
+    /// Counts a token that was chosen.
+    fn see(&mut self, token: u32) {
         if !self.sampling.keeps_logits() {
             *self.seen.entry(token).or_default() += 1;
         }
-        Ok(token)
     }
 
     /// Logits after bias and penalties.
@@ -158,61 +186,209 @@ impl Sampler {
         logits
     }
 
-    fn choose(&mut self, logits: &[f32]) -> Result<u32> {
-        let top = argmax(logits)?;
-        if self.sampling.temperature == 0.0 {
-            return Ok(top as u32);
-        }
-        let (tokens, weights) = self.candidates(logits, logits[top]);
-        let mut left = self.rng.random::<f64>() * weights.iter().sum::<f64>();
-        let drawn = weights.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        });
-        // Rounding may leave a crumb after the last weight.
-        Ok(tokens[drawn.unwrap_or(weights.len() - 1)])
+    /// A sampler of guesses for this one: the same choice of tokens, other random numbers.
+    #[must_use]
+    pub fn for_guesses(&self) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.sampling.seed);
+        rng.set_stream(1);
+        Self { rng, ..self.clone() }
     }
 
-    /// The tokens that may be drawn, likeliest first, and a weight for each of the first ones, at least one: their probabilities over
-    /// that of the likeliest, whose logit is `max`.
-    fn candidates(&self, logits: &[f32], max: f32) -> (Vec<u32>, Vec<f64>) {
-        let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
-        let logit = |token: &u32| logits[*token as usize];
-        let likelier = |a: &u32, b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(b));
-        if let Some(k) = self.sampling.top_k.filter(|k| *k < tokens.len()) {
-            tokens.select_nth_unstable_by(k, likelier);
-            tokens.truncate(k);
+    /// Takes over the tokens that `other` has seen.
+    pub fn follow(&mut self, other: &Self) {
+        self.seen.clone_from(&other.seen);
+    }
+
+    /// Draws a guess from the logits of a smaller model, among its likeliest tokens: which distribution a guess comes from decides how
+    /// often it is accepted, not what comes out.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn guess(&mut self, logits: &[f32]) -> Result<Proposal> {
+        const GUESSED_AMONG: usize = 32;
+        let (logits, top) = self.prepared(logits)?;
+        let (token, drawn_from) = match self.sampling.temperature {
+            0.0 => (top, Vec::new()),
+            _ => {
+                let top_k = self.sampling.top_k.unwrap_or(GUESSED_AMONG).min(GUESSED_AMONG);
+                let narrow = Sampling { top_k: Some(top_k), ..self.sampling.clone() };
+                let mut candidates = Candidates::new(&narrow, &logits, top);
+                let token = candidates.at(self.rng.random::<f64>() * candidates.total, |_| 0.0);
+                (token, candidates.probabilities())
+            }
+        };
+        // All tokens further below the likeliest have a thousandth of its probability together, in vocabularies of today.
+        const NEGLIGIBLE: f32 = -20.0;
+        let below = |logit: f32| logit - logits[top as usize];
+        let counted = logits.iter().map(|logit| below(*logit)).filter(|below| *below > NEGLIGIBLE);
+        let confidence = f64::from(below(logits[token as usize]).exp() / counted.map(f32::exp).sum::<f32>());
+        self.see(token);
+        Ok(Proposal { token, confidence, drawn_from })
+    }
+
+    /// Chooses a token by its logits, as [`Sampler::sample`] does, where a guess is there: the chance of every token is the same as
+    /// without, and the guess is chosen as often as that allows (rejection sampling, Leviathan et al. 2023,
+    /// <https://arxiv.org/abs/2211.17192>, section 2.3). Without a temperature, the token is that of [`Sampler::sample`].
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn check_guess(&mut self, logits: &[f32], guess: &Proposal) -> Result<u32> {
+        if self.sampling.temperature == 0.0 {
+            return self.sample(logits);
         }
-        // Sorted in any case: a draw walks the tokens in an order that only logits decide.
-        tokens.sort_unstable_by(likelier);
-        let temperature = self.sampling.temperature as f64;
-        let mut weights: Vec<f64> = tokens.iter().map(|t| ((logit(t) - max) as f64 / temperature).exp()).collect();
-        if let Some(p) = self.sampling.top_p {
-            weights.truncate(nucleus(&weights, p as f64));
-        }
-        if let Some(p) = self.sampling.min_p {
-            let enough = weights.iter().take_while(|weight| **weight >= p as f64).count();
-            weights.truncate(enough.max(1));
-        }
-        (tokens, weights)
+        let (logits, top) = self.prepared(logits)?;
+        let mut candidates = Candidates::new(&self.sampling, &logits, top);
+        // A guess without a draw was certain.
+        let certain = [(guess.token, 1.0)];
+        let drawn_from = if guess.drawn_from.is_empty() { &certain[..] } else { &guess.drawn_from };
+        let guessed = |token: u32| drawn_from.iter().find(|(other, _)| *other == token).map_or(0.0, |(_, p)| *p);
+        let accepted = self.rng.random::<f64>() * guessed(guess.token) < candidates.probability(guess.token);
+        let token = if accepted {
+            guess.token
+        } else {
+            let common: f64 = drawn_from.iter().map(|(token, p)| p.min(candidates.probability(*token))).sum();
+            let point = self.rng.random::<f64>() * (1.0 - common) * candidates.total;
+            candidates.at(point, guessed)
+        };
+        self.see(token);
+        Ok(token)
     }
 }
 
-/// How many of the descending `weights` it takes to reach the share `p` of their sum: at least one.
-fn nucleus(weights: &[f64], p: f64) -> usize {
-    let goal = p * weights.iter().sum::<f64>();
-    let mut sum = 0.0;
-    let reached = weights.iter().position(|weight| {
-        sum += weight;
-        sum >= goal
-    });
-    reached.map_or(weights.len(), |index| index + 1)
+/// The tokens that may be drawn, likeliest first, sorted as far as somebody looks. Of equally likely tokens the lowest comes first.
+struct Candidates<'a> {
+    logits: &'a [f32],
+    /// Of these, the first `sorted` are in their places.
+    tokens: Vec<u32>,
+    sorted: usize,
+    /// The first so many may be drawn, at least one.
+    count: usize,
+    /// The largest logit.
+    max: f32,
+    temperature: f64,
+    /// Sum of the weights of those that may be drawn.
+    total: f64,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(sampling: &Sampling, logits: &'a [f32], top: u32) -> Self {
+        let max = logits[top as usize];
+        let tokens: Vec<u32> = (0..logits.len() as u32).collect();
+        let (count, temperature) = (tokens.len(), sampling.temperature as f64);
+        let mut all = Self { logits, tokens, sorted: 0, count, max, temperature, total: 0.0 };
+        if let Some(k) = sampling.top_k.filter(|k| *k < count) {
+            all.sort_to(k);
+            all.cut(k);
+        }
+        all.total = all.tokens.iter().map(|token| all.weight(*token)).sum();
+        if let Some(p) = sampling.top_p {
+            let goal = p as f64 * all.total;
+            let (mut sum, mut count) = (0.0, 0);
+            while count < all.count && (sum < goal || count == 0) {
+                sum += all.weight_at(count);
+                count += 1;
+            }
+            all.count = count;
+            all.total = sum;
+        }
+        if let Some(p) = sampling.min_p {
+            let (mut sum, mut count) = (all.weight_at(0), 1);
+            while count < all.count && all.weight_at(count) >= p as f64 {
+                sum += all.weight_at(count);
+                count += 1;
+            }
+            (all.count, all.total) = (count, sum);
+        }
+        all
+    }
+
+    /// The probability of a token over that of the likeliest.
+    fn weight(&self, token: u32) -> f64 {
+        ((self.logits[token as usize] - self.max) as f64 / self.temperature).exp()
+    }
+
+    fn weight_at(&mut self, rank: usize) -> f64 {
+        let token = self.ranked(rank);
+        self.weight(token)
+    }
+
+    fn likelier(&self, a: u32, b: u32) -> std::cmp::Ordering {
+        self.logits[b as usize].total_cmp(&self.logits[a as usize]).then(a.cmp(&b))
+    }
+
+    /// The token with so many likelier ones.
+    fn ranked(&mut self, rank: usize) -> u32 {
+        const FIRST: usize = 256;
+        if rank >= self.sorted {
+            // A draw rarely looks far.
+            self.sort_to((8 * self.sorted).clamp(FIRST, self.tokens.len().max(FIRST)).max(rank + 1));
+        }
+        self.tokens[rank]
+    }
+
+    /// Puts the first `end` tokens into their places.
+    fn sort_to(&mut self, end: usize) {
+        let mut tokens = std::mem::take(&mut self.tokens);
+        let rest = &mut tokens[self.sorted..];
+        let wanted = end - self.sorted;
+        if wanted < rest.len() {
+            rest.select_nth_unstable_by(wanted, |a, b| self.likelier(*a, *b));
+        }
+        let wanted = wanted.min(rest.len());
+        rest[..wanted].sort_unstable_by(|a, b| self.likelier(*a, *b));
+        self.sorted += wanted;
+        self.tokens = tokens;
+    }
+
+    fn cut(&mut self, count: usize) {
+        self.tokens.truncate(count);
+        self.count = count;
+    }
+
+    /// Whether a token may be drawn.
+    fn has(&mut self, token: u32) -> bool {
+        if self.count == self.logits.len() {
+            return true;
+        }
+        let last = self.ranked(self.count - 1);
+        token == last || self.likelier(token, last).is_lt()
+    }
+
+    /// The probability of a token in a draw.
+    fn probability(&mut self, token: u32) -> f64 {
+        if self.has(token) { self.weight(token) / self.total } else { 0.0 }
+    }
+
+    /// All tokens that may be drawn with their probabilities.
+    fn probabilities(&mut self) -> Vec<(u32, f64)> {
+        let ranked = (0..self.count).map(|rank| self.ranked(rank)).collect::<Vec<_>>();
+        ranked.into_iter().map(|token| (token, self.weight(token) / self.total)).collect()
+    }
+
+    /// The token at a point of the line on which each has a piece as long as its weight, or what is left of it without the
+    /// probability `taken`, likeliest first.
+    fn at(&mut self, point: f64, taken: impl Fn(u32) -> f64) -> u32 {
+        let (mut left, mut last) = (point, None);
+        for rank in 0..self.count {
+            let token = self.ranked(rank);
+            let piece = self.weight(token) - taken(token) * self.total;
+            if piece > 0.0 {
+                last = Some(token);
+                left -= piece;
+                if left < 0.0 {
+                    break;
+                }
+            }
+        }
+        // Rounding may leave a crumb after the last piece.
+        last.unwrap_or_else(|| self.ranked(0))
+    }
 }
 
 /// The lowest index of the largest logit.
-fn argmax(logits: &[f32]) -> Result<usize> {
+fn argmax(logits: &[f32]) -> Result<u32> {
     let (mut top, mut max) = (0, f32::NEG_INFINITY);
-    for (index, logit) in logits.iter().enumerate() {
+    for (index, logit) in (0..).zip(logits) {
         if logit.is_nan() {
             return Err(Error::NotFinite(format!("token {index} has NaN")));
         }
@@ -266,6 +442,78 @@ mod tests {
         assert_eq!(only(Sampling { top_p: Some(0.5), ..hot.clone() }), [1, 3]);
         assert_eq!(only(Sampling { top_p: Some(1e-9), ..hot.clone() }), [1]);
         assert_eq!(only(Sampling { top_k: Some(3), top_p: Some(1.0), ..hot }), [1, 2, 3]);
+    }
+
+    #[test]
+    fn guesses_change_no_probability() {
+        // Guesses of a quite different model, for all ways to cut, and one that could not be drawn at all.
+        let (target, draft) = ([2.0, 1.5, 0.0, -1.0, 1.4, -30.0], [0.0, 2.0, 1.0, 0.5, -2.0, 3.0]);
+        let warm = Sampling { temperature: 0.8, seed: 3, ..Sampling::default() };
+        for sampling in [
+            warm.clone(),
+            Sampling { top_k: Some(3), ..warm.clone() },
+            Sampling { top_p: Some(0.8), ..warm.clone() },
+            Sampling { min_p: Some(0.2), ..warm.clone() },
+            Sampling { logit_bias: vec![(0, -3.0), (3, 2.0)], ..warm.clone() },
+        ] {
+            let draws = 200_000;
+            let mut plain = Sampler::new(sampling.clone()).unwrap();
+            let mut checking = Sampler::new(Sampling { seed: 9, ..sampling.clone() }).unwrap();
+            let mut guessing = checking.for_guesses();
+            let (mut expected, mut found, mut accepted) = ([0.0; 6], [0.0; 6], 0);
+            for _ in 0..draws {
+                expected[plain.sample(&target).unwrap() as usize] += 1.0 / draws as f64;
+                let guess = guessing.guess(&draft).unwrap();
+                let token = checking.check_guess(&target, &guess).unwrap();
+                found[token as usize] += 1.0 / draws as f64;
+                accepted += usize::from(token == guess.token);
+            }
+            let difference = expected.iter().zip(&found).map(|(a, b): (&f64, &f64)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(difference < 0.006, "{sampling:?}: {expected:?} and {found:?}");
+            assert!(accepted > draws / 20 && accepted < draws, "{accepted}");
+        }
+        // The same model: every guess is accepted.
+        let mut checking = Sampler::new(warm).unwrap();
+        let mut guessing = checking.for_guesses();
+        for _ in 0..1000 {
+            let guess = guessing.guess(&target).unwrap();
+            assert_eq!(checking.check_guess(&target, &guess).unwrap(), guess.token);
+        }
+    }
+
+    #[test]
+    fn a_greedy_guess_is_the_likeliest_token_and_changes_nothing() {
+        let mut sampler = Sampler::new(Sampling { frequency_penalty: 2.5, ..Sampling::default() }).unwrap();
+        let mut guessing = sampler.for_guesses();
+        let logits = [1.0, 3.0, 2.0];
+        let mut guesses = Vec::new();
+        let mut tokens = Vec::new();
+        for _ in 0..4 {
+            guessing.follow(&sampler);
+            let guess = guessing.guess(&logits).unwrap();
+            tokens.push(sampler.check_guess(&[1.0, 3.0, 2.5], &guess).unwrap());
+            guesses.push(guess.token);
+            assert!(guess.confidence > 0.3 && guess.confidence < 1.0, "{}", guess.confidence);
+        }
+        let mut plain = Sampler::new(Sampling { frequency_penalty: 2.5, ..Sampling::default() }).unwrap();
+        let expected: Vec<u32> = (0..4).map(|_| plain.sample(&[1.0, 3.0, 2.5]).unwrap()).collect();
+        assert_eq!((tokens, guesses), (expected, vec![1, 2, 0, 1]));
+    }
+
+    #[test]
+    fn draws_look_as_far_as_they_must() {
+        // A flat distribution over many tokens, drawn from its end too.
+        let logits: Vec<f32> = (0..5000).map(|i| ((i * 7919) % 5003) as f32 * 1e-4).collect();
+        let sampling = Sampling { temperature: 1.0, seed: 4, ..Sampling::default() };
+        let mut candidates = Candidates::new(&sampling, &logits, argmax(&logits).unwrap());
+        let mut sorted: Vec<u32> = (0..5000).collect();
+        sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        for rank in [0, 255, 256, 257, 3000, 4999, 1] {
+            assert_eq!(candidates.ranked(rank), sorted[rank]);
+        }
+        let total = candidates.total;
+        assert_eq!(candidates.at(total * 0.999_999_9, |_| 0.0), sorted[4999]);
+        assert_eq!(candidates.at(0.0, |_| 0.0), sorted[0]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A sequence whose computed positions are kept from one generation to the next.
 
 use crate::model::{Decoder, LogitsOf};
+use crate::sampling::{Proposal, Sampler};
+use crate::speculate::{Guessing, Speculation, guess};
 use crate::{Error, KvCache, Result};
 
 /// Tokens of a prompt that run at once: bounds the memory of activations, and is enough to keep the cores busy.
@@ -13,12 +15,34 @@ pub struct Session<'a> {
     cache: KvCache,
     /// Tokens of the positions in the cache.
     tokens: Vec<u32>,
+    draft: Option<Draft<'a>>,
+}
+
+/// A model that guesses tokens, and its keys and values of the beginning of the same text.
+#[derive(Debug)]
+struct Draft<'a> {
+    decoder: &'a Decoder,
+    cache: KvCache,
 }
 
 impl<'a> Session<'a> {
     /// An empty session for texts of at most so many positions, see [`Decoder::new_cache_for`].
     pub fn new(decoder: &'a Decoder, positions: usize) -> Self {
-        Self { decoder, cache: decoder.new_cache_for(positions), tokens: Vec::new() }
+        Self { decoder, cache: decoder.new_cache_for(positions), tokens: Vec::new(), draft: None }
+    }
+
+    /// The same session with a smaller model that guesses tokens ([`crate::speculate`]), whose tokenizer must be that of the model
+    /// ([`check_draft`](crate::speculate::check_draft)).
+    #[must_use]
+    pub fn with_draft(self, draft: &'a Decoder) -> Self {
+        let cache = draft.new_cache_for(self.cache.len() + self.cache.remaining());
+        Self { draft: Some(Draft { decoder: draft, cache }), ..self }
+    }
+
+    /// What is learned of its draft in a text whose tokens `sampler` chooses, if it has one.
+    pub fn speculation(&self, sampler: &Sampler) -> Option<Speculation> {
+        let draft = self.draft.as_ref()?;
+        Some(Speculation::new(self.decoder, draft.decoder, sampler))
     }
 
     /// The decoder that computes.
@@ -47,16 +71,14 @@ impl<'a> Session<'a> {
         // The last token is computed in any case: its logits are wanted.
         let shared = before.iter().zip(&self.tokens).take_while(|(new, old)| new == old).count();
         let kept = if self.cache.can_truncate(shared) { shared } else { 0 };
-        self.cache.truncate(kept);
-        self.tokens.truncate(kept);
+        self.truncate(kept);
         let limit = self.cache.len() + self.cache.remaining();
         let logits = match tokens.len() <= limit {
             true => self.extend(&tokens[kept..]),
             false => Err(Error::Context { positions: tokens.len(), limit }),
         };
         if logits.is_err() {
-            self.cache.clear();
-            self.tokens.clear();
+            self.truncate(0);
         }
         Ok((logits?, tokens.len() - kept))
     }
@@ -74,6 +96,54 @@ impl<'a> Session<'a> {
             logits = self.decoder.forward(batch, &mut self.cache, wanted)?;
             self.tokens.extend(batch);
         }
+        Ok(logits)
+    }
+
+    /// Forgets the tokens from `len` on, if there are so many. Layers with a window must not have forgotten what is seen from there:
+    /// those of the last [`Session::extend`] can always be taken back.
+    pub fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+        self.tokens.truncate(len);
+        if let Some(Draft { cache, .. }) = &mut self.draft
+            && cache.len() > len
+        {
+            cache.truncate(if cache.can_truncate(len) { len } else { 0 });
+        }
+    }
+
+    /// Guesses of the draft, `most` at most, what follows the tokens so far and `next`. None without a draft.
+    ///
+    /// # Errors
+    /// As [`Session::extend`], of the draft.
+    pub fn guess(
+        &mut self,
+        next: u32,
+        sampler: &Sampler,
+        speculation: &mut Speculation,
+        most: usize,
+    ) -> Result<Vec<Proposal>> {
+        let Some(Draft { decoder, cache }) = &mut self.draft else { return Ok(Vec::new()) };
+        // As much of the text as the draft has not read yet, but for what runs with the first guess.
+        while self.tokens.len() > cache.len() + PROMPT_BATCH && cache.remaining() > PROMPT_BATCH {
+            let first = cache.len();
+            decoder.forward(&self.tokens[first..first + PROMPT_BATCH], cache, LogitsOf::From(PROMPT_BATCH))?;
+        }
+        self.tokens.push(next);
+        let text = Guessing { tokens: &self.tokens, cache, sampler, speculation, most };
+        let guesses = guess(decoder, &mut [text]);
+        self.tokens.pop();
+        Ok(guesses?.pop().unwrap_or_default())
+    }
+
+    /// Appends `next` and guesses of what follows it, and returns the logits behind each of them, `[1 + guesses, vocab_size]`.
+    /// [`Session::truncate`] takes back guesses that were wrong.
+    ///
+    /// # Errors
+    /// As [`Session::extend`].
+    pub fn extend_by_guesses(&mut self, next: u32, guesses: &[Proposal]) -> Result<Vec<f32>> {
+        let tokens: Vec<u32> = std::iter::once(next).chain(guesses.iter().map(|guess| guess.token)).collect();
+        let logits = self.decoder.forward(&tokens, &mut self.cache, LogitsOf::All)?;
+        self.tokens.extend(tokens);
         Ok(logits)
     }
 }

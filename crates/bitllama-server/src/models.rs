@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitllama_chat::ChatTemplate;
-use bitllama_runtime::{Opened, Settings};
+use bitllama_runtime::{Decoder, Opened, Settings};
 use bitllama_structured::{Family, family_of};
 
 use crate::engine::{Engine, Limits};
@@ -24,13 +24,20 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts the engine of a model.
+    /// Starts the engine of a model, whose tokens a `draft` with the same tokenizer may guess.
     ///
     /// # Errors
     /// A chat template that cannot be compiled.
-    pub fn start(id: String, model: Opened, settings: Settings, limits: Limits) -> bitllama_chat::Result<Self> {
+    pub fn start(
+        id: String,
+        model: Opened,
+        draft: Option<Decoder>,
+        settings: Settings,
+        limits: Limits,
+    ) -> bitllama_chat::Result<Self> {
         let template = ChatTemplate::from_files(|name| model.companions.get(name))?;
-        let engine = Engine::start(model.decoder.with_settings(settings), model.tokenizer, limits);
+        let draft = draft.map(|draft| draft.with_settings(settings.clone()));
+        let engine = Engine::start(model.decoder.with_settings(settings), model.tokenizer, draft, limits);
         let family = family_of(template.as_ref().map_or("", ChatTemplate::source));
         Ok(Self { id, engine, template, family, created: now() })
     }

@@ -10,8 +10,8 @@ use half::f16;
 use crate::operators::exp_lanes;
 use crate::simd::{LANES, Nibbles, Simd};
 
-/// Positions of a tile: what one softmax step takes.
-pub(super) const TILE: usize = 256;
+/// Positions of a tile, which one softmax step takes: a page.
+pub(super) const TILE: usize = crate::kv::PAGE;
 
 /// How far ahead of their use keys (in blocks) and values (in positions) are asked for, as measured.
 const BLOCKS_AHEAD: usize = 4;

@@ -1,4 +1,4 @@
-//! The numbers of one head's keys, or of its values, in each kind of storage. Positions count from the first one stored.
+//! The numbers of one head's keys, or of its values, in a page, in each kind of storage. Positions count from the start of the page.
 
 use bitllama_core::Activation;
 use bitllama_core::activation::steps;
@@ -11,7 +11,7 @@ use crate::activations::{largest_magnitude, nearest};
 use crate::aligned::Aligned;
 use crate::simd::{LANES, Nibbles, nibble_place};
 
-/// Storage of one head's keys, or of its values.
+/// Storage of one head's keys, or of its values, of a page.
 #[derive(Debug, Clone)]
 pub(super) enum Numbers {
     F32(Aligned<f32>),
@@ -77,27 +77,6 @@ impl Numbers {
         }
     }
 
-    /// Moves the positions `from .. to`, of `elements` each, to the front; both are whole blocks of [`LANES`]. Memory for more than
-    /// `room` positions goes back.
-    pub(super) fn drop_before(&mut self, from: usize, to: usize, elements: usize, room: usize) {
-        match self {
-            Self::F32(data) => data.drop_before(from * elements, to * elements, room * elements),
-            Self::Wide(data, first) => {
-                data.drop_before(from * elements, to * elements, room * elements);
-                *first = first.saturating_sub(from);
-            }
-            Self::F16(data) => data.drop_before(from * elements, to * elements, room * elements),
-            Self::Int8(codes, scales) => {
-                codes.drop_before(from * elements, to * elements, room * elements);
-                scales.drop_before(from, to, room);
-            }
-            Self::Int4(codes, scales) => {
-                codes.drop_before(from * elements / LANES, to * elements / LANES, room * elements / LANES);
-                scales.drop_before(from, to, room);
-            }
-        }
-    }
-
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::F32(data) | Self::Wide(data, _) => data.bytes(),
@@ -154,10 +133,15 @@ impl Numbers {
         }
     }
 
+    /// Whether [`Numbers::truncate`] would change the storage: positions that are forgotten asked for `f32`.
+    pub(super) fn is_wider_than_needed(&self, len: usize) -> bool {
+        matches!(self, Self::Wide(_, from) if len <= *from)
+    }
+
     /// Forgets the positions from `len` on: what they asked for is asked for no more.
     pub(super) fn truncate(&mut self, len: usize) {
-        if let Self::Wide(data, from) = self
-            && len <= *from
+        if self.is_wider_than_needed(len)
+            && let Self::Wide(data, _) = self
         {
             *self = Self::F16(narrowed(data));
         }

@@ -16,6 +16,8 @@ pub struct Metrics {
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     generated_tokens: AtomicU64,
+    guessed_tokens: AtomicU64,
+    accepted_tokens: AtomicU64,
     first_tokens: AtomicU64,
     /// Microseconds from submission to the first token, summed over `first_tokens` requests.
     first_token_micros: AtomicU64,
@@ -66,6 +68,11 @@ impl Metrics {
         self.busy_micros.fetch_add(took.as_micros() as u64, Relaxed);
     }
 
+    pub(super) fn guesses(&self, guessed: usize, accepted: usize) {
+        self.guessed_tokens.fetch_add(guessed as u64, Relaxed);
+        self.accepted_tokens.fetch_add(accepted as u64, Relaxed);
+    }
+
     pub(super) fn state(&self, running: usize, kv_bytes: usize) {
         self.running.store(running, Relaxed);
         self.kv_bytes.store(kv_bytes, Relaxed);
@@ -87,6 +94,8 @@ impl Metrics {
             ("bitllama_prompt_tokens_total", counter(&self.prompt_tokens)),
             ("bitllama_prompt_tokens_cached_total", counter(&self.cached_tokens)),
             ("bitllama_generated_tokens_total", counter(&self.generated_tokens)),
+            ("bitllama_draft_tokens_total", counter(&self.guessed_tokens)),
+            ("bitllama_draft_tokens_accepted_total", counter(&self.accepted_tokens)),
             ("bitllama_time_to_first_token_seconds_sum", seconds(&self.first_token_micros)),
             ("bitllama_time_to_first_token_seconds_count", counter(&self.first_tokens)),
             ("bitllama_busy_seconds_total", seconds(&self.busy_micros)),

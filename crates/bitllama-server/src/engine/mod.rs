@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `scheduler` | which tokens of which requests run in the next pass |
 //! | `slot` | a request in progress |
-//! | `prefix` | keys and values of prompts, kept for the next request that begins the same way |
+//! | `positions` | keys and values of a text, in the model and in its draft |
+//! | `prefix` | those of prompts, kept for the next request that begins the same way |
 //! | `logprobs` | logarithms of probabilities that answers have |
 //! | `metrics` | counters for `/metrics` |
 
 mod logprobs;
 mod metrics;
+mod positions;
 mod prefix;
 mod scheduler;
 mod slot;
@@ -21,13 +23,14 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use bitllama_runtime::{Decoder, GenerationOptions, KvCache, Stop};
+use bitllama_runtime::{Decoder, GenerationOptions, Stop};
 use bitllama_structured::{Constraint, Tools, Vocabulary};
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub use logprobs::TokenLogprob;
 pub use metrics::Metrics;
+use positions::Positions;
 
 /// A text to continue.
 #[derive(Clone)]
@@ -167,6 +170,8 @@ pub struct Engine {
 /// The parts of a model that threads share.
 pub(crate) struct Model {
     pub decoder: Decoder,
+    /// A smaller model of the same tokens that guesses what follows.
+    pub draft: Option<Decoder>,
     pub tokenizer: Arc<Tokenizer>,
     /// Made when the first request needs it, in a second or so.
     pub vocabulary: OnceLock<bitllama_structured::Result<Arc<Vocabulary>>>,
@@ -184,9 +189,10 @@ impl Model {
 }
 
 impl Engine {
-    /// Starts the thread of a model.
-    pub fn start(decoder: Decoder, tokenizer: Tokenizer, limits: Limits) -> Self {
-        let model = Arc::new(Model { decoder, tokenizer: Arc::new(tokenizer), vocabulary: OnceLock::new() });
+    /// Starts the thread of a model, whose tokens a `draft` with the same tokenizer may guess.
+    pub fn start(decoder: Decoder, tokenizer: Tokenizer, draft: Option<Decoder>, limits: Limits) -> Self {
+        let (tokenizer, vocabulary) = (Arc::new(tokenizer), OnceLock::new());
+        let model = Arc::new(Model { decoder, draft, tokenizer, vocabulary });
         let (metrics, abort) = (Arc::new(Metrics::default()), Arc::new(AtomicBool::new(false)));
         let (sender, receiver) = mpsc::channel();
         let scheduler = scheduler::Scheduler::new(Arc::clone(&model), limits, Arc::clone(&metrics), Arc::clone(&abort));
@@ -251,7 +257,7 @@ impl Engine {
         // The last token needs no position: nothing is computed from it.
         request.options.max_tokens = request.options.max_tokens.min(context - prompt + 1);
         let positions = prompt + request.options.max_tokens;
-        let needed = bytes_of(&self.model.decoder, positions);
+        let needed = Positions::bytes_for(&self.model, positions);
         if needed > self.limits.kv_bytes {
             self.metrics.refuse();
             return Err(Refused::Memory { positions, needed, budget: self.limits.kv_bytes });
@@ -279,9 +285,4 @@ impl Drop for Engine {
         self.abort();
         self.drain();
     }
-}
-
-/// Bytes of keys and values of a sequence of so many positions, as they are reserved.
-fn bytes_of(decoder: &Decoder, positions: usize) -> usize {
-    KvCache::bytes_for(decoder.config(), decoder.kv(), positions)
 }

@@ -1,8 +1,8 @@
 //! Keys and values of texts that were computed, kept for the next request that begins the same way.
 
-use bitllama_runtime::KvCache;
+use super::positions::Positions;
 
-/// Texts with their caches, the least recently used first to go.
+/// Texts with their positions, the least recently used first to go.
 #[derive(Default)]
 pub(super) struct Prefixes {
     entries: Vec<Entry>,
@@ -10,13 +10,13 @@ pub(super) struct Prefixes {
 }
 
 struct Entry {
-    /// The tokens of the positions in `cache`.
+    /// The tokens of the positions.
     tokens: Vec<u32>,
-    cache: KvCache,
+    positions: Positions,
     used: u64,
 }
 
-/// Shared tokens below which a copy is not worth it.
+/// Shared tokens below which it is not worth it.
 const LEAST: usize = 16;
 
 impl Prefixes {
@@ -25,15 +25,15 @@ impl Prefixes {
         self.best(tokens).map_or(0, |(_, shared)| shared)
     }
 
-    /// A copy of the positions that the longest beginning of `tokens` has, all but the last token's at most.
-    pub fn take(&mut self, tokens: &[u32]) -> Option<KvCache> {
+    /// The positions of the longest beginning of `tokens` that is kept, all but the last token's at most; their memory stays shared.
+    pub fn take(&mut self, tokens: &[u32]) -> Option<Positions> {
         let (index, shared) = self.best(tokens)?;
         self.clock += 1;
         let entry = &mut self.entries[index];
         entry.used = self.clock;
-        let mut cache = entry.cache.clone();
-        cache.truncate(shared);
-        Some(cache)
+        let mut positions = entry.positions.clone();
+        positions.truncate(shared);
+        Some(positions)
     }
 
     fn best(&self, tokens: &[u32]) -> Option<(usize, usize)> {
@@ -41,25 +41,25 @@ impl Prefixes {
         let most = tokens.len().saturating_sub(1);
         let of = |(index, entry): (usize, &Entry)| {
             let shared = common(&entry.tokens, &tokens[..most]);
-            (shared >= LEAST && entry.cache.can_truncate(shared)).then_some((index, shared))
+            (shared >= LEAST && entry.positions.can_truncate(shared)).then_some((index, shared))
         };
         self.entries.iter().enumerate().filter_map(of).max_by_key(|(_, shared)| *shared)
     }
 
     /// Keeps the positions of a text.
-    pub fn keep(&mut self, mut tokens: Vec<u32>, cache: KvCache) {
-        tokens.truncate(cache.len());
+    pub fn keep(&mut self, mut tokens: Vec<u32>, positions: Positions) {
+        tokens.truncate(positions.len());
         if tokens.len() < LEAST || self.entries.iter().any(|entry| entry.tokens.starts_with(&tokens)) {
             return;
         }
         self.entries.retain(|entry| !tokens.starts_with(&entry.tokens));
         self.clock += 1;
-        self.entries.push(Entry { tokens, cache, used: self.clock });
+        self.entries.push(Entry { tokens, positions, used: self.clock });
     }
 
-    /// Bytes of all caches.
-    pub fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.cache.bytes()).sum()
+    /// Their share of the bytes of all texts.
+    pub fn share_of_bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.positions.share_of_bytes()).sum()
     }
 
     /// Forgets the text that was not used for the longest time. Says whether there was one.

@@ -6,20 +6,20 @@
 //! lose their positions and compute them again later.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use bitllama_runtime::speculate::guess;
 use bitllama_runtime::{Error, LogitsOf, Sequence};
 use rayon::prelude::*;
 
 use super::metrics::Metrics;
 use super::prefix::{Prefixes, common};
-use super::slot::{Next, Slot, Taken};
-use super::{Job, Limits, Model, bytes_of};
+use super::slot::{Next, Part, Slot, Taken};
+use super::{Job, Limits, Model, Positions};
 
 /// Positions by which memory for keys and values grows.
 const GROWTH: usize = 256;
@@ -65,7 +65,7 @@ impl Scheduler {
                 failed.iter().for_each(|slot| slot.fail("a pass over the weights failed".into()));
                 self.prefixes = Prefixes::default();
             }
-            let bytes = self.running.iter().map(Slot::bytes).sum::<usize>() + self.prefixes.bytes();
+            let bytes = self.bytes();
             self.metrics.state(self.running.len(), bytes);
         }
     }
@@ -120,14 +120,17 @@ impl Scheduler {
                 next += 1;
                 continue;
             }
-            let tokens = self.waiting[next].tokens.len();
-            if !self.make_room(bytes_of(&self.model.decoder, tokens + GROWTH), self.running.is_empty()) {
+            let slot = &self.waiting[next];
+            let (tokens, most) = (slot.tokens.len(), slot.most_positions());
+            // Held from here on, whatever is forgotten to make room.
+            let kept = if slot.may_share() { self.prefixes.take(&slot.tokens) } else { None };
+            let cached = kept.as_ref().map_or(0, Positions::len);
+            let needed = Positions::bytes_for(&self.model, tokens - cached + GROWTH);
+            if !self.make_room(needed, self.running.is_empty()) {
                 return;
             }
             let Some(mut slot) = self.waiting.remove(next) else { return };
-            let kept = if slot.may_share() { self.prefixes.take(&slot.tokens) } else { None };
-            let cached = kept.as_ref().map_or(0, |cache| cache.len());
-            slot.start(kept.unwrap_or_else(|| self.model.decoder.new_cache_for(slot.most_positions())));
+            slot.start(kept.unwrap_or_else(|| Positions::new(&self.model, most)));
             self.metrics.dequeue();
             self.metrics.prompt(slot.tokens.len() - cached, cached);
             self.running.push(slot);
@@ -145,10 +148,14 @@ impl Scheduler {
         self.running.iter().any(|other| other.pending() > 1 && soon(other) >= there + WORTH_WAITING)
     }
 
+    /// Bytes of all keys and values.
+    fn bytes(&self) -> usize {
+        self.running.iter().map(Slot::share_of_bytes).sum::<usize>() + self.prefixes.share_of_bytes()
+    }
+
     /// Forgets prefixes until so many more bytes fit into the budget. Says whether they do; `at_least_one` takes them in any case.
     fn make_room(&mut self, bytes: usize, at_least_one: bool) -> bool {
-        let running: usize = self.running.iter().map(Slot::bytes).sum();
-        while running + self.prefixes.bytes() + bytes > self.limits.kv_bytes {
+        while self.bytes() + bytes > self.limits.kv_bytes {
             if !self.prefixes.forget_one() {
                 return at_least_one;
             }
@@ -160,21 +167,25 @@ impl Scheduler {
     fn grow(&mut self, wanted: &mut Vec<usize>) {
         let mut index = 0;
         while index < self.running.len() {
-            let positions = self.running[index].computed() + wanted[index];
-            let grown = positions.next_multiple_of(GROWTH).min(self.running[index].most_positions().max(positions));
-            let before = self.running[index].bytes();
-            let after = bytes_of(&self.model.decoder, grown);
-            if after > before && !self.make_room(after - before, self.running.len() == 1) {
+            let slot = &self.running[index];
+            let positions = slot.computed() + wanted[index];
+            let grown = positions.next_multiple_of(GROWTH).min(slot.most_positions().max(positions));
+            let copied = slot.positions.as_ref().is_some_and(Positions::copies_next);
+            let copied = if copied { Positions::bytes_for(&self.model, GROWTH) } else { 0 };
+            let (before, after) =
+                (slot.positions.as_ref().map_or(0, Positions::bytes), Positions::bytes_for(&self.model, grown));
+            let more = after.saturating_sub(before) + copied;
+            if more > 0 && !self.make_room(more, self.running.len() == 1) {
                 if let Some(mut slot) = self.running.pop() {
                     wanted.pop();
-                    slot.cache = None;
+                    slot.positions = None;
                     self.metrics.requeue();
                     self.waiting.push_front(slot);
                 }
                 continue;
             }
-            if let Some(cache) = &mut self.running[index].cache {
-                cache.reserve(grown);
+            if let Some(positions) = &mut self.running[index].positions {
+                positions.reserve(grown);
             }
             index += 1;
         }
@@ -197,52 +208,81 @@ impl Scheduler {
             return;
         }
         let start = Instant::now();
-        let plans: Vec<(Range<usize>, LogitsOf)> =
-            self.running.iter().zip(&wanted).map(|(slot, most)| slot.wanted(*most)).collect();
-        let logits = self.forward(&plans);
-        let logits = match logits {
-            Ok(logits) => logits,
+        let computed = self.guess().and_then(|()| {
+            let parts: Vec<Part> = self.running.iter().zip(&wanted).map(|(slot, most)| slot.wanted(*most)).collect();
+            let logits = self.forward(&parts)?;
+            Ok((parts, logits))
+        });
+        let (parts, logits) = match computed {
+            Ok(computed) => computed,
             Err(error) => {
                 let error = error.to_string();
                 let failed = std::mem::take(&mut self.running);
                 return failed.iter().for_each(|slot| slot.fail(error.clone()));
             }
         };
-        let taken = self.distribute(plans, &logits);
+        let taken = self.distribute(parts, &logits);
         self.finish(taken, start.elapsed());
     }
 
-    fn forward(&mut self, plans: &[(Range<usize>, LogitsOf)]) -> Result<Vec<f32>, Error> {
+    /// Lets the model's draft, if there is one, read what it has not read, a chunk at a time as the model does, and guess the next tokens
+    /// of texts that it has read.
+    fn guess(&mut self) -> Result<(), Error> {
+        let model = Arc::clone(&self.model);
+        let Some(draft) = &model.draft else { return Ok(()) };
+        let mut left = self.limits.chunk;
+        let mut unread = Vec::new();
+        for slot in self.running.iter_mut().filter(|slot| slot.pending() == 1) {
+            if let Some((tokens, cache)) = slot.unread(left) {
+                left -= tokens.len();
+                unread.push(Sequence { tokens, cache, logits: LogitsOf::From(tokens.len()) });
+            }
+        }
+        draft.forward_batch(&mut unread)?;
+        let (mut slots, mut texts) = (Vec::new(), Vec::new());
+        for (index, slot) in self.running.iter_mut().enumerate() {
+            if slot.unread(usize::MAX).is_none()
+                && let Some(text) = slot.guessing()
+            {
+                slots.push(index);
+                texts.push(text);
+            }
+        }
+        let guesses = guess(draft, &mut texts)?;
+        slots.into_iter().zip(guesses).for_each(|(index, guesses)| self.running[index].set_guesses(guesses));
+        Ok(())
+    }
+
+    fn forward(&mut self, parts: &[Part]) -> Result<Vec<f32>, Error> {
         let mut batch = Vec::new();
-        for (slot, (tokens, logits)) in self.running.iter_mut().zip(plans) {
-            let Slot { tokens: all, cache, .. } = slot;
-            if let Some(cache) = cache.as_mut().filter(|_| !tokens.is_empty()) {
-                batch.push(Sequence { tokens: &all[tokens.clone()], cache, logits: *logits });
+        for (slot, Part { input, logits, .. }) in self.running.iter_mut().zip(parts) {
+            if let Some(positions) = slot.positions.as_mut().filter(|_| !input.is_empty()) {
+                batch.push(Sequence { tokens: input, cache: &mut positions.model, logits: *logits });
             }
         }
         self.model.decoder.forward_batch(&mut batch)
     }
 
     /// Gives each slot its logits; slots choose their tokens side by side.
-    fn distribute(&mut self, plans: Vec<(Range<usize>, LogitsOf)>, logits: &[f32]) -> Vec<Taken> {
+    fn distribute(&mut self, parts: Vec<Part>, logits: &[f32]) -> Vec<Taken> {
         let (model, vocab) = (&self.model, self.model.decoder.config().vocab_size);
         let mut rest = logits;
-        let parts: Vec<(Range<usize>, &[f32])> = plans
+        let parts: Vec<(Part, &[f32])> = parts
             .into_iter()
-            .map(|(tokens, wanted)| {
-                let rows = match wanted {
-                    LogitsOf::All => tokens.len(),
-                    LogitsOf::From(from) => tokens.len().saturating_sub(from),
-                    LogitsOf::Last => tokens.len().min(1),
+            .map(|part| {
+                let rows = match part.logits {
+                    LogitsOf::All => part.input.len(),
+                    LogitsOf::From(from) => part.input.len().saturating_sub(from),
+                    LogitsOf::Last => part.input.len().min(1),
                 };
                 let (own, others) = rest.split_at(rows * vocab);
                 rest = others;
-                (tokens, own)
+                (part, own)
             })
             .collect();
-        let take = |(slot, (tokens, logits)): (&mut Slot, (Range<usize>, &[f32]))| match tokens.is_empty() {
-            true => Taken { next: Ok(Next::Prompt), events: Vec::new() },
-            false => slot.take(tokens, logits, model),
+        let take = |(slot, (part, logits)): (&mut Slot, (Part, &[f32]))| match part.range.is_empty() {
+            true => Taken { next: Ok(Next::Prompt), events: Vec::new(), accepted: None },
+            false => slot.take(&part, logits, model),
         };
         self.running.par_iter_mut().zip(parts).map(take).collect()
     }
@@ -250,12 +290,15 @@ impl Scheduler {
     /// Tells what came out, and keeps the positions of what is over for texts that begin the same way.
     fn finish(&mut self, taken: Vec<Taken>, took: Duration) {
         let (mut generated, mut going) = (0, Vec::with_capacity(self.running.len()));
-        for (mut slot, Taken { next, events }) in std::mem::take(&mut self.running).into_iter().zip(taken) {
+        for (mut slot, Taken { next, events, accepted }) in std::mem::take(&mut self.running).into_iter().zip(taken) {
             let is_new = events.iter().any(|event| matches!(event, super::Event::Prompt(_)));
             if is_new {
                 self.metrics.first_token(slot.age());
             }
-            generated += usize::from(events.iter().any(|event| matches!(event, super::Event::Token(_))));
+            generated += events.iter().filter(|event| matches!(event, super::Event::Token(_))).count();
+            if let Some((guessed, accepted)) = accepted {
+                self.metrics.guesses(guessed, accepted);
+            }
             slot.tell(events);
             match next {
                 Err(error) => slot.fail(error),
@@ -274,22 +317,22 @@ impl Scheduler {
 
     /// Keeps the positions of a finished request.
     fn keep(&mut self, slot: &mut Slot) {
-        if let Some(cache) = slot.cache.take() {
-            self.prefixes.keep(std::mem::take(&mut slot.tokens), cache);
+        if let Some(positions) = slot.positions.take() {
+            self.prefixes.keep(std::mem::take(&mut slot.tokens), positions);
         }
         self.make_room(0, true);
     }
 
-    /// Keeps a copy of the positions of a prompt, if another request waits for them.
+    /// Keeps the positions of a prompt, if another request waits for them.
     fn keep_prompt(&mut self, slot: &Slot) {
         let awaited = |other: &Slot| {
             other.may_share()
                 && common(&other.tokens, &slot.tokens) >= self.prefixes.shared(&other.tokens) + WORTH_WAITING
         };
         if self.waiting.iter().any(awaited)
-            && let Some(cache) = &slot.cache
+            && let Some(positions) = &slot.positions
         {
-            self.prefixes.keep(slot.tokens.clone(), cache.clone());
+            self.prefixes.keep(slot.tokens.clone(), positions.clone());
         }
     }
 }

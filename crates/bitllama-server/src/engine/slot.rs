@@ -1,16 +1,19 @@
 //! A request in progress.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bitllama_runtime::speculate::{Guessing, Speculation};
 use bitllama_runtime::text::{StopStrings, TextStream};
-use bitllama_runtime::{Error, KvCache, LogitsOf, Sampler, Stop};
+use bitllama_runtime::{Error, LogitsOf, Proposal, Sampler, Stop};
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Done, Event, Generated, Job, Model, Prompt, Request, TokenLogprob};
+use super::{Done, Event, Generated, Job, Model, Positions, Prompt, Request, TokenLogprob};
 
-/// A request, its tokens so far, and keys and values of those that are computed. A slot whose cache was taken away computes its
+/// A request, its tokens so far, and keys and values of those that are computed. A slot whose positions were taken away computes its
 /// tokens anew and goes on.
 pub(super) struct Slot {
     request: Request,
@@ -19,8 +22,12 @@ pub(super) struct Slot {
     /// Prompt and generated tokens.
     pub tokens: Vec<u32>,
     /// Keys and values of the first tokens; none while the request waits.
-    pub cache: Option<KvCache>,
+    pub positions: Option<Positions>,
     sampler: Sampler,
+    /// What was learned of the model's draft, if it has one.
+    speculation: Option<Speculation>,
+    /// Guesses of what follows the tokens, checked in the next pass.
+    guesses: Vec<Proposal>,
     stream: Option<TextStream<Arc<Tokenizer>>>,
     stops: StopStrings,
     /// The event for when the prompt is computed; none once it was.
@@ -46,8 +53,10 @@ impl Slot {
         };
         let stream = Some(TextStream::new(Arc::clone(&model.tokenizer), &request.prompt));
         let (tokens, stops) = (request.prompt.clone(), StopStrings::new(&request.options.stop));
-        let prompt = Some(Prompt::default());
-        Ok(Self { request, events, submitted, tokens, cache: None, sampler, stream, stops, prompt })
+        let draft = model.draft.as_ref();
+        let speculation = draft.map(|draft| Speculation::new(&model.decoder, draft, &sampler));
+        let (prompt, positions, guesses) = (Some(Prompt::default()), None, Vec::new());
+        Ok(Self { request, events, submitted, tokens, positions, sampler, speculation, guesses, stream, stops, prompt })
     }
 
     /// Whether nobody waits for its events.
@@ -67,12 +76,12 @@ impl Slot {
 
     /// Positions computed.
     pub fn computed(&self) -> usize {
-        self.cache.as_ref().map_or(0, KvCache::len)
+        self.positions.as_ref().map_or(0, Positions::len)
     }
 
-    /// Bytes of its keys and values.
-    pub fn bytes(&self) -> usize {
-        self.cache.as_ref().map_or(0, KvCache::bytes)
+    /// The share of its keys and values of the bytes of all.
+    pub fn share_of_bytes(&self) -> usize {
+        self.positions.as_ref().map_or(0, Positions::share_of_bytes)
     }
 
     /// Positions that it has at most.
@@ -80,53 +89,108 @@ impl Slot {
         self.request.prompt.len() + self.request.options.max_tokens
     }
 
-    /// Gives it a cache, which may have its first tokens already.
-    pub fn start(&mut self, cache: KvCache) {
+    /// Gives it positions, which may be those of its first tokens already.
+    pub fn start(&mut self, positions: Positions) {
         if let Some(prompt) = &mut self.prompt {
             // What was found before the positions were taken away is found again.
-            *prompt = Prompt { cached: cache.len(), logprobs: Vec::new() };
+            *prompt = Prompt { cached: positions.len(), logprobs: Vec::new() };
         }
-        self.cache = Some(cache);
+        self.positions = Some(positions);
     }
 
-    /// The next tokens to compute, `most` of them at most, with the logits that are wanted of them.
-    pub fn wanted(&self, most: usize) -> (std::ops::Range<usize>, LogitsOf) {
+    /// Tokens that the model's draft has yet to read before it can guess, `most` at most, with its keys and values.
+    pub fn unread(&mut self, most: usize) -> Option<(&[u32], &mut bitllama_runtime::KvCache)> {
+        let draft = self.positions.as_mut()?.draft.as_mut()?;
+        // Those that run with the first guess.
+        const FEW: usize = 8;
+        let unread = self.tokens.get(draft.len()..)?;
+        let unread = &unread[..unread.len().saturating_sub(1).min(most).min(draft.remaining())];
+        (unread.len() > FEW).then_some((unread, draft))
+    }
+
+    /// Its text, for guesses of what follows; none where another pass over its prompt comes first, or there is no draft.
+    pub fn guessing(&mut self) -> Option<Guessing<'_>> {
+        if self.pending() != 1 || self.generated() == 0 {
+            return None;
+        }
+        // The pass gives a token beside the guesses.
+        let most = (self.request.options.max_tokens - self.generated()).saturating_sub(1);
+        let Positions { model, draft } = self.positions.as_mut()?;
+        let most = most.min(model.remaining().saturating_sub(1));
+        let (cache, speculation) = (draft.as_mut()?, self.speculation.as_mut()?);
+        Some(Guessing { tokens: &self.tokens, cache, sampler: &self.sampler, speculation, most })
+    }
+
+    /// Takes guesses, to be checked in the next pass.
+    pub fn set_guesses(&mut self, guesses: Vec<Proposal>) {
+        self.guesses = guesses;
+    }
+
+    /// The next part of the text to compute, of `most` tokens at most beside guesses, and the logits that are wanted of it.
+    pub fn wanted(&self, most: usize) -> Part {
         let first = self.computed();
         let end = self.tokens.len().min(first + most);
+        let guesses = if end == self.tokens.len() { &self.guesses[..] } else { &[] };
+        let mut input = self.tokens[first..end].to_vec();
+        input.extend(guesses.iter().map(|guess| guess.token));
         let logits = match (&self.prompt, self.request.prompt_logprobs) {
             (Some(_), true) => LogitsOf::All,
-            _ if end == self.tokens.len() => LogitsOf::Last,
+            _ if end == self.tokens.len() => LogitsOf::From(end - first - 1),
             _ => LogitsOf::From(end - first),
         };
-        (first..end, logits)
+        Part { range: first..end, input, logits }
     }
 
-    /// Takes the logits of `tokens`, which are computed now, and chooses the next token where they were the last ones.
-    pub fn take(&mut self, tokens: std::ops::Range<usize>, logits: &[f32], model: &Model) -> Taken {
+    /// Takes the logits of a part, which is computed now, and chooses the next tokens where it was the last one.
+    pub fn take(&mut self, part: &Part, logits: &[f32], model: &Model) -> Taken {
         let vocab = model.decoder.config().vocab_size;
         if self.request.prompt_logprobs
             && let Some(prompt) = &mut self.prompt
         {
             let top = self.request.logprobs.unwrap_or(0);
-            let followed = tokens.clone().zip(logits.chunks_exact(vocab));
+            let followed = part.range.clone().zip(logits.chunks_exact(vocab));
             let followed = followed.filter_map(|(at, logits)| Some((*self.tokens.get(at + 1)?, logits)));
             prompt.logprobs.extend(followed.map(|(token, logits)| TokenLogprob::of(logits, token, top)));
         }
-        if tokens.end < self.tokens.len() {
-            return Taken { next: Ok(Next::Prompt), events: Vec::new() };
+        if part.range.end < self.tokens.len() {
+            return Taken { next: Ok(Next::Prompt), events: Vec::new(), accepted: None };
         }
-        let mut events = Vec::new();
-        let next = self.choose(&logits[logits.len() - vocab..], model, &mut events);
-        Taken { next, events }
+        let guesses = std::mem::take(&mut self.guesses);
+        let (mut events, mut accepted) = (Vec::new(), 0);
+        // A row behind the last token, and one behind each guess; those after a wrong guess are of another text.
+        let rows = &logits[logits.len() - (1 + guesses.len()) * vocab..];
+        let next = loop {
+            let guess = guesses.get(accepted);
+            let next = self.choose(&rows[accepted * vocab..][..vocab], guess, model, &mut events);
+            let right = guess.is_some_and(|guess| self.tokens.last() == Some(&guess.token));
+            if !matches!(next, Ok(Next::Token)) || !right {
+                break next;
+            }
+            accepted += 1;
+        };
+        if let (Some(speculation), true) = (&mut self.speculation, part.range.len() == 1) {
+            speculation.learn(&guesses, accepted);
+        }
+        if let (Some(positions), false) = (&mut self.positions, guesses.is_empty()) {
+            positions.truncate(self.tokens.len() - 1);
+        }
+        Taken { next, events, accepted: (!guesses.is_empty()).then_some((guesses.len(), accepted)) }
     }
 
-    fn choose(&mut self, logits: &[f32], model: &Model, events: &mut Vec<Event>) -> Result<Next, String> {
+    /// Chooses the next token by its logits, where it may have been guessed.
+    fn choose(
+        &mut self,
+        logits: &[f32],
+        guess: Option<&Proposal>,
+        model: &Model,
+        events: &mut Vec<Event>,
+    ) -> Result<Next, String> {
         events.extend(self.prompt.take().map(Event::Prompt));
         if self.generated() == self.request.options.max_tokens {
             self.end(Stop::MaxTokens, events)?;
             return Ok(Next::Over);
         }
-        let token = self.sample(logits)?;
+        let token = self.sample(logits, guess)?;
         let ends = || model.decoder.config().end_tokens().any(|end| end == token);
         let constrained = self.request.constraint.is_some();
         if (constrained || !self.request.ignore_eos) && ends() {
@@ -158,11 +222,16 @@ impl Slot {
     }
 
     /// The next token, among those that the grammar allows.
-    fn sample(&mut self, logits: &[f32]) -> Result<u32, String> {
-        let Some(constraint) = &mut self.request.constraint else { return self.sampler.sample(logits).map_err(fault) };
-        let mut allowed = logits.to_vec();
-        constraint.allow(&mut allowed).map_err(fault)?;
-        self.sampler.sample(&allowed).map_err(fault)
+    fn sample(&mut self, logits: &[f32], guess: Option<&Proposal>) -> Result<u32, String> {
+        let mut allowed = Cow::from(logits);
+        if let Some(constraint) = &mut self.request.constraint {
+            constraint.allow(allowed.to_mut()).map_err(fault)?;
+        }
+        let token = match guess {
+            Some(guess) => self.sampler.check_guess(&allowed, guess),
+            None => self.sampler.sample(&allowed),
+        };
+        token.map_err(fault)
     }
 
     /// The text that is whole with a token. Special tokens have none, unless they mark calls of functions.
@@ -220,8 +289,20 @@ fn fault(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// A part of a text that runs in a pass.
+pub(super) struct Part {
+    /// Places of its tokens in the text.
+    pub range: Range<usize>,
+    /// The tokens, and guesses of what follows them.
+    pub input: Vec<u32>,
+    /// The logits that are wanted.
+    pub logits: LogitsOf,
+}
+
 /// The result of a pass for a slot.
 pub(super) struct Taken {
     pub next: Result<Next, String>,
     pub events: Vec<Event>,
+    /// Guesses that were checked, and those of them that were right.
+    pub accepted: Option<(usize, usize)>,
 }

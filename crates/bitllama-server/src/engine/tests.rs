@@ -1,7 +1,7 @@
 //! Requests that run together against the same ones alone.
 
 use bitllama_core::ModelConfig;
-use bitllama_runtime::{Decoder, GenerationOptions, Sampling, Settings};
+use bitllama_runtime::{Decoder, GenerationOptions, KvCache, Sampling, Settings};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -15,9 +15,12 @@ fn config() -> ModelConfig {
 
 /// An engine of a model whose products are whole numbers, as those of `bitllama serve` are.
 fn engine(limits: Limits) -> Engine {
-    let weight = |spec: &_| Ok(testing::random_weight(spec, Some(bitllama_core::Scheme::Int4), 1));
-    let decoder = Decoder::new(config(), weight).unwrap().with_settings(Settings::fast());
-    Engine::start(decoder, testing::byte_tokenizer(), limits)
+    Engine::start(decoder(1), testing::byte_tokenizer(), None, limits)
+}
+
+fn decoder(seed: u64) -> Decoder {
+    let weight = |spec: &_| Ok(testing::random_weight(spec, Some(bitllama_core::Scheme::Int4), seed));
+    Decoder::new(config(), weight).unwrap().with_settings(Settings::fast())
 }
 
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
@@ -80,6 +83,60 @@ fn requests_together_have_the_tokens_of_each_alone() {
     for (index, (request, events)) in requests.into_iter().zip(events).enumerate() {
         assert_same(&wait(events), &alone(request), &format!("request {index}"));
     }
+}
+
+#[test]
+fn tokens_that_a_draft_guesses_are_those_without_it() {
+    // A draft that is always right, and one that is never.
+    for (seed, share) in [(1, 0.9..1.01), (2, 0.0..0.3)] {
+        let limits = Limits { chunk: 37, batch: 5, ..Limits::default() };
+        let engine = Engine::start(decoder(1), testing::byte_tokenizer(), Some(decoder(seed)), limits);
+        let requests: Vec<Request> = (0..9)
+            .map(|i| {
+                let mut request = request(prompt(20 + 41 * i as usize % 300, i), 5 + 31 * i as usize % 150);
+                request.logprobs = (i % 2 == 0).then_some(1);
+                request
+            })
+            .collect();
+        let events: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+        for (index, (request, events)) in requests.into_iter().zip(events).enumerate() {
+            assert_same(&wait(events), &alone(request), &format!("request {index}"));
+        }
+        // Alone, more is guessed than in company; and what was generated is cached as ever.
+        let long = request(prompt(60, 3), 300);
+        let found = wait(engine.submit(long.clone()).unwrap());
+        assert_same(&found, &alone(long), "alone");
+        let going = request([&prompt(60, 3)[..], &found.tokens, &[7, 8]].concat(), 20);
+        let again = wait(engine.submit(going.clone()).unwrap());
+        assert!(again.cached >= 60 + 299, "{}", again.cached);
+        assert_same(&again, &alone(going), "after what was generated");
+        let value = |name: &str| engine.metrics().values().iter().find(|(other, _)| *other == name).unwrap().1;
+        let guessed = value("bitllama_draft_tokens_total");
+        let accepted = value("bitllama_draft_tokens_accepted_total");
+        assert!(guessed > 0.0 && share.contains(&(accepted / guessed)), "{accepted} of {guessed}");
+        // Samples have their own distribution, and end as others.
+        let mut warm = request(prompt(30, 1), 50);
+        warm.options.sampling = Sampling { temperature: 1.5, seed: 4, ..Sampling::default() };
+        assert_eq!(wait(engine.submit(warm).unwrap()).tokens.len(), 50);
+    }
+}
+
+#[test]
+fn memory_that_requests_share_counts_once() {
+    let one = KvCache::bytes_for(&config(), Settings::fast().kv, 512);
+    // Room for three texts of 512 positions, but ten that begin the same way.
+    let engine = engine(Limits { kv_bytes: 3 * one, ..Limits::default() });
+    let beginning = prompt(500, 1);
+    wait(engine.submit(request(beginning.clone(), 1)).unwrap());
+    let requests: Vec<Request> = (0..4).map(|i| request([&beginning[..], &prompt(3, i)].concat(), 9)).collect();
+    let events: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    for (request, events) in requests.into_iter().zip(events) {
+        let found = wait(events);
+        assert_eq!(found.cached, 500);
+        assert_same(&found, &alone(request), "of those that share");
+    }
+    let bytes = engine.metrics().values().iter().find(|(name, _)| *name == "bitllama_kv_cache_bytes").unwrap().1;
+    assert!(bytes <= 3.0 * one as f64, "{bytes} bytes of {}", 3 * one);
 }
 
 #[test]

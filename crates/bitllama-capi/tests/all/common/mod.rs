@@ -1,6 +1,6 @@
 //! A tiny artifact for the tests of whole models.
 
-#[path = "../../../bitllama-runtime/src/testing.rs"]
+#[path = "../../../../bitllama-runtime/src/testing.rs"]
 mod testing;
 
 use std::path::{Path, PathBuf};

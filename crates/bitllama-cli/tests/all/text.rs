@@ -1,17 +1,14 @@
 //! Text as `bitllama eval` reads it: as `bitllama-train eval` does, to the same figures (`tests/text.rs`).
 
-#[path = "../../../tests/common/texts.rs"]
-mod texts;
-
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::texts::{CHUNKS, assert_golden, json_lines, nano, same_documents, special};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
-use texts::{CHUNKS, assert_golden, json_lines, nano, same_documents, special};
 
 fn eval(text: &Path, flags: &[&str]) -> Output {
     let args = ["eval", "--artifact", &nano(), "--text", text.to_str().unwrap(), "--json"];

@@ -1,16 +1,13 @@
 //! Models of 16 bits, whose matrices stay in their file.
 
-#[path = "../src/testing.rs"]
-mod testing;
-
 use std::path::Path;
 
+use crate::testing::{byte_tokenizer, random_weight, tiny_config};
 use bitllama_core::ModelConfig;
 use bitllama_core::weights::{Kind, specs};
 use bitllama_formats::hf::Dtype;
 use bitllama_formats::{StoredWeight, hf, model};
 use bitllama_runtime::{Decoder, LogitsOf, Settings, memory, open};
-use testing::{byte_tokenizer, random_weight, tiny_config};
 
 fn save(folder: &Path, config: &ModelConfig, dtype: Dtype) {
     let weights = specs(config).into_iter().map(|spec| match random_weight(&spec, None, 1) {

@@ -1,18 +1,15 @@
 //! A checkpoint and the folder of a run, in every command of `bitllama`: the student that the bit plan makes of them.
 
-#[path = "../../bitllama-runtime/src/testing.rs"]
-mod testing;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::testing::{byte_tokenizer, random_weight, tiny_config};
 use bitllama_core::weights::specs;
 use bitllama_core::{BitPlan, PackedMatrix, Scheme};
 use bitllama_formats::artifact::{self, Layout};
 use bitllama_formats::{StoredWeight, hf};
 use serde_json::{Value, json};
-use testing::{byte_tokenizer, random_weight, tiny_config};
 
 fn bitllama(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(env!("CARGO_BIN_EXE_bitllama")).args(arguments).output().unwrap();

@@ -1,11 +1,10 @@
 //! The time of masks. `BITLLAMA_TOKENIZER` names a `tokenizer.json` to measure with; without it, the tokens are invented.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
+use crate::common;
+use crate::common::Model;
 use bitllama_structured::{Family, Grammar, Tools};
-use common::Model;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;

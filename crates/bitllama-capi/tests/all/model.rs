@@ -1,13 +1,12 @@
 //! Whole models through the C interface give what the runtime gives.
 
-mod common;
-
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crate::common;
 use bitllama::error::*;
 use bitllama::model::*;
 use bitllama_runtime::model::Settings;

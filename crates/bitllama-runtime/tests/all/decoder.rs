@@ -1,17 +1,18 @@
 //! The decoder against a naive one in f64, and generation and evaluation on it.
 
-#[path = "../src/testing.rs"]
-mod testing;
-
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use crate::testing;
+use crate::testing::{byte_tokenizer, random_weight, tiny_config};
 use bitllama_core::weights::WeightSpec;
 use bitllama_core::{ModelConfig, RopeScaling, Scheme, rope};
 use bitllama_formats::StoredWeight;
 use bitllama_runtime::evaluate::{LogitModel, Options, compare, perplexity};
-use bitllama_runtime::{Decoder, Error, GenerationOptions, LogitsOf, Sampling, Stop, generate};
-use testing::{byte_tokenizer, random_weight, tiny_config};
+use bitllama_runtime::{
+    Decoder, Error, GenerationOptions, LogitsOf, Sampling, Session, Settings, Stop, generate, generate_in,
+    generate_with_draft,
+};
 
 const TOKENS: [u32; 11] = [256, 5, 77, 5, 200, 3, 3, 19, 101, 0, 42];
 
@@ -315,4 +316,51 @@ fn a_model_compared_with_itself_and_with_another() {
     let other = compare(&mut low, &mut full, &tokens, options, |_| ()).unwrap();
     assert!(other.mean_kld > 0.0 && other.same_top < 1.0 && other.student == alone);
     assert!(other.kld.median <= other.kld.p90 && other.kld.p99_9 <= other.kld.max);
+}
+
+#[test]
+fn a_draft_changes_no_greedy_text_and_no_rule() {
+    let decoder = |seed: u64| {
+        let config = ModelConfig { max_position_embeddings: 200, ..testing::tiny_config() };
+        let weight = |spec: &_| Ok(testing::random_weight(spec, Some(Scheme::Int4), seed));
+        Decoder::new(config, weight).unwrap().with_settings(Settings::fast())
+    };
+    let (model, tokenizer) = (decoder(1), testing::byte_tokenizer());
+    let all = |_: &str| ControlFlow::Continue(());
+    for draft in [decoder(1), decoder(2)] {
+        for (prompt, max_tokens) in [("a", 0), ("a", 1), ("a", 2), ("some text", 37), ("some text", 1000)] {
+            for sampling in [
+                Sampling::default(),
+                Sampling { frequency_penalty: 0.7, repetition_penalty: 1.3, ..Sampling::default() },
+            ] {
+                let options = GenerationOptions { max_tokens, sampling, ..GenerationOptions::default() };
+                let alone = generate(&model, &tokenizer, prompt, &options, all).unwrap();
+                let with = generate_with_draft(&model, Some(&draft), &tokenizer, prompt, &options, all).unwrap();
+                assert_eq!((&with.tokens, &with.text, with.stop), (&alone.tokens, &alone.text, alone.stop));
+                let counts = with.draft.unwrap();
+                let passes = alone.tokens.len().saturating_sub(1);
+                assert!(counts.passes + counts.accepted >= passes && counts.accepted <= counts.guessed, "{counts:?}");
+                // A stop string amid guesses ends the text where it would.
+                let Some((at, _)) = alone.text.char_indices().nth(20) else { continue };
+                let stop: String = alone.text[at..].chars().take(3).collect();
+                let options = GenerationOptions { stop: vec![stop], ..options };
+                let alone = generate(&model, &tokenizer, prompt, &options, all).unwrap();
+                let with = generate_with_draft(&model, Some(&draft), &tokenizer, prompt, &options, all).unwrap();
+                assert_eq!((&with.text, with.stop), (&alone.text, alone.stop));
+            }
+        }
+        // Samples come out the same way each time.
+        let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
+        let options = GenerationOptions { max_tokens: 60, sampling, ..GenerationOptions::default() };
+        let run = || generate_with_draft(&model, Some(&draft), &tokenizer, "x", &options, all).unwrap().tokens;
+        assert_eq!(run(), run());
+    }
+    // A session goes on after its answers, as without a draft.
+    let (draft, options) = (decoder(1), GenerationOptions { max_tokens: 30, ..GenerationOptions::default() });
+    let (mut plain, mut guessed) = (Session::new(&model, 200), Session::new(&model, 200).with_draft(&draft));
+    for prompt in [&[1, 2, 3][..], &[1, 2, 3, 4, 5], &[9, 9]] {
+        let alone = generate_in(&mut plain, &tokenizer, prompt, &options, all).unwrap();
+        let with = generate_in(&mut guessed, &tokenizer, prompt, &options, all).unwrap();
+        assert_eq!(with.tokens, alone.tokens);
+    }
 }

@@ -1,9 +1,8 @@
 //! Requests that are wrong, and requests that want to be expensive: each ends soon, in an error of one line or in a constraint.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
+use crate::common;
 use bitllama_structured::{Constraint, Error, Grammar};
 use serde_json::{Value, json};
 

@@ -1,7 +1,5 @@
 //! Rounded activations against PyTorch: `golden/activations.py` made the figures.
 
-mod common;
-
 use bitllama_core::{Activation, ActivationPlan, BitPlan, Scheme};
 use bitllama_kernels::gemm::Precision;
 use bitllama_nn::activations::{plan_of, quantize, rounded};
@@ -12,7 +10,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
-use common::{device, floats, model, tokens};
+use crate::common::{device, floats, model, tokens};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -44,7 +42,7 @@ fn assert_close(got: Vec<f32>, expected: &[f32], what: &str) {
 
 #[test]
 fn values_and_gradients_are_those_of_pytorch() {
-    let golden: Golden = serde_json::from_str(include_str!("golden/activations.json")).unwrap();
+    let golden: Golden = serde_json::from_str(include_str!("../golden/activations.json")).unwrap();
     let [tokens, width, out, heads] = golden.shape;
     let device = device().autodiff();
     let tensor = |data: &[f32], shape: &[usize]| TensorData::new(data.to_vec(), shape.to_vec());

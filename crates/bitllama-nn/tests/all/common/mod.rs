@@ -1,7 +1,5 @@
 //! What the tests share: the backend they run on, a small model, its numbers.
 
-#![allow(dead_code)] // Each test needs a part of it.
-
 use std::convert::Infallible;
 
 use bitllama_core::ModelConfig;

@@ -1,18 +1,15 @@
 //! The binary `bitllama` from outside: a whole round on a tiny artifact, and every way to get an error.
 
-#[path = "../../bitllama-runtime/src/testing.rs"]
-mod testing;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::testing::{byte_tokenizer, random_weight, tiny_config};
 use bitllama_core::weights::specs;
 use bitllama_core::{Activation, ActivationPlan, ModelConfig, Scheme};
 use bitllama_formats::artifact::{Layout, write_trained};
 use serde_json::Value;
 use tempfile::TempDir;
-use testing::{byte_tokenizer, random_weight, tiny_config};
 
 fn bitllama(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bitllama")).args(arguments).output().unwrap()

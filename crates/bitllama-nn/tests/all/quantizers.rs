@@ -1,8 +1,6 @@
 //! Every quantizer: against PyTorch's values and gradients (`golden/quantizers.py`), packed against fake-quantized, in both
 //! layouts of Burn's parameters.
 
-mod common;
-
 use bitllama_core::rounding::{Offsets, Scales, StoredScales};
 use bitllama_core::scales::{DoubleScales, PackedScales};
 use bitllama_core::weights::{Kind, WeightSpec};
@@ -17,7 +15,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
-use common::device;
+use crate::common::device;
 
 #[derive(Module, Debug)]
 struct One {
@@ -60,7 +58,7 @@ impl Case {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("golden/quantizers.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/quantizers.json")).unwrap()
 }
 
 fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

@@ -1,9 +1,8 @@
 //! Random walks over allowed tokens against the schemas that allow them.
 
-mod common;
-
+use crate::common;
+use crate::common::validator::broken;
 use bitllama_structured::Grammar;
-use common::validator::broken;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};

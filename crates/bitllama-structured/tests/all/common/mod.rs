@@ -1,7 +1,5 @@
 //! Tokenizers, walks and a validator of JSON for the tests.
 
-#![allow(dead_code, reason = "each test file uses some")]
-
 pub mod validator;
 
 use std::sync::Arc;

@@ -2,12 +2,11 @@
 //! library and calls every function. Needs a C compiler: `$CC`, else `cc`.
 #![cfg(unix)]
 
-mod common;
-
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common;
 use tempfile::TempDir;
 
 fn compiler(variable: &str, default: &str) -> Option<Command> {

@@ -28,7 +28,7 @@ struct Case {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("golden/torchao_values.json")).unwrap()
+    serde_json::from_str(include_str!("../golden/torchao_values.json")).unwrap()
 }
 
 fn close(found: &[f32], expected: &[f32], what: &str) {

@@ -1,8 +1,6 @@
 //! Fused operators against the same ones composed out of Burn's: values and gradients of whole models, and of what stands
 //! outside of them.
 
-mod common;
-
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
@@ -21,7 +19,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use common::{config, floats, values};
+use crate::common::{config, floats, values};
 
 const SEQ: usize = 7;
 

@@ -1,7 +1,5 @@
 //! A quantized model against plain arithmetic: values, gradients, masks.
 
-mod common;
-
 use std::convert::Infallible;
 
 use bitllama_core::rounding::StoredScales;
@@ -14,7 +12,7 @@ use bitllama_nn::{Llama, Mask};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use common::{config, device, floats, model, tokens, values};
+use crate::common::{config, device, floats, model, tokens, values};
 
 #[test]
 fn every_weight_comes_back_as_it_was_given() {

@@ -1,10 +1,9 @@
 //! Calls of tools: the grammar of each family, and what the parser makes of its texts.
 
-mod common;
-
+use crate::common;
+use crate::common::Model;
+use crate::common::validator::broken;
 use bitllama_structured::{Answer, Delta, Family, Tools};
-use common::Model;
-use common::validator::broken;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};

@@ -1,11 +1,9 @@
 //! An artifact of 1.1B ternary weights, from its path to the first token.
 
-#[path = "../src/testing.rs"]
-mod testing;
-
 use std::path::Path;
 use std::time::Instant;
 
+use crate::testing;
 use bitllama_core::Scheme;
 use bitllama_core::weights::{Kind, specs};
 use bitllama_formats::artifact::{self, Layout};
