@@ -1,4 +1,4 @@
-"""Right values for tests/text.rs and crates/bitllama-runtime/tests/text.rs, into text_cases.json.
+"""Right values for tests/text.rs and crates/bitllama-cli/tests/all/text.rs, into text_cases.json.
 
 Perplexity of models/nano by llama.cpp's protocol (chunks that do not overlap, their second halves scored), computed by
 transformers in f32. `literal` is a text whose every other line ends in the model's control token, read as llama.cpp's

@@ -109,7 +109,7 @@ def talk(command, folder):
 
     saved = folder / "saved.json"
     terminal.type(f"/save {saved}\r")
-    _, shown = terminal.until(rb"messages\n")
+    _, shown = terminal.until(rb"messages\n> $")
     messages = json.loads(saved.read_text())
     texts = [message["content"] for message in messages if message["role"] == "user"]
     check("the conversation is saved as it was", texts == ["Name a colour.", "Say\nhello.", "one\n\ntwo"], texts)
@@ -131,13 +131,14 @@ def talk(command, folder):
     terminal.until(rb"> $")
     fresh = folder / "fresh.json"
     terminal.type(f"/save {fresh}\r")
-    terminal.until(rb"messages\n")
+    terminal.until(rb"messages\n> $")
     roles = [message["role"] for message in json.loads(fresh.read_text())]
     check("a reset and another system message begin anew", roles == ["system"], roles)
     terminal.type(f"/load {saved}\r")
     terminal.until(rb"> $")
     terminal.type("And another?\r")
-    check("a loaded conversation goes on", terminal.answer()[1])
+    shown, prompt = terminal.answer()
+    check("a loaded conversation goes on", prompt, shown)
 
     terminal.type("/exit\r")
     code = terminal.ends()

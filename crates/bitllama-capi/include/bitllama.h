@@ -19,7 +19,7 @@
 #define BITLLAMA_H
 
 /* Made by cbindgen of crates/bitllama-capi/src. To make it anew:
-   BITLLAMA_WRITE_HEADER=1 cargo test -p bitllama-capi --test header */
+   BITLLAMA_WRITE_HEADER=1 cargo test -p bitllama-capi --test all header */
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -18,5 +18,5 @@ fn the_header_is_that_of_the_sources() {
         fs::write(&path, &made).unwrap();
     }
     let committed = fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
-    assert!(committed == made, "make it anew: BITLLAMA_WRITE_HEADER=1 cargo test -p bitllama-capi --test header");
+    assert!(committed == made, "make it anew: BITLLAMA_WRITE_HEADER=1 cargo test -p bitllama-capi --test all header");
 }

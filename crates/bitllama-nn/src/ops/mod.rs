@@ -15,7 +15,7 @@
 //! | [`adamw`] | the optimizer's step in one pass |
 //!
 //! They run on the `flex` device. Everywhere else, and for what they do not cover, the modules of this crate compose the same
-//! operators out of Burn's; `tests/ops.rs` compares both. `BITLLAMA_OPERATORS=plain` in the environment composes them on `flex`
+//! operators out of Burn's; `tests/all/ops.rs` compares both. `BITLLAMA_OPERATORS=plain` in the environment composes them on `flex`
 //! too.
 
 use std::cell::Cell;
