@@ -13,6 +13,9 @@ pub mod api;
 pub mod engine;
 pub mod listen;
 pub mod models;
+#[cfg(test)]
+#[path = "../../bitllama-runtime/src/testing.rs"]
+mod testing;
 
 pub use api::{Http, Server, router};
 pub use engine::Limits;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// The way in which a vocabulary writes the bytes of its tokens.
 #[derive(Debug)]
-pub(crate) enum Spelling {
+pub enum Spelling {
     /// A character per byte, as GPT-2 has them.
     Characters(HashMap<char, u8>),
     /// Text with a character for the space, and tokens `<0x0A>` for bytes.
@@ -18,6 +18,9 @@ pub(crate) enum Spelling {
 
 impl Spelling {
     /// The spelling that a tokenizer's decoder undoes.
+    ///
+    /// # Errors
+    /// [`Error::Vocabulary`] for a decoder that is neither that of bytes nor that of SentencePiece.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
         let parts = match decoder.get("decoders").and_then(Value::as_array) {

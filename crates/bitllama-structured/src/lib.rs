@@ -35,7 +35,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`vocabulary`] | the tokens of a model, as grammars see them |
-//! | `bytes` | the bytes of tokens |
+//! | [`bytes`] | the bytes of tokens |
 //! | [`grammar`] | grammars out of requests |
 //! | `schema` | JSON schemas: what is supported of them, and their bounds |
 //! | [`constraint`] | one generation under a grammar |
@@ -49,7 +49,7 @@
 
 #![forbid(unsafe_code)]
 
-mod bytes;
+pub mod bytes;
 mod calls;
 pub mod constraint;
 mod error;
@@ -60,6 +60,7 @@ pub mod splitter;
 pub mod tools;
 pub mod vocabulary;
 
+pub use bytes::Spelling;
 pub use constraint::Constraint;
 pub use error::{Error, Result};
 pub use families::{Family, family_of};

@@ -18,7 +18,7 @@ use super::body::parse;
 use super::error::{ApiError, Result};
 use super::logprobs;
 use super::sampling::{self, Parameters};
-use super::stream::{Pieces, respond};
+use super::stream::{Pieces, respond, side_by_side};
 use super::structure::{self, Structure};
 use super::{Head, Server};
 use crate::engine::{Event, Request};
@@ -109,7 +109,7 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
             usage.cached = whole.prompt.cached;
         }
         usage.completion += whole.done.tokens;
-        let logprobs = top.map(|_| logprobs::of_chat(model.engine.tokenizer(), &whole.logprobs));
+        let logprobs = top.map(|_| logprobs::of_chat(&model.engine, &whole.logprobs));
         let (message, reason) = told_message(&whole, tools.as_deref());
         told.push(json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }));
     }
@@ -197,25 +197,18 @@ async fn stream(
     (prompt, counts): (usize, bool),
     pieces: Pieces,
 ) {
-    let mut tasks = tokio::task::JoinSet::new();
-    for (index, events) in choices.into_iter().enumerate() {
-        let (server, head, pieces, splitter) =
-            (server.clone(), head.clone(), pieces.clone(), tools.as_ref().map(|tools| tools.splitter()));
-        tasks.spawn(async move {
-            tokio::select! {
-                usage = stream_choice(server.models.at(place), &head, (index, splitter), events, &pieces) => usage,
-                () = pieces.closed() => None,
-            }
-        });
-    }
-    let mut all = Usage { prompt, ..Usage::default() };
-    while let Some(usage) = tasks.join_next().await {
-        if let Ok(Some(usage)) = usage {
-            all.cached = all.cached.max(usage.cached);
-            all.completion += usage.completion;
-        }
-    }
-    pieces.finish(counts.then(|| head.counted(Vec::new(), all))).await;
+    let parts = choices.into_iter().enumerate().map(|(index, events)| {
+        let splitter = tools.as_ref().map(|tools| tools.splitter());
+        let (server, head, pieces) = (server.clone(), head.clone(), pieces.clone());
+        async move { stream_choice(server.models.at(place), &head, (index, splitter), events, &pieces).await }
+    });
+    let parts: Vec<_> = parts.collect();
+    let last = |usages: Vec<Usage>| {
+        let cached = usages.iter().map(|usage| usage.cached).max().unwrap_or(0);
+        let completion = usages.iter().map(|usage| usage.completion).sum();
+        counts.then(|| head.counted(Vec::new(), Usage { prompt, cached, completion }))
+    };
+    side_by_side(pieces, parts.into_iter(), last).await;
 }
 
 /// Sends an answer as its tokens come. None where nobody reads any more, or it failed.
@@ -236,7 +229,7 @@ async fn stream_choice(
         match event {
             Event::Prompt(computed) => usage.cached = computed.cached,
             Event::Token(token) => {
-                let logprobs = token.logprob.map(|logprob| logprobs::of_chat(model.engine.tokenizer(), &[logprob]));
+                let logprobs = token.logprob.map(|logprob| logprobs::of_chat(&model.engine, &[logprob]));
                 let mut deltas = text.push(&token.text);
                 if deltas.is_empty() && logprobs.is_some() {
                     deltas.push(json!({ "content": "" }));

@@ -15,7 +15,7 @@ use super::body::parse;
 use super::error::{ApiError, Result};
 use super::logprobs::Lists;
 use super::sampling::{self, Parameters};
-use super::stream::{Pieces, respond};
+use super::stream::{Pieces, respond, side_by_side};
 use super::structure::{self, Structure};
 use super::{Head, Server};
 use crate::engine::{Event, Prompt, Request};
@@ -188,32 +188,26 @@ async fn stream(
     counts: bool,
     pieces: Pieces,
 ) {
-    let mut tasks = tokio::task::JoinSet::new();
-    for choice in choices {
+    let parts = choices.into_iter().map(|choice| {
         let (server, head, pieces) = (server.clone(), head.clone(), pieces.clone());
-        tasks.spawn(async move {
+        async move {
             let (index, prompt) = (choice.index, choice.prompt.len());
-            let mut usage = tokio::select! {
-                usage = stream_choice(server.models.at(place), &head, choice, form, &pieces) => usage?,
-                () = pieces.closed() => return None,
-            };
-            if index % answers == 0 {
-                usage.prompt = prompt;
-            } else {
-                usage.cached = 0;
-            }
-            Some(usage)
-        });
-    }
-    let mut all = Usage::default();
-    while let Some(usage) = tasks.join_next().await {
-        if let Ok(Some(usage)) = usage {
-            all.prompt += usage.prompt;
-            all.cached += usage.cached;
-            all.completion += usage.completion;
+            let usage = stream_choice(server.models.at(place), &head, choice, form, &pieces).await?;
+            // A prompt counts once, however many answers it has.
+            Some(if index % answers == 0 { Usage { prompt, ..usage } } else { Usage { cached: 0, ..usage } })
         }
-    }
-    pieces.finish(counts.then(|| head.counted(Vec::new(), all))).await;
+    });
+    let parts: Vec<_> = parts.collect();
+    let last = |usages: Vec<Usage>| {
+        let add = |all: Usage, usage: Usage| Usage {
+            prompt: all.prompt + usage.prompt,
+            cached: all.cached + usage.cached,
+            completion: all.completion + usage.completion,
+        };
+        let all = usages.into_iter().fold(Usage::default(), add);
+        counts.then(|| head.counted(Vec::new(), all))
+    };
+    side_by_side(pieces, parts.into_iter(), last).await;
 }
 
 /// Sends a choice as its tokens come. None where nobody reads any more, or it failed.

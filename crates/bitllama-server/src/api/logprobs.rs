@@ -4,7 +4,7 @@ use bitllama_runtime::text::decode;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use crate::engine::TokenLogprob;
+use crate::engine::{Engine, TokenLogprob};
 
 /// The text of one token, special ones included; an ill-formed piece of a character as U+FFFD.
 fn text(tokenizer: &Tokenizer, token: u32) -> String {
@@ -72,11 +72,15 @@ impl<'a> Lists<'a> {
     }
 }
 
-/// The list of `/v1/chat/completions`.
-pub fn of_chat(tokenizer: &Tokenizer, logprobs: &[TokenLogprob]) -> Value {
+/// The list of `/v1/chat/completions`. A piece of a character has its own bytes, though its text is U+FFFD.
+pub fn of_chat(engine: &Engine, logprobs: &[TokenLogprob]) -> Value {
+    let tokenizer = engine.tokenizer();
     let one = |token: u32, logprob: f32| {
         let text = text(tokenizer, token);
-        json!({ "token": text, "logprob": logprob, "bytes": text.as_bytes() })
+        let is_whole = !text.contains(char::REPLACEMENT_CHARACTER);
+        let spelled = if is_whole { None } else { tokenizer.id_to_token(token).zip(engine.spelling()) };
+        let bytes = spelled.map_or_else(|| text.clone().into_bytes(), |(token, spelling)| spelling.bytes(&token));
+        json!({ "token": text, "logprob": logprob, "bytes": bytes })
     };
     let content = logprobs.iter().map(|logprob| {
         let mut entry = one(logprob.token, logprob.logprob);
@@ -84,4 +88,28 @@ pub fn of_chat(tokenizer: &Tokenizer, logprobs: &[TokenLogprob]) -> Value {
         entry
     });
     json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
+}
+
+#[cfg(test)]
+mod tests {
+    use bitllama_runtime::Decoder;
+
+    use super::*;
+    use crate::engine::Limits;
+    use crate::testing;
+
+    #[test]
+    fn pieces_of_a_character_have_their_own_bytes() {
+        let weight = |spec: &_| Ok(testing::random_weight(spec, None, 1));
+        let decoder = Decoder::new(testing::tiny_config(), weight).unwrap();
+        let engine = Engine::start(decoder, testing::byte_tokenizer(), None, Limits::default());
+        let tokens = bitllama_runtime::text::encode(engine.tokenizer(), None, "é!").unwrap();
+        let of = |token: &u32| TokenLogprob { token: *token, logprob: -1.0, top: vec![(tokens[0], -2.0)] };
+        let list = of_chat(&engine, &tokens.iter().map(of).collect::<Vec<_>>());
+        let content = list["content"].as_array().unwrap();
+        let bytes: Vec<&Value> = content.iter().map(|entry| &entry["bytes"]).collect();
+        assert_eq!(bytes, [&json!([0xc3]), &json!([0xa9]), &json!([b'!'])]);
+        assert_eq!(content[2]["top_logprobs"][0]["bytes"], json!([0xc3]));
+        assert_eq!((&content[0]["token"], &content[2]["token"]), (&json!("\u{fffd}"), &json!("!")));
+    }
 }

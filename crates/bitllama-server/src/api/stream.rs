@@ -7,6 +7,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Pieces that wait for a slow reader, at most; the generation goes on, and its events wait in the engine's channel, which holds no
@@ -49,6 +50,30 @@ impl Pieces {
     async fn write(&self, text: String) -> Result<(), Gone> {
         self.0.send(Ok(text)).await.map_err(|_| Gone)
     }
+}
+
+/// Runs the parts of a stream side by side while somebody reads, and ends the stream with what `last` makes of the results of those that
+/// came to their end.
+pub async fn side_by_side<T: Send + 'static>(
+    pieces: Pieces,
+    parts: impl Iterator<Item = impl Future<Output = Option<T>> + Send + 'static>,
+    last: impl FnOnce(Vec<T>) -> Option<Value>,
+) {
+    let mut tasks = JoinSet::new();
+    for part in parts {
+        let pieces = pieces.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                result = part => result,
+                () = pieces.closed() => None,
+            }
+        });
+    }
+    let mut results = Vec::new();
+    while let Some(result) = tasks.join_next().await {
+        results.extend(result.ok().flatten());
+    }
+    pieces.finish(last(results)).await;
 }
 
 /// A response whose pieces `produce` sends.

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use bitllama_runtime::{Decoder, GenerationOptions, Stop};
-use bitllama_structured::{Constraint, Tools, Vocabulary};
+use bitllama_structured::{Constraint, Spelling, Tools, Vocabulary};
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -173,6 +173,8 @@ pub(crate) struct Model {
     /// A smaller model of the same tokens that guesses what follows.
     pub draft: Option<Decoder>,
     pub tokenizer: Arc<Tokenizer>,
+    /// How tokens spell bytes; none for a tokenizer of another kind.
+    pub spelling: Option<Spelling>,
     /// Made when the first request needs it, in a second or so.
     pub vocabulary: OnceLock<bitllama_structured::Result<Arc<Vocabulary>>>,
 }
@@ -191,8 +193,8 @@ impl Model {
 impl Engine {
     /// Starts the thread of a model, whose tokens a `draft` with the same tokenizer may guess.
     pub fn start(decoder: Decoder, tokenizer: Tokenizer, draft: Option<Decoder>, limits: Limits) -> Self {
-        let (tokenizer, vocabulary) = (Arc::new(tokenizer), OnceLock::new());
-        let model = Arc::new(Model { decoder, draft, tokenizer, vocabulary });
+        let (spelling, vocabulary) = (Spelling::of(&tokenizer).ok(), OnceLock::new());
+        let model = Arc::new(Model { decoder, draft, tokenizer: Arc::new(tokenizer), spelling, vocabulary });
         let (metrics, abort) = (Arc::new(Metrics::default()), Arc::new(AtomicBool::new(false)));
         let (sender, receiver) = mpsc::channel();
         let scheduler = scheduler::Scheduler::new(Arc::clone(&model), limits, Arc::clone(&metrics), Arc::clone(&abort));
@@ -203,6 +205,11 @@ impl Engine {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.model.tokenizer
+    }
+
+    /// How its tokens spell bytes, where that is known.
+    pub fn spelling(&self) -> Option<&Spelling> {
+        self.model.spelling.as_ref()
     }
 
     /// The model's tokens as grammars see them.

@@ -5,9 +5,7 @@ use bitllama_runtime::{Decoder, GenerationOptions, KvCache, Sampling, Settings};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-
-#[path = "../../../bitllama-runtime/src/testing.rs"]
-mod testing;
+use crate::testing;
 
 fn config() -> ModelConfig {
     ModelConfig { max_position_embeddings: 640, ..testing::tiny_config() }
