@@ -259,7 +259,9 @@ fn a_dry_run_needs_no_weights_and_writes_nothing() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let text = succeed(&mut train(&["distill", "--config", "recipes/quickstart.toml", "--dry-run"]));
     assert!(text.contains("bits per weight") && text.contains("sequence_length = 128"), "{text}");
-    for (bits, expected) in [("4bit", 5.256), ("3bit", 4.466), ("2bit", 3.677), ("ternary", 3.677), ("binary", 2.888)] {
+    for (bits, expected) in
+        [("4bit", 5.256), ("3bit", 4.466), ("2bit", 3.677), ("ternary", 3.677), ("binary", 2.888), ("draft", 3.647)]
+    {
         let recipe = format!("recipes/smollm2-135m-{bits}.toml");
         let result = succeed_json(&mut train(&["distill", "--config", &recipe, "--dry-run", "--json"]));
         assert!((result["bits_per_weight"].as_f64().unwrap() - expected).abs() < 5e-4, "{bits}: {result}");
