@@ -6,7 +6,10 @@ use std::ops::Range;
 
 use bitllama_core::StoredRows;
 
+use half::f16;
+
 use crate::out::Out;
+use crate::simd::{LANES, Simd, for_isa};
 use crate::{Isa, batch, full};
 
 /// Numbers of a tile that is read once for each of a few rows of activations: it stays in the first cache.
@@ -29,7 +32,7 @@ pub(crate) unsafe fn rows(isa: Isa, matrix: &dyn StoredRows, rows: Range<usize>,
             // Never made shorter, so that memory is cleared once.
             tile.resize(tile.len().max(count * columns), 0.0);
             let tile = &mut tile[..count * columns];
-            matrix.rows_into(first, tile);
+            read(isa, matrix, first, tile);
             // SAFETY: as promised by the caller; a tile has its rows only.
             unsafe {
                 match many {
@@ -39,4 +42,39 @@ pub(crate) unsafe fn rows(isa: Isa, matrix: &dyn StoredRows, rows: Range<usize>,
             }
         }
     });
+}
+
+/// Rows from `first` on as f32. Numbers of 16 bits are widened here, where the instruction set is known: that is all the work of a
+/// token's product beside reading them.
+fn read(isa: Isa, matrix: &dyn StoredRows, first: usize, tile: &mut [f32]) {
+    let name = matrix.stored_row(first).map(|(name, _)| name);
+    if !matches!(name, Some("F16" | "BF16")) {
+        return matrix.rows_into(first, tile);
+    }
+    for (row, out) in tile.chunks_exact_mut(matrix.columns()).enumerate() {
+        match matrix.stored_row(first + row) {
+            Some(("F16", bytes)) => for_isa!(isa, widen_f16(bytes: &[u8], out: &mut [f32])),
+            Some((_, bytes)) => for_isa!(isa, widen_bf16(bytes: &[u8], out: &mut [f32])),
+            None => matrix.rows_into(first + row, out),
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_f16<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
+    let of = |bytes: &[u8; 2]| f16::from_le_bytes(*bytes);
+    let (vectors, rest) = out.as_chunks_mut::<LANES>();
+    let (whole, tail) = bytes.as_chunks::<2>().0.split_at(vectors.len() * LANES);
+    for (out, halves) in vectors.iter_mut().zip(whole.as_chunks::<LANES>().0) {
+        let vector = s.load_f16(&halves.each_ref().map(of));
+        s.store(vector, out);
+    }
+    rest.iter_mut().zip(tail).for_each(|(out, half)| *out = of(half).to_f32());
+}
+
+#[inline(always)]
+fn widen_bf16<S: Simd>(_: S, bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+    }
 }

@@ -458,16 +458,27 @@ fn several_weights_share_one_input() {
     }
 }
 
-/// Numbers in the upper half of an f32.
+/// Numbers of 16 bits: halves, or the upper half of an f32, under the name of their type or none.
 #[derive(Debug)]
 struct Halves {
     columns: usize,
-    data: Vec<u16>,
+    bytes: Vec<u8>,
+    kind: Option<&'static str>,
+}
+
+impl Halves {
+    fn new(kind: Option<&'static str>, columns: usize, data: &[f32]) -> Self {
+        let bits = |x: &f32| match kind {
+            Some("F16") => f16::from_f32_const(*x).to_bits(),
+            _ => (x.to_bits() >> 16) as u16,
+        };
+        Self { columns, bytes: data.iter().flat_map(|x| bits(x).to_le_bytes()).collect(), kind }
+    }
 }
 
 impl StoredRows for Halves {
     fn rows(&self) -> usize {
-        self.data.len() / self.columns
+        self.bytes.len() / 2 / self.columns
     }
 
     fn columns(&self) -> usize {
@@ -475,13 +486,21 @@ impl StoredRows for Halves {
     }
 
     fn bytes(&self) -> usize {
-        size_of_val(self.data.as_slice())
+        self.bytes.len()
     }
 
     fn rows_into(&self, first: usize, out: &mut [f32]) {
-        for (out, half) in out.iter_mut().zip(&self.data[first * self.columns..]) {
-            *out = f32::from_bits(u32::from(*half) << 16);
+        for (out, bytes) in out.iter_mut().zip(self.bytes[2 * first * self.columns..].as_chunks().0) {
+            let bits = u16::from_le_bytes(*bytes);
+            *out = match self.kind {
+                Some("F16") => f16::from_bits(bits).to_f32_const(),
+                _ => f32::from_bits(u32::from(bits) << 16),
+            };
         }
+    }
+
+    fn stored_row(&self, row: usize) -> Option<(&'static str, &[u8])> {
+        Some((self.kind?, &self.bytes[2 * row * self.columns..][..2 * self.columns]))
     }
 }
 
@@ -492,9 +511,10 @@ fn products_with_stored_rows_are_those_of_f32_to_the_bit() {
         // Fewer rows than a tile, several tiles, rows longer than a tile of few, and tiles of many that end early.
         false => &[[1, 1], [5, 33], [300, 576], [3, 5000], [700, 900]],
     };
-    for &[rows, columns] in shapes {
-        let data: Vec<u16> = floats(3, rows * columns).iter().map(|x| (x.to_bits() >> 16) as u16).collect();
-        let stored: Arc<dyn StoredRows> = Arc::new(Halves { columns, data });
+    let kinds = [None, Some("BF16"), Some("F16")];
+    for (kind, &[rows, columns]) in kinds.iter().flat_map(|kind| shapes.iter().map(move |shape| (*kind, shape))) {
+        let data = floats(3, rows * columns);
+        let stored: Arc<dyn StoredRows> = Arc::new(Halves::new(kind, columns, &data));
         let full = Matrix::Full(DenseMatrix { data: stored.to_f32(), columns });
         let stored = Matrix::Stored(stored);
         assert_eq!((stored.rows(), stored.columns()), (rows, columns));
@@ -510,7 +530,7 @@ fn products_with_stored_rows_are_those_of_f32_to_the_bit() {
                     let [found, expected] =
                         [&stored, &full].map(|matrix| product(isa, Precision::Int8, threads, matrix, &x));
                     let equal = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(equal, "[{rows}, {columns}], {n} tokens, {isa}, {threads} threads");
+                    assert!(equal, "[{rows}, {columns}] {kind:?}, {n} tokens, {isa}, {threads} threads");
                 }
             }
         }
