@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time generation with a draft model and without: tokens per second, accepted guesses, and whether the texts are the same.
 
-    speculate.py --bitllama BIN --model DIR --draft DIR [--new 128] [--rounds 3] [-t THREADS] [--temperature T] [--prose]
+    speculate.py --bitllama BIN --model DIR --draft DIR [--new 128] [--rounds 3] [-t THREADS] [--temperature T] [--prompts N] [--prose]
 
 Runs `bitllama run` greedily on 20 beginnings of programs (with --prose on 8 of English text), once without and once with the draft, in
 turns. Speeds are medians over rounds of each prompt's decoding speed, then the mean over prompts weighted by tokens. Needs Python alone.
@@ -58,13 +58,14 @@ def main():
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--prompts", type=int, default=20, help="the first so many prompts only")
     parser.add_argument("--prose", action="store_true")
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
 
     total, seconds = 0, {"plain": 0.0, "draft": 0.0}
     guessed = accepted = passes = same = 0
-    prompts = PROSE if args.prose else CODE
+    prompts = (PROSE if args.prose else CODE)[: args.prompts]
     for prompt in prompts:
         speeds = {"plain": [], "draft": []}
         for _ in range(args.rounds):

@@ -14,6 +14,10 @@ use crate::{Isa, Weight};
 
 /// Rows of activations from which on this is faster than products one by one.
 pub(crate) const FROM: usize = 5;
+
+/// Rows of activations up to which each row's products in f32 are those of the row alone, to the bit.
+pub const SAME_ORDER: usize = FROM - 1;
+
 /// Panels of a tile. With 1536 columns it takes 384 KiB: it stays in L2.
 pub(crate) const PANELS: usize = 4;
 

@@ -50,6 +50,7 @@ pub mod training;
 pub mod weight;
 
 pub use activations::Activations;
+pub use batch::SAME_ORDER;
 pub use isa::Isa;
 pub use matrix::Matrix;
 pub use packed::levels::ERROR as LEVEL_ERROR;

@@ -140,33 +140,44 @@ pub fn exp(isa: Isa, x: &mut [f32]) {
 
 #[inline(always)]
 fn dot_all<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
-    dot_ahead::<S, 0>(s, a, b)
+    let [sum] = dots_ahead::<S, 0, 1>(s, a, [b]);
+    sum
 }
 
-/// The sum of `a[i] * b[i]`, with the cache lines of `a` asked for `AHEAD` numbers before they are read, unless that is 0.
+/// The sums of `a[i] * b[j][i]`, with the cache lines of `a` asked for `AHEAD` numbers before they are read, unless that is 0. Each sum
+/// is the same to the bit whatever `N` is.
 #[inline(always)]
-pub(crate) fn dot_ahead<S: Simd, const AHEAD: usize>(s: S, a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dots_ahead<S: Simd, const AHEAD: usize, const N: usize>(s: S, a: &[f32], b: [&[f32]; N]) -> [f32; N] {
     const UNROLLED: usize = 4;
+    let len = a.len();
+    let b = b.map(|b| &b[..len]);
     let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [s.splat(0.0); UNROLLED];
     let (a, a_last) = a.as_chunks::<UNROLLED>();
-    let (b, b_last) = b.as_chunks::<UNROLLED>();
-    for (a, b) in a.iter().zip(b) {
+    let vectors = b.map(|b| b.as_chunks::<LANES>().0);
+    let fours = vectors.map(|b| b.as_chunks::<UNROLLED>().0);
+    let mut sums = [[s.splat(0.0); UNROLLED]; N];
+    for (at, a) in a.iter().enumerate() {
         for i in 0..UNROLLED {
             if AHEAD > 0 {
                 s.prefetch(a[i].as_ptr().wrapping_add(AHEAD));
             }
-            sums[i] = s.mul_add(s.load(&a[i]), s.load(&b[i]), sums[i]);
+            let a = s.load(&a[i]);
+            for (sums, b) in sums.iter_mut().zip(fours) {
+                sums[i] = s.mul_add(a, s.load(&b[at][i]), sums[i]);
+            }
         }
     }
-    for (a, b) in a_last.iter().zip(b_last) {
-        sums[0] = s.mul_add(s.load(a), s.load(b), sums[0]);
+    for (at, a) in (a.len() * UNROLLED..).zip(a_last) {
+        for (sums, b) in sums.iter_mut().zip(vectors) {
+            sums[0] = s.mul_add(s.load(a), s.load(&b[at]), sums[0]);
+        }
     }
     if !a_rest.is_empty() {
-        sums[1] = s.mul_add(s.load_some(a_rest), s.load_some(b_rest), sums[1]);
+        for (sums, b) in sums.iter_mut().zip(b) {
+            sums[1] = s.mul_add(s.load_some(a_rest), s.load_some(&b[len - a_rest.len()..]), sums[1]);
+        }
     }
-    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    sums.map(|[a, b, c, d]| s.sum(s.add(s.add(a, b), s.add(c, d))))
 }
 
 #[inline(always)]

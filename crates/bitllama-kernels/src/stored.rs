@@ -37,7 +37,7 @@ pub(crate) unsafe fn rows(isa: Isa, matrix: &dyn StoredRows, rows: Range<usize>,
             unsafe {
                 match many {
                     true => batch::gemm_rows(x, columns, tile, out.at(0, first), count),
-                    false => full::rows(isa, tile, x, columns, out.at(0, first)),
+                    false => full::rows_in_cache(isa, tile, x, columns, out.at(0, first)),
                 }
             }
         }

@@ -231,6 +231,12 @@ impl Decoder {
         }
     }
 
+    /// Whether some of its products are sums in f32, whose last bits depend on how many tokens run together.
+    pub fn computes_in_f32(&self) -> bool {
+        let mut matrices = self.layers.iter().flat_map(Layer::matrices).chain([self.head()]);
+        self.settings.precision == Precision::F32 || matrices.any(|matrix| !matches!(matrix, Matrix::Packed(_)))
+    }
+
     /// An empty cache for one sequence, of at most [`ModelConfig::short_context`] positions.
     pub fn new_cache(&self) -> KvCache {
         self.new_cache_for(self.config.short_context())

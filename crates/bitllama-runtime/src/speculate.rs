@@ -14,8 +14,15 @@ use crate::{Decoder, Error, KvCache, LogitsOf, Result, Sequence};
 /// Guesses of a round, at most.
 pub const MOST_GUESSES: usize = 15;
 
-/// The cost of another token in a pass, in passes of one token.
-const ROW_COST: f64 = 0.08;
+/// Guesses of a round for a model that computes in f32, at most: with more tokens in a pass its products sum in another order, and the
+/// text could be another one where two tokens are equally likely but for rounding.
+const MOST_IN_F32: usize = bitllama_kernels::SAME_ORDER - 1;
+
+/// The cost of another token in a pass, in passes of one token: that of a 1.5B model in int8 on two cores.
+const ROW_COST: f64 = 0.13;
+
+/// The time that a byte of a draft takes, in that of a byte of the model: fewer bits per weight need more instructions per byte.
+const BYTE_OF_DRAFT: f64 = 1.2;
 
 /// Classes of confidence, for each of which acceptance is learned.
 const CLASSES: usize = 10;
@@ -35,6 +42,8 @@ pub struct Speculation {
     sampler: Sampler,
     /// Tokens of the large model; the draft may have room for more.
     vocab: usize,
+    /// Guesses of a round, at most.
+    most: usize,
     /// Cost of a guess, in passes of the large model.
     guess_cost: f64,
     /// For each class of confidence the guesses that were accepted, and those that were checked.
@@ -66,11 +75,12 @@ pub struct Counts {
 impl Speculation {
     /// For a text whose tokens `sampler` chooses by the logits of `decoder`.
     pub fn new(decoder: &Decoder, draft: &Decoder, sampler: &Sampler) -> Self {
-        let guess_cost = draft.bytes_per_token() as f64 / decoder.bytes_per_token() as f64;
+        let guess_cost = BYTE_OF_DRAFT * draft.bytes_per_token() as f64 / decoder.bytes_per_token() as f64;
+        let most = if decoder.computes_in_f32() { MOST_IN_F32 } else { MOST_GUESSES };
         let classes = std::array::from_fn(|class| [PRIOR * (class as f64 + 1.0) / CLASSES as f64, PRIOR]);
         let (sampler, vocab) = (sampler.for_guesses(), decoder.config().vocab_size);
         let (tokens, cost, chance, counts) = (1.0, 1.0, 1.0, Counts::default());
-        Self { sampler, vocab, guess_cost, classes, tokens, cost, idle: 0, share: 1.0, steps: 0, chance, counts }
+        Self { sampler, vocab, most, guess_cost, classes, tokens, cost, idle: 0, share: 1.0, steps: 0, chance, counts }
     }
 
     /// How the draft fared so far.
@@ -159,7 +169,8 @@ pub fn guess(draft: &Decoder, texts: &mut [Guessing<'_>]) -> Result<Vec<Vec<Prop
         for ((text, guesses), going) in texts.iter().zip(&guesses).zip(&mut going) {
             let new = text.tokens.get(text.cache.len()..).unwrap_or_default();
             let known = new.iter().all(|token| (*token as usize) < draft.config().vocab_size);
-            let fits = guesses.len() < text.most.min(MOST_GUESSES) && text.cache.remaining() >= new.len().max(1);
+            let fits =
+                guesses.len() < text.most.min(text.speculation.most) && text.cache.remaining() >= new.len().max(1);
             *going = *going && known && fits && text.speculation.is_worth_a_guess();
         }
         let last: Vec<Option<[u32; 1]>> = guesses.iter().map(|all| all.last().map(|guess| [guess.token])).collect();

@@ -320,11 +320,17 @@ fn a_model_compared_with_itself_and_with_another() {
 
 #[test]
 fn a_draft_changes_no_greedy_text_and_no_rule() {
-    let decoder = |seed: u64| {
-        let config = ModelConfig { max_position_embeddings: 200, ..testing::tiny_config() };
-        let weight = |spec: &_| Ok(testing::random_weight(spec, Some(Scheme::Int4), seed));
-        Decoder::new(config, weight).unwrap().with_settings(Settings::fast())
-    };
+    // Whole numbers with any number of guesses; sums in f32 with few.
+    for (scheme, settings) in [(Some(Scheme::Int4), Settings::fast()), (None, Settings::default())] {
+        check_draft(|seed| {
+            let config = ModelConfig { max_position_embeddings: 200, ..testing::tiny_config() };
+            let weight = |spec: &_| Ok(testing::random_weight(spec, scheme, seed));
+            Decoder::new(config, weight).unwrap().with_settings(settings.clone())
+        });
+    }
+}
+
+fn check_draft(decoder: impl Fn(u64) -> Decoder) {
     let (model, tokenizer) = (decoder(1), testing::byte_tokenizer());
     let all = |_: &str| ControlFlow::Continue(());
     for draft in [decoder(1), decoder(2)] {

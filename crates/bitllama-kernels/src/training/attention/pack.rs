@@ -7,7 +7,7 @@
 
 use crate::attention::Shared;
 use crate::isa::Isa;
-use crate::operators::{dot_ahead, turned};
+use crate::operators::{dots_ahead, turned};
 use crate::simd::{LANES, Simd, for_isa};
 
 /// Which part of the rows of a batch: some heads next to each other.
@@ -212,7 +212,7 @@ fn dots_of_heads<S: Simd>(s: S, rows: &[f32], data: &[f32], place: Place, tokens
         *out = 0.0;
         if token < tokens.len {
             let x = &data[(tokens.row + token) * place.width + place.column + head * head_dim..][..head_dim];
-            *out = dot_ahead::<S, 0>(s, x, &rows[row * padded..][..head_dim]);
+            [*out] = dots_ahead::<S, 0, 1>(s, x, [&rows[row * padded..][..head_dim]]);
         }
     }
 }
