@@ -61,7 +61,7 @@ pub struct Generation {
     pub prompt_tokens_per_second: f64,
     /// Generated tokens per second, without the first one, which counts to the prompt. 0 if there was only one.
     pub decode_tokens_per_second: f64,
-    /// How the draft fared, where the session has one.
+    /// Counts of guesses, where the session has a draft.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft: Option<Counts>,
 }

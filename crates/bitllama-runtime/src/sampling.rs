@@ -258,7 +258,7 @@ impl Sampler {
 /// The tokens that may be drawn, likeliest first, sorted as far as somebody looks. Of equally likely tokens the lowest comes first.
 struct Candidates<'a> {
     logits: &'a [f32],
-    /// Of these, the first `sorted` are in their places.
+    /// All tokens, the first `sorted` of them in their places.
     tokens: Vec<u32>,
     sorted: usize,
     /// The first so many may be drawn, at least one.

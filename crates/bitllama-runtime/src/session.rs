@@ -39,7 +39,7 @@ impl<'a> Session<'a> {
         Self { draft: Some(Draft { decoder: draft, cache }), ..self }
     }
 
-    /// What is learned of its draft in a text whose tokens `sampler` chooses, if it has one.
+    /// A new [`Speculation`] for a text whose tokens `sampler` chooses; none without a draft.
     pub fn speculation(&self, sampler: &Sampler) -> Option<Speculation> {
         let draft = self.draft.as_ref()?;
         Some(Speculation::new(self.decoder, draft.decoder, sampler))

@@ -36,7 +36,7 @@ const MEMORY: f64 = 0.95;
 /// Rounds without a guess after which one is tried.
 const TRY_AGAIN: usize = 16;
 
-/// What is learned of a draft while a text is generated, and its random numbers.
+/// State of speculative decoding in one text: acceptance of the draft so far, and its random numbers.
 #[derive(Debug, Clone)]
 pub struct Speculation {
     sampler: Sampler,
@@ -61,7 +61,7 @@ pub struct Speculation {
     counts: Counts,
 }
 
-/// How a draft fared.
+/// Counts of guesses and passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Passes of the large model after the prompt's.
@@ -83,7 +83,7 @@ impl Speculation {
         Self { sampler, vocab, most, guess_cost, classes, tokens, cost, idle: 0, share: 1.0, steps: 0, chance, counts }
     }
 
-    /// How the draft fared so far.
+    /// Counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -149,7 +149,7 @@ pub struct Guessing<'a> {
     pub cache: &'a mut KvCache,
     /// The choice of its tokens.
     pub sampler: &'a Sampler,
-    /// What was learned of the draft in this text.
+    /// State of speculation in this text.
     pub speculation: &'a mut Speculation,
     /// Guesses, at most.
     pub most: usize,

@@ -24,7 +24,7 @@ pub(super) struct Slot {
     /// Keys and values of the first tokens; none while the request waits.
     pub positions: Option<Positions>,
     sampler: Sampler,
-    /// What was learned of the model's draft, if it has one.
+    /// State of speculation, if the model has a draft.
     speculation: Option<Speculation>,
     /// Guesses of what follows the tokens, checked in the next pass.
     guesses: Vec<Proposal>,
