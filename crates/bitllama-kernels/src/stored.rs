@@ -14,6 +14,8 @@ use crate::{Isa, batch, full};
 
 /// Numbers of a tile that is read once for each of a few rows of activations: it stays in the first cache.
 const SMALL: usize = 1 << 12;
+/// Bytes ahead of those at work that are asked for: beyond a tile, so that memory is busy during its products.
+const AHEAD: usize = 4 * SMALL;
 /// Numbers of a tile that is multiplied with many rows of activations.
 const LARGE: usize = 1 << 18;
 
@@ -66,6 +68,7 @@ fn widen_f16<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
     let (vectors, rest) = out.as_chunks_mut::<LANES>();
     let (whole, tail) = bytes.as_chunks::<2>().0.split_at(vectors.len() * LANES);
     for (out, halves) in vectors.iter_mut().zip(whole.as_chunks::<LANES>().0) {
+        s.prefetch_far(halves.as_ptr().wrapping_byte_add(AHEAD));
         let vector = s.load_f16(&halves.each_ref().map(of));
         s.store(vector, out);
     }
@@ -73,8 +76,11 @@ fn widen_f16<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn widen_bf16<S: Simd>(_: S, bytes: &[u8], out: &mut [f32]) {
-    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-        *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+fn widen_bf16<S: Simd>(s: S, bytes: &[u8], out: &mut [f32]) {
+    for (out, bytes) in out.chunks_mut(LANES).zip(bytes.chunks(2 * LANES)) {
+        s.prefetch_far(bytes.as_ptr().wrapping_add(AHEAD));
+        for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+            *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
     }
 }

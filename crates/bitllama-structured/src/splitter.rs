@@ -13,12 +13,14 @@ use crate::tools::ToolCall;
 pub enum Delta {
     /// Text to read.
     Content(String),
-    /// A whole call.
+    /// A call, with its arguments as far as they are there.
     Call(ToolCall),
+    /// More of the arguments of the last call.
+    Arguments(String),
 }
 
 /// An answer that arrives in pieces. Text is held back as long as it may be the beginning of a call; white space before a call is
-/// no content.
+/// no content. A call is told as soon as its name is known, if the name comes before the arguments, and the arguments as they come.
 #[derive(Debug, Clone)]
 pub struct Splitter {
     facts: &'static Facts,
@@ -26,7 +28,10 @@ pub struct Splitter {
     names: Vec<String>,
     held: String,
     place: Place,
-    value: Scan,
+    /// The search for brackets in the call that is being read.
+    brackets: Brackets,
+    /// Whether a call was looked for at the beginning of the first inner object.
+    looked: bool,
     /// Text before the call that is read, since the last thing that was told.
     before: String,
     /// White space between the last content and a call. It is told if more content comes.
@@ -40,8 +45,12 @@ pub struct Splitter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Content,
-    /// Behind the mark that begins calls.
+    /// Behind the mark that begins calls, between them or at the beginning of one.
     Calls,
+    /// In the arguments of a call that was told.
+    Arguments,
+    /// Behind them, before the end of the call.
+    Tail,
 }
 
 /// The next step with the text that is held.
@@ -61,8 +70,9 @@ struct Written<'a> {
 impl Splitter {
     pub(crate) fn new(facts: &'static Facts, names: Vec<String>) -> Self {
         let text = String::new;
-        let (place, value) = (Place::Content, Scan::default());
-        Self { facts, names, held: text(), place, value, before: text(), gap: text(), called: false, spoken: false }
+        let (place, brackets) = (Place::Content, Brackets::default());
+        let (looked, called, spoken) = (false, false, false);
+        Self { facts, names, held: text(), place, brackets, looked, before: text(), gap: text(), called, spoken }
     }
 
     /// Takes a piece and tells what it adds.
@@ -73,7 +83,7 @@ impl Splitter {
         deltas
     }
 
-    /// Tells what is left at the end. A call that was cut off is content.
+    /// Tells what is left at the end. A call that was cut off before its arguments is content.
     pub fn finish(mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
         if self.place == Place::Calls && self.held.trim_start().starts_with(['{', '[']) {
@@ -101,6 +111,8 @@ impl Splitter {
         match self.place {
             Place::Content => self.content(deltas),
             Place::Calls => self.calls(deltas),
+            Place::Arguments => self.arguments(deltas),
+            Place::Tail => self.tail(),
         }
     }
 
@@ -147,26 +159,8 @@ impl Splitter {
         let text = self.held.trim_start();
         let skipped = self.held.len() - text.len();
         if text.starts_with('{') {
-            let Some(end) = self.value.end(&self.held, skipped) else { return Step::Wait };
-            let value: String = self.held.drain(..end).collect();
-            self.value = Scan::default();
-            match self.call(&value) {
-                Some(call) => {
-                    let before = std::mem::take(&mut self.before);
-                    let gap = &before[..before.len() - before.trim_start().len()];
-                    if self.spoken && !gap.is_empty() {
-                        self.gap = gap.to_owned();
-                    }
-                    self.called = true;
-                    deltas.push(Delta::Call(call));
-                }
-                None => {
-                    let text = std::mem::take(&mut self.before) + &value;
-                    self.tell(&text, deltas);
-                    self.place = Place::Content;
-                }
-            }
-            return Step::Again;
+            self.brackets.seen = self.brackets.seen.max(skipped);
+            return self.object(deltas);
         }
         let marks = [self.facts.begin, self.facts.end];
         let signs = marks
@@ -193,6 +187,80 @@ impl Splitter {
         }
         self.place = Place::Content;
         Step::Again
+    }
+
+    /// An object in the place of a call: a call from the beginning of its arguments on, or what it is when it is whole.
+    fn object(&mut self, deltas: &mut Vec<Delta>) -> Step {
+        while let Some(Bracket { end, depth, opens }) = self.brackets.next(&self.held) {
+            if opens && depth == 2 && !self.looked {
+                self.looked = true;
+                let start = end - 1;
+                if let Some(mut call) = self.call(&format!("{}{{}}}}", &self.held[..start])) {
+                    call.arguments.clear();
+                    self.begin(call, deltas);
+                    self.drop_held(start);
+                    self.place = Place::Arguments;
+                    return Step::Again;
+                }
+            }
+            if depth == 0 {
+                let value: String = self.held.drain(..end).collect();
+                self.end_of_object();
+                match self.call(&value) {
+                    Some(call) => self.begin(call, deltas),
+                    None => {
+                        let text = std::mem::take(&mut self.before) + &value;
+                        self.tell(&text, deltas);
+                        self.place = Place::Content;
+                    }
+                }
+                return Step::Again;
+            }
+        }
+        Step::Wait
+    }
+
+    /// Tells a call.
+    fn begin(&mut self, call: ToolCall, deltas: &mut Vec<Delta>) {
+        let before = std::mem::take(&mut self.before);
+        let gap = &before[..before.len() - before.trim_start().len()];
+        if self.spoken && !gap.is_empty() {
+            self.gap = gap.to_owned();
+        }
+        self.called = true;
+        deltas.push(Delta::Call(call));
+    }
+
+    fn arguments(&mut self, deltas: &mut Vec<Delta>) -> Step {
+        // The brace that opens them was seen.
+        let end = self.brackets.find(&self.held, 1);
+        deltas.push(Delta::Arguments(self.held[..end.unwrap_or(self.held.len())].to_owned()));
+        self.drop_held(end.unwrap_or(self.held.len()));
+        if end.is_some() {
+            self.place = Place::Tail;
+        }
+        Step::Again
+    }
+
+    fn tail(&mut self) -> Step {
+        let end = self.brackets.find(&self.held, 0);
+        self.drop_held(end.unwrap_or(self.held.len()));
+        if end.is_some() {
+            self.end_of_object();
+            self.place = Place::Calls;
+        }
+        Step::Again
+    }
+
+    fn end_of_object(&mut self) {
+        self.brackets = Brackets::default();
+        self.looked = false;
+    }
+
+    /// Drops text that was read from the beginning of what is held.
+    fn drop_held(&mut self, length: usize) {
+        self.held.drain(..length);
+        self.brackets.seen -= length;
     }
 
     /// A call, if the text is one of a function that there is.
@@ -223,34 +291,50 @@ fn id() -> String {
     (0..9).map(|_| digit()).collect()
 }
 
-/// The search for the end of a JSON object that arrives in pieces.
+/// The search for brackets of a JSON object that arrives in pieces, not for those in its strings.
 #[derive(Debug, Clone, Default)]
-struct Scan {
-    /// Bytes seen.
+struct Brackets {
+    /// Bytes of the held text that were searched.
     seen: usize,
     depth: usize,
     text: bool,
     escaped: bool,
 }
 
-impl Scan {
-    /// The end of the object that begins at `start` of `held`, if it is there.
-    fn end(&mut self, held: &str, start: usize) -> Option<usize> {
-        self.seen = self.seen.max(start);
+struct Bracket {
+    /// The place behind it.
+    end: usize,
+    /// Levels that are open behind it.
+    depth: usize,
+    /// Whether it is a brace that opens an object.
+    opens: bool,
+}
+
+impl Brackets {
+    /// The next bracket of `held`.
+    fn next(&mut self, held: &str) -> Option<Bracket> {
         while let Some(byte) = held.as_bytes().get(self.seen) {
             self.seen += 1;
             match (self.text, byte) {
                 (true, _) if self.escaped => self.escaped = false,
                 (true, b'\\') => self.escaped = true,
                 (_, b'"') => self.text = !self.text,
-                (false, b'{' | b'[') => self.depth += 1,
-                (false, b'}' | b']') => {
-                    self.depth = self.depth.saturating_sub(1);
-                    if self.depth == 0 {
-                        return Some(self.seen);
-                    }
+                (false, b'{' | b'[' | b'}' | b']') => {
+                    let more = matches!(byte, b'{' | b'[');
+                    self.depth = if more { self.depth + 1 } else { self.depth.saturating_sub(1) };
+                    return Some(Bracket { end: self.seen, depth: self.depth, opens: *byte == b'{' });
                 }
                 _ => {}
+            }
+        }
+        None
+    }
+
+    /// The place behind the next bracket that leaves `depth` levels open or fewer.
+    fn find(&mut self, held: &str, depth: usize) -> Option<usize> {
+        while let Some(bracket) = self.next(held) {
+            if bracket.depth <= depth {
+                return Some(bracket.end);
             }
         }
         None

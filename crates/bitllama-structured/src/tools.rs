@@ -47,7 +47,7 @@ pub struct ToolCall {
     pub id: String,
     /// The function.
     pub name: String,
-    /// Its arguments: a JSON object, as the model wrote it.
+    /// Its arguments: a JSON object, as the model wrote it, which ends early if the answer does.
     pub arguments: String,
 }
 
@@ -124,13 +124,23 @@ impl Tools {
         let mut deltas = splitter.push(text);
         deltas.extend(splitter.finish());
         let mut answer = Answer::default();
-        for delta in deltas {
-            match delta {
-                Delta::Content(text) => answer.content.get_or_insert_default().push_str(&text),
-                Delta::Call(call) => answer.tool_calls.push(call),
+        deltas.into_iter().for_each(|delta| answer.add(delta));
+        answer
+    }
+}
+
+impl Answer {
+    /// Adds a part of an answer that arrives in pieces.
+    pub fn add(&mut self, delta: Delta) {
+        match delta {
+            Delta::Content(text) => self.content.get_or_insert_default().push_str(&text),
+            Delta::Call(call) => self.tool_calls.push(call),
+            Delta::Arguments(text) => {
+                if let Some(call) = self.tool_calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
             }
         }
-        answer
     }
 }
 

@@ -61,6 +61,10 @@ impl<const DOTS: u8> Simd for Avx2<DOTS> {
         proven!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
     #[inline(always)]
+    fn prefetch_far<T>(self, address: *const T) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> Self::Floats {
         proven!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())])
     }

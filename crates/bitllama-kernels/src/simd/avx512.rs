@@ -56,6 +56,10 @@ impl<const POPCOUNT: bool> Simd for Avx512<POPCOUNT> {
         proven!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
     }
     #[inline(always)]
+    fn prefetch_far<T>(self, address: *const T) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
     fn load(self, x: &[f32; LANES]) -> __m512 {
         proven!(_mm512_loadu_ps(x.as_ptr()))
     }

@@ -178,6 +178,9 @@ pub(crate) trait Simd: Copy {
     /// Asks for the cache line of an address that will be read soon, wherever it points.
     #[inline(always)]
     fn prefetch<T>(self, _address: *const T) {}
+    /// The same for a line that will be read later: into the second cache.
+    #[inline(always)]
+    fn prefetch_far<T>(self, _address: *const T) {}
 
     /// Up to [`LANES`] numbers, then zeros.
     #[inline(always)]

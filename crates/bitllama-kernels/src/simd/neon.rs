@@ -240,4 +240,8 @@ impl Simd for Neon {
     fn prefetch<T>(self, address: *const T) {
         proven!(asm!("prfm pldl1keep, [{0}]", in(reg) address, options(readonly, nostack, preserves_flags)))
     }
+    #[inline(always)]
+    fn prefetch_far<T>(self, address: *const T) {
+        proven!(asm!("prfm pldl2keep, [{0}]", in(reg) address, options(readonly, nostack, preserves_flags)))
+    }
 }

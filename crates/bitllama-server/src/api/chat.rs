@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bitllama_chat::{ChatTemplate, Conversation, Message};
+use bitllama_runtime::Stop;
 use bitllama_runtime::text::encode;
 use bitllama_structured::{Delta, Splitter, Tools};
 use serde::Deserialize;
@@ -41,9 +42,6 @@ const KEYS: [&str; 11] = [
 
 /// Likeliest tokens that are given with each one, at most.
 const MAX_LOGPROBS: usize = 20;
-
-/// The reason for the end of an answer that calls functions.
-const CALLS: &str = "tool_calls";
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -118,17 +116,24 @@ pub async fn chat(State(server): State<Server>, body: Bytes) -> Result<Response>
 
 /// The message of an answer, and the reason for its end.
 fn told_message(whole: &Whole, tools: Option<&Tools>) -> (Value, &'static str) {
-    let reason = finish_reason(whole.done.stop);
     let Some(tools) = tools else {
-        return (json!({ "role": "assistant", "content": whole.text, "refusal": null }), reason);
+        let message = json!({ "role": "assistant", "content": whole.text, "refusal": null });
+        return (message, reason(whole.done.stop, 0));
     };
     let answer = tools.parse(&whole.text);
     let mut message = json!({ "role": "assistant", "content": answer.content, "refusal": null });
-    if answer.tool_calls.is_empty() {
-        return (message, reason);
+    if !answer.tool_calls.is_empty() {
+        message["tool_calls"] = json!(answer.tool_calls);
     }
-    message["tool_calls"] = json!(answer.tool_calls);
-    (message, CALLS)
+    (message, reason(whole.done.stop, answer.tool_calls.len()))
+}
+
+/// The reason for the end of an answer with so many calls, the last of which may be cut off.
+fn reason(stop: Stop, calls: usize) -> &'static str {
+    match finish_reason(stop) {
+        "stop" if calls > 0 => "tool_calls",
+        reason => reason,
+    }
 }
 
 /// Answers per prompt, and likeliest tokens to give with each one.
@@ -245,8 +250,7 @@ async fn stream_choice(
                 for delta in deltas {
                     send(delta, None, None).await?;
                 }
-                let reason = if text.calls > 0 { CALLS } else { finish_reason(done.stop) };
-                send(json!({}), None, Some(reason)).await?;
+                send(json!({}), None, Some(reason(done.stop, text.calls))).await?;
                 usage.completion = done.tokens;
                 return Some(usage);
             }
@@ -291,6 +295,10 @@ impl Text {
                 call["index"] = self.calls.into();
                 self.calls += 1;
                 json!({ "tool_calls": [call] })
+            }
+            Delta::Arguments(text) => {
+                let last = self.calls.saturating_sub(1);
+                json!({ "tool_calls": [{ "index": last, "function": { "arguments": text } }] })
             }
         };
         deltas.into_iter().map(told).collect()

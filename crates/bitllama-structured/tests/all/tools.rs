@@ -207,12 +207,7 @@ fn pieces_of_any_size_give_the_same_answer() {
                     .chunks(size)
                     .for_each(|piece| deltas.extend(splitter.push(&piece.iter().collect::<String>())));
                 deltas.extend(splitter.finish());
-                for delta in deltas {
-                    match delta {
-                        Delta::Content(text) => answer.content.get_or_insert_default().push_str(&text),
-                        Delta::Call(call) => answer.tool_calls.push(call),
-                    }
-                }
+                deltas.into_iter().for_each(|delta| answer.add(delta));
                 let plain = |answer: &Answer| (answer.content.clone(), checked(answer));
                 assert_eq!(plain(&answer), plain(&whole), "{family:?} in pieces of {size}: {text}");
             }
@@ -228,10 +223,33 @@ fn text_comes_at_once_unless_a_mark_may_begin() {
     assert_eq!(splitter.push(" <to"), []);
     assert_eq!(splitter.push("p> c "), content(" <top> c"));
     assert_eq!(splitter.push("<tool_call>{\"name\": \"now\", \"argu"), []);
-    assert_eq!(splitter.push("ments\": {\"}\": 1}").len(), 0);
-    assert!(matches!(splitter.push("}")[..], [Delta::Call(_)]));
+    let arguments = |text: &str| Delta::Arguments(text.to_owned());
+    let deltas = splitter.push("ments\": {\"}\": \"");
+    assert!(matches!(&deltas[0], Delta::Call(call) if call.name == "now" && call.arguments.is_empty()));
+    assert_eq!(deltas[1..], [arguments("{\"}\": \"")]);
+    assert_eq!(splitter.push("\\\"}"), [arguments("\\\"}")]);
+    assert_eq!(splitter.push("\", \"a\": [{}]}, \"id\": \"}"), [arguments("\", \"a\": [{}]}")]);
+    assert_eq!(splitter.push("\"}"), []);
     assert_eq!(splitter.push("</tool_call>\n"), []);
     assert_eq!(splitter.finish(), []);
+}
+
+#[test]
+fn calls_with_their_name_behind_the_arguments_come_whole() {
+    let mut splitter = tools(Family::Generic, json!("auto"), true).splitter();
+    assert_eq!(splitter.push(r#"{"arguments": {"a": {}}, "name": "no"#), []);
+    let deltas = splitter.push("w\"}");
+    assert!(matches!(&deltas[..], [Delta::Call(call)] if call.name == "now" && call.arguments == r#"{"a": {}}"#));
+}
+
+#[test]
+fn a_call_that_is_cut_off_ends_early() {
+    for text in [r#"{"name": "now", "arguments": {"#, r#"{"name": "now", "arguments": {"a": ["}"#] {
+        let answer = tools(Family::Generic, json!("auto"), true).parse(text);
+        assert_eq!((answer.content, answer.tool_calls.len()), (None, 1));
+        assert_eq!(answer.tool_calls[0].arguments, text[text.len() - answer.tool_calls[0].arguments.len()..]);
+        assert!(answer.tool_calls[0].arguments.starts_with('{'));
+    }
 }
 
 #[test]

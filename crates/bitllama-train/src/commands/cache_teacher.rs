@@ -12,7 +12,6 @@ use bitllama_nn::{Llama, Mask, ops};
 use bitllama_runtime::evaluate::{Options, Perplexity, perplexity};
 use bitllama_runtime::text::own_bos;
 use burn::tensor::Device;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -24,6 +23,7 @@ use crate::data::batches::Rows;
 use crate::data::{self, Split};
 use crate::evaluate::{Scored, token_tensor};
 use crate::models::to_device_for_inference;
+use crate::monitor::work::Work;
 use crate::recipe::Recipe;
 use crate::teacher_cache::{
     Dtype, Evaluation, FORMAT_VERSION, INDEX, Index, Likeliest, MAX_ROWS, TeacherCache, shard_path, tokenizer_sha256,
@@ -109,8 +109,8 @@ pub fn run(args: Args) -> Result<()> {
 
     let start = Instant::now();
     let missing = index.missing(&folder)?;
-    let bar = ProgressBar::new(missing.iter().map(|shard| index.rows_of(*shard).len() as u64).sum());
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rows  ETA {eta}")?);
+    let length: usize = missing.iter().map(|shard| index.rows_of(*shard).len()).sum();
+    let work = Work::new(length as u64, 0, "rows");
     for shard in &missing {
         let of_shard = index.rows_of(*shard);
         let mut all = Likeliest { tokens: Vec::new(), log_p: Vec::new() };
@@ -121,12 +121,12 @@ pub fn run(args: Args) -> Result<()> {
             let side = likeliest(&llama, &batch.inputs, count, &mask, &index, &device)?;
             all.tokens.extend(side.tokens);
             all.log_p.extend(side.log_p);
-            bar.inc(count as u64);
+            work.advance(count as u64);
         }
         index.write_shard(&folder, *shard, &all)?;
     }
-    bar.finish_and_clear();
-    let positions = bar.length().unwrap_or(0) as usize * sequence_length;
+    work.finish();
+    let positions = length * sequence_length;
     report(&args, &folder, &index, positions as f64 / start.elapsed().as_secs_f64());
     Ok(())
 }

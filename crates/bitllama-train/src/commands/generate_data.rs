@@ -13,13 +13,13 @@ use bitllama_formats::output;
 use bitllama_runtime::generate_batch::{Start, generate_batch};
 use bitllama_runtime::text::decode;
 use bitllama_runtime::{Decoder, KvCache, Sampling, memory};
-use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenizers::Tokenizer;
 
 use super::corpus::{Corpus, Document};
+use crate::monitor::work::Work;
 use crate::{models, seeded};
 
 /// More documents at once make no machine faster.
@@ -126,9 +126,7 @@ pub fn run(args: Args) -> Result<()> {
     let (found, tokenizer) = (corpus.tokens, &model.tokenizer);
     let starts = first_tokens(tokenizer, model.config.end_tokens())?;
 
-    let bar = ProgressBar::new(args.tokens as u64).with_position(found as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  ETA {eta}")?);
-    bar.reset_eta();
+    let work = Work::new(args.tokens as u64, found as u64, "tokens");
     let start = Instant::now();
     while corpus.tokens < args.tokens {
         let group: Vec<Start> = (corpus.documents..corpus.documents + args.batch)
@@ -143,12 +141,13 @@ pub fn run(args: Args) -> Result<()> {
             let text = decode(tokenizer, &written)?;
             documents.push(Document { text, tokens: written.len() });
         }
+        let before = corpus.tokens;
         corpus.append(&documents)?;
-        bar.set_position(corpus.tokens as u64);
+        work.advance((corpus.tokens - before) as u64);
     }
     let (done, tokens) = (corpus.documents, corpus.tokens);
     corpus.finish()?;
-    bar.finish_and_clear();
+    work.finish();
     let speed = (tokens - found) as f64 / start.elapsed().as_secs_f64().max(1e-9);
     if args.json {
         println!(

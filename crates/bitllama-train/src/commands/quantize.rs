@@ -15,13 +15,13 @@ use bitllama_formats::{Error as FormatError, Model, StoredWeight};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::text::{encode, own_bos};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::export::print;
 use crate::export::{self, Format, Options, Source};
 use crate::models::{self, ResolvedPlan};
 use crate::monitor::progress::tell;
+use crate::monitor::work::Work;
 use crate::ptq::reconstruct::{self, Report};
 use crate::ptq::{self, Method, gptq};
 
@@ -169,20 +169,17 @@ pub fn run(args: Args) -> Result<()> {
     let rounded = match args.method.calibrates() {
         true => {
             let rows = calibration_rows(&args, &model)?;
-            let bar = ProgressBar::new(model.config.num_hidden_layers as u64);
-            bar.set_style(ProgressStyle::with_template("{bar:30} block {pos}/{len}  {elapsed} < {eta}")?);
+            let work = Work::new(model.config.num_hidden_layers as u64, 0, "blocks");
             let gptq = gptq::Options { damping: args.damping, act_order: args.act_order };
             let Args { epochs, lr, scale_lr, seed, .. } = args;
             let options = ptq::Options { gptq, block: reconstruct::Options { epochs, lr, scale_lr, seed } };
             let progress = |done: usize, report: Option<reconstruct::Report>| {
                 if let Some(Report { first, last }) = report {
-                    bar.suspend(|| {
-                        eprintln!(
-                            "block {done}: relative squared error {first:.5} in the first epoch, {last:.5} in the last"
-                        )
-                    });
+                    work.say(&format!(
+                        "block {done}: relative squared error {first:.5} in the first epoch, {last:.5} in the last"
+                    ));
                 }
-                bar.set_position(done as u64);
+                work.advance(1);
             };
             let rounded = ptq::calibrated(
                 args.method,
@@ -193,7 +190,7 @@ pub fn run(args: Args) -> Result<()> {
                 &device,
                 progress,
             )?;
-            bar.finish_and_clear();
+            work.finish();
             rounded
         }
         false => Default::default(),

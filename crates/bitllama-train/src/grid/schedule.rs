@@ -1,4 +1,4 @@
-//! All runs of a grid, some at a time, under one bar.
+//! All runs of a grid, some at a time, under one progress bar.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
 use indexmap::IndexMap;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cache;
 use super::child::Ended;
 use super::config::{Grid, Planned};
 use super::measure::Reference;
 use super::run::{self, Stage};
+use crate::monitor::work::Work;
 use crate::training::interrupt;
 
 /// A run that is to be made or finished.
@@ -45,7 +45,7 @@ struct Shared<'a> {
     caches: Mutex<HashMap<PathBuf, Arc<Mutex<Option<Filled>>>>>,
     failed: Mutex<IndexMap<String, String>>,
     interrupted: AtomicBool,
-    bar: ProgressBar,
+    progress: Work,
     /// Of each run's process; all cores if `None`.
     threads: Option<usize>,
     /// Tokens of an evaluation's chunk.
@@ -63,9 +63,7 @@ pub fn run(grid: &Grid, all: &[Planned], tasks: &[Task], jobs: usize, reference:
         Stage::Trained => chunks * ctx,
         _ => 0,
     };
-    let bar = ProgressBar::new(tasks.iter().map(work).sum());
-    let style = ProgressStyle::with_template("{bar:30} {percent} %  ETA {eta}  {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let progress = Work::new(tasks.iter().map(work).sum(), 0, "tokens");
     let shared = Shared {
         grid,
         all,
@@ -73,7 +71,7 @@ pub fn run(grid: &Grid, all: &[Planned], tasks: &[Task], jobs: usize, reference:
         caches: Mutex::default(),
         failed: Mutex::default(),
         interrupted: AtomicBool::new(false),
-        bar,
+        progress,
         threads: (jobs > 1).then_some((cores / jobs).max(1)),
         ctx,
     };
@@ -90,11 +88,11 @@ pub fn run(grid: &Grid, all: &[Planned], tasks: &[Task], jobs: usize, reference:
         }
         let name = task.planned.to_string();
         if !locked(&shared.failed).contains_key(&name) {
-            shared.bar.set_message(format!("{name}: speed"));
+            shared.progress.name(format!("{name}: speed"));
             shared.note(task, run::time(task.planned, &grid.bench));
         }
     }
-    shared.bar.finish_and_clear();
+    shared.progress.finish();
     let interrupted = shared.stopped();
     Done { failed: shared.failed.into_inner().unwrap_or_else(PoisonError::into_inner), interrupted }
 }
@@ -120,7 +118,7 @@ impl Shared<'_> {
             Err(_) if interrupt::asked() => self.interrupted.store(true, Ordering::Relaxed),
             Err(error) => {
                 let name = task.planned.to_string();
-                self.bar.suspend(|| eprintln!("{name} failed: {error:#}"));
+                self.progress.say(&format!("{name} failed: {error:#}"));
                 locked(&self.failed).insert(name, format!("{error:#}"));
             }
         }
@@ -129,7 +127,7 @@ impl Shared<'_> {
     /// Trains a run if it is not trained, and evaluates it if it is not evaluated.
     fn train(&self, task: &Task) -> Result<Ended> {
         let Task { planned, stage, shared } = task;
-        let tell = |what: &str| self.bar.set_message(format!("{planned}: {what}"));
+        let tell = |what: &str| self.progress.name(format!("{planned}: {what}"));
         if *stage <= Stage::Training {
             if let Some(cache) = &shared.teacher {
                 tell("the teacher's cache");
@@ -138,7 +136,7 @@ impl Shared<'_> {
             tell("training");
             let (mut told, a_step) = (0, planned.recipe.tokens_per_step() as u64);
             let trained = run::train(&self.grid.recipe, planned, &shared.sets(), self.threads, |step| {
-                self.bar.inc((step.saturating_sub(told)) as u64 * a_step);
+                self.progress.advance((step.saturating_sub(told)) as u64 * a_step);
                 told = told.max(step);
             })?;
             if let Ended::Interrupted = trained {
@@ -148,7 +146,7 @@ impl Shared<'_> {
         if *stage <= Stage::Trained {
             tell("evaluation");
             let mut reference = locked(&self.reference);
-            run::evaluate(planned, &self.grid.eval, &mut reference, || self.bar.inc(self.ctx))?;
+            run::evaluate(planned, &self.grid.eval, &mut reference, || self.progress.advance(self.ctx))?;
         }
         Ok(Ended::Done(String::new()))
     }

@@ -20,6 +20,7 @@ use crate::training::step::StepReport;
 pub mod event;
 pub mod metrics;
 pub mod progress;
+pub mod work;
 pub mod tensorboard;
 
 use metrics::MetricsFile;
