@@ -94,12 +94,15 @@ fn block_sums<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
         }
         let unpacked = if at_once == 2 { Some(F::unpack(s, bytes)) } else { None };
         for half in 0..at_once {
+            // Before the sums: a check of bounds behind them would part the products from their loads, which would have to be kept in memory.
+            let step = s.load_i8_ints(&steps[group]);
             let start = offset.start::<S, N>(s, addends_of(addends, group * WIDTH + x.first));
             let of_group = match &unpacked {
                 Some(fields) => sums::quads::<S, F, N, WIDTH>(s, fields, x, F::NESTED * half, start),
+                // So few columns are unpacked for many tokens sooner than sums of each height are added up.
+                None if S::STACKED && N >= 4 => sums::plain::<S, F, N, WIDTH>(s, bytes, x, start),
                 None => sums::fields::<S, F, N, WIDTH>(s, bytes, x, start),
             };
-            let step = s.load_i8_ints(&steps[group]);
             for token in 0..N {
                 sums[token] = s.add_ints(sums[token], s.mul_ints(of_group[token], step));
             }

@@ -120,7 +120,7 @@ const fn chains(tokens: usize) -> usize {
 
 /// [`fields`] where every product goes into 32 bits at once.
 #[inline(always)]
-fn plain<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
+pub(super) fn plain<S: Simd, F: Fields, const N: usize, const WIDTH: usize>(
     s: S,
     mut bytes: &[u8],
     mut x: Quads<WIDTH>,

@@ -15,6 +15,7 @@ use bitllama_formats::{Error as FormatError, Model, StoredWeight};
 use bitllama_nn::device::default_name;
 use bitllama_runtime::text::{encode, own_bos};
 use clap::ValueEnum;
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::export::print;
@@ -331,8 +332,8 @@ pub(super) fn weights<'a>(
     method: Method,
     mut rounded: HashMap<String, gptq::Rounded>,
 ) -> impl Iterator<Item = std::result::Result<(WeightSpec, StoredWeight), FormatError>> + 'a {
-    plan.iter().map(move |(spec, quantizer)| {
-        if let Some(gptq::Rounded { packed, .. }) = rounded.remove(&spec.name) {
+    let round = move |(spec, quantizer): &(WeightSpec, Option<Quantizer>), found: Option<gptq::Rounded>| {
+        if let Some(gptq::Rounded { packed, .. }) = found {
             return Ok((spec.clone(), packed.into()));
         }
         let weight = model.weights.read(spec)?;
@@ -343,6 +344,28 @@ pub(super) fn weights<'a>(
             None => StoredWeight::Full(weight),
         };
         Ok((spec.clone(), stored))
+    };
+    batches(plan).flat_map(move |batch| {
+        let found: Vec<_> = batch.iter().map(|(spec, _)| rounded.remove(&spec.name)).collect();
+        batch.par_iter().zip(found).map(|(planned, found)| round(planned, found)).collect::<Vec<_>>()
+    })
+}
+
+/// Elements of the weights that are rounded side by side, at most, unless one has more: rounding takes several copies of them.
+const BATCH: usize = 1 << 26;
+
+/// The plan in parts of at most [`BATCH`] elements.
+fn batches(plan: &ResolvedPlan) -> impl Iterator<Item = &[(WeightSpec, Option<Quantizer>)]> {
+    let mut rest = &plan[..];
+    std::iter::from_fn(move || {
+        let mut elements = 0;
+        let more = rest.iter().take_while(|(spec, _)| {
+            elements += spec.shape.iter().product::<usize>();
+            elements <= BATCH
+        });
+        let (batch, others) = rest.split_at(more.count().max(1).min(rest.len()));
+        rest = others;
+        (!batch.is_empty()).then_some(batch)
     })
 }
 

@@ -20,8 +20,8 @@ use crate::training::step::StepReport;
 pub mod event;
 pub mod metrics;
 pub mod progress;
-pub mod work;
 pub mod tensorboard;
+pub mod work;
 
 use metrics::MetricsFile;
 use progress::{Log, Progress};

@@ -67,9 +67,9 @@ impl Hessian {
             (a, b) if a == b => diagonal[a] + damping,
             (a, b) => self.sum[a * n + b] as f64,
         });
-        let reversed = matrix
-            .llt(Side::Lower)
-            .map_err(|_| anyhow!("the inputs of a layer are too much alike for GPTQ; use more calibration text or damping"))?;
+        let reversed = matrix.llt(Side::Lower).map_err(|_| {
+            anyhow!("the inputs of a layer are too much alike for GPTQ; use more calibration text or damping")
+        })?;
         drop(matrix);
         let mut inverse = Mat::zeros(n, n);
         invert_lower_triangular(inverse.as_mut(), reversed.L(), get_global_parallelism());
@@ -240,7 +240,9 @@ mod tests {
         let (_, hessian) = example(1, 24);
         for act_order in [false, true] {
             let (order, factor) = hessian.factor(Options { act_order, damping: 1e-12 }).unwrap();
-            let inverse = |i: usize, j: usize| (0..=i.min(j)).map(|k| f64::from(factor[k][i - k] * factor[k][j - k])).sum::<f64>();
+            let inverse = |i: usize, j: usize| {
+                (0..=i.min(j)).map(|k| f64::from(factor[k][i - k] * factor[k][j - k])).sum::<f64>()
+            };
             for i in 0..24 {
                 for j in 0..24 {
                     let of = |k: usize| f64::from(hessian.sum[order[i] * 24 + order[k]]) * inverse(k, j);
