@@ -306,7 +306,7 @@ struct Bracket {
     end: usize,
     /// Levels that are open behind it.
     depth: usize,
-    /// Whether it is a brace that opens an object.
+    /// True for a brace that opens an object.
     opens: bool,
 }
 
